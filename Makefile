@@ -1,0 +1,56 @@
+# make help
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
+BIN := .venv/bin
+SETUP := .venv/.installed
+ARGS ?=
+
+ifdef DATA
+SPEC ?= sweeps/explore.yaml
+SWEEP = $(BIN)/finetune sweep "$(SPEC)" "data.root=$(DATA)" --out "runs/$(basename $(notdir $(SPEC)))-$(notdir $(patsubst %/,%,$(DATA)))"
+else
+SPEC ?= sweeps/local.yaml
+SWEEP = $(BIN)/finetune sweep "$(SPEC)"
+endif
+
+.PHONY: help setup sweep-local test check lint format lock clean
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## create .venv from the lock file
+
+$(SETUP): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it") if sys.version_info < (3, 11) else 0'
+	"$(PYTHON)" -m venv .venv
+	@echo "installing the locked packages: a few minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FILE for another sweep, ARGS="KEY=VALUE …"
+	@$(SWEEP) $(ARGS)
+
+test: $(SETUP) ## run the tests
+	$(BIN)/python -m pytest -n auto
+
+check: lint test ## everything CI checks
+
+lint: $(SETUP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(SETUP) ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## write requirements.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	echo '# Exact versions that the Makefile installs. Written by `make lock` from pyproject.toml.' > requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --constraint constraints.txt \
+	  --no-emit-index-url --no-header --no-annotate --quiet >> requirements.lock
+
+clean: ## remove what the build made, not the runs
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

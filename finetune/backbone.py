@@ -1,0 +1,211 @@
+"""Pretrained networks as units in forward order, and the weights they start from."""
+
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from finetune.compose import nearest
+from finetune.errors import Refused
+
+SHAPES_WEIGHTS = "SHAPES60_V1"
+SHAPES_FILE = Path(__file__).parent / "weights" / "narrow_resnet50_shapes60.safetensors"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its classifier."""
+
+    name: str
+    model: nn.Module
+    """The whole network; its parameter names are the weight file's."""
+    units: Mapping[str, nn.Module]
+    """The network's parts by name, in forward order; they share `model`'s modules."""
+    pool: nn.Module
+    """Last unit's output, N x C x H x W, to features, N x width."""
+    width: int
+    """Features per image."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a backbone starts from."""
+
+    state: dict[str, Tensor]
+    """Parameters and buffers by the backbone's names; empty for `none`."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per-channel normalisation the weights were trained with, for pixels in 0..1."""
+    digest: str
+    """SHA-256 over names, dtypes, shapes and values; `none` where there are no weights."""
+
+
+class NarrowResNet50(ResNet):
+    """ResNet50 at a quarter of the width: the same stem and 16 blocks, 1.5 M parameters, 512 features."""
+
+    def __init__(self) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
+        self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(512, 1000)
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes = 16
+        layer: nn.Sequential = super()._make_layer(block, planes // 4, blocks, stride, dilate)
+        return layer
+
+
+def build_backbone(name: str) -> Backbone:
+    """A randomly initialised backbone; `name` is one of `config.BACKBONES`."""
+    if name == "cnn5":
+        return _cnn5()
+    model: ResNet = NarrowResNet50() if name == "narrow_resnet50" else torchvision.models.get_model(name, weights=None)
+    width = int(model.fc.in_features)
+    model.fc = nn.Identity()
+    stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
+    stages = {part: getattr(model, part) for part in ("layer1", "layer2", "layer3", "layer4")}
+    blocks = {f"{stage}.{b}": block for stage, layer in stages.items() for b, block in enumerate(layer)}
+    return Backbone(name, model, {"stem": stem, **blocks}, nn.Sequential(model.avgpool, nn.Flatten(1)), width)
+
+
+def _cnn5() -> Backbone:
+    """Five 3 x 3 convolutions, each followed by BatchNorm, ReLU and 2 x 2 max pooling: the study's baseline."""
+    channels = (3, 32, 64, 128, 256, 256)
+    units: OrderedDict[str, nn.Module] = OrderedDict(
+        (
+            f"conv{i}",
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(before, after, 3, padding=1, bias=False),
+                    bn=nn.BatchNorm2d(after),
+                    relu=nn.ReLU(inplace=True),
+                    pool=nn.MaxPool2d(2, ceil_mode=True),
+                )
+            ),
+        )
+        for i, (before, after) in enumerate(itertools.pairwise(channels), start=1)
+    )
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    return Backbone("cnn5", nn.Sequential(units), units, pool, channels[-1])
+
+
+def read_weights(backbone: Backbone, weights: str) -> Weights:
+    """Read the weights a backbone starts from, running no code that they may carry.
+
+    Args:
+        backbone: What they are for; every parameter and buffer must be there in its shape.
+        weights: A weight name (torchvision's for this network), a .pth or .safetensors path, or `none`.
+
+    Raises:
+        Refused: no such name or file, not loadable, or not this network's; random weights are never used instead.
+    """
+    if weights == "none":
+        return Weights({}, IMAGENET_MEAN, IMAGENET_STD, "none")
+    if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
+        state, mean, std = _read_file(SHAPES_FILE)
+    elif weights.endswith((".pth", ".pt", ".safetensors")):
+        state, mean, std = _read_file(Path(weights).expanduser())
+    else:
+        state, mean, std = _download(backbone.name, weights)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    _must_fit(backbone, state, weights)
+    return Weights(state, mean, std, state_digest(state))
+
+
+def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[str] | None = None) -> None:
+    """Copy `state` into the backbone; with `only`, the named entries and nothing else."""
+    chosen = {name: value for name, value in state.items() if only is None or name in only}
+    backbone.model.load_state_dict(chosen, strict=False)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of names, dtypes, shapes and values; equal for equal states in any order."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+Read = tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]
+
+
+def _read_file(path: Path) -> Read:
+    if not path.is_file():
+        raise Refused(f"model.weights={path}: there is no such file; give the path of a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+            mean, std = (tuple(map(float, about[key].split())) if key in about else None for key in ("mean", "std"))
+            return state, mean or IMAGENET_MEAN, std or IMAGENET_STD
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise Refused(f"model.weights={path} cannot be read: {_first_line(error)}; give an intact file") from error
+    except Exception as error:  # torch.load's own pickle error derives from none of the above
+        raise Refused(
+            f"model.weights={path} holds more than tensors, which is not loaded because it could run code; "
+            f"save its state_dict alone"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise Refused(f"model.weights={path} is not a state_dict of tensors; save model.state_dict() and nothing else")
+    return state, IMAGENET_MEAN, IMAGENET_STD
+
+
+def _download(backbone: str, weights: str) -> Read:
+    if backbone in ("cnn5", "narrow_resnet50"):
+        known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
+        raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
+    entries = torchvision.models.get_model_weights(backbone)
+    name = weights.rpartition(".")[2]
+    if name not in entries.__members__:
+        known = [*entries.__members__, "none"]
+        raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(name, known)}")
+    entry = entries[name]
+    preset = entry.transforms()
+    try:
+        state = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        where = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
+        raise Refused(
+            f"model.weights={weights} could not be downloaded ({_first_line(error)}); "
+            f"put the file at {where}, or give model.weights=PATH to one you have"
+        ) from error
+    return state, tuple(preset.mean), tuple(preset.std)
+
+
+def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> None:
+    own = backbone.model.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - state.keys() - counters)
+    unknown = sorted(state.keys() - own.keys())
+    shaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has another shape for", sorted(shaped))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise Refused(
+                f"model.weights={weights} is not {backbone.name}'s: it {problem} {', '.join(names[:3])}{more}; "
+                f"give weights of {backbone.name} or the backbone they belong to"
+            )
+    broken = sorted(name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all())
+    if broken:
+        raise Refused(f"model.weights={weights} has NaN or infinite values in {broken[0]}; give an intact file")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

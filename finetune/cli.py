@@ -1,0 +1,263 @@
+"""The `finetune` command. Every subcommand imports what it needs when it runs."""
+
+import contextlib
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from finetune.errors import Interrupted, Refused
+
+if TYPE_CHECKING:
+    from finetune.report.table import Table
+    from finetune.result import Result
+    from finetune.sweep.run import Sweep
+
+app = typer.Typer(
+    help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+@app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE for every trial.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+) -> int:
+    """Run a sweep on this machine; the same command continues one that was stopped."""
+    from finetune.data.shapes import EMBEDDED
+    from finetune.report.html import write_report
+    from finetune.report.table import read_records, tabulate
+    from finetune.sweep.run import run_sweep
+    from finetune.sweep.spec import find_sweep, read_sweep
+
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()))
+    folder = out or Path("runs") / spec.name
+    try:
+        with _watching() as watch:
+            ended = run_sweep(spec, folder, workers, seed, watch)
+    except (KeyboardInterrupt, Interrupted):
+        console.print("\nstopped; to continue, run the same command again: " + _this_command())
+        raise
+    records = read_records(folder)
+    _print_table(tabulate(records))
+    console.print(f"plot and table: {write_report(folder, records)}")
+    if ended.best is None:
+        console.print("no trial succeeded; the first reason: " + ended.finished[0][1].reason)
+        return 4
+    if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in spec.fixed):
+        console.print("the same on your own images: make sweep-local DATA=FOLDER")
+        console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
+    return 3 if any(result.status == "failed" for _, result in ended.finished) else 0
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
+    """How far a sweep is: trials by status, those under way, the best so far."""
+    from finetune.report.html import verdict
+    from finetune.report.table import label, read_records, tabulate
+    from finetune.sweep.run import TRIALS, progress_of
+
+    records = read_records(folder)
+    table = tabulate(records)
+    console.print(", ".join(f"{count} {name}" for name, count in table.counts.items()))
+    recorded = {record.key for record in records}
+    for trial in sorted((folder / TRIALS).iterdir()):
+        state = progress_of(trial)
+        if trial.name not in recorded and state:
+            console.print(f"{trial.name}: epoch {state['epoch']}/{state['epochs']}, val/acc {state['val/acc']:.3f}")
+    for record in records:
+        if record.status == "failed":
+            console.print(f"failed {record.key} ({label(record.params, list(record.params))}): {record.reason}")
+    console.print(verdict(table))
+    return 0
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
+    """Print the table of a sweep and write its plot, report.html."""
+    from finetune.report.html import write_report
+    from finetune.report.table import read_records, tabulate
+
+    records = read_records(folder)
+    _print_table(tabulate(records))
+    console.print(f"plot and table: {write_report(folder, records)}")
+    return 0
+
+
+@app.command()
+def depths(
+    backbone: Annotated[str, typer.Argument(help="resnet50, narrow_resnet50, cnn5, …")],
+    unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer or tensor.")] = "block",
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")] = 224,
+) -> int:
+    """Print what each freeze depth k of a backbone freezes, and its equivalent in the other units."""
+    from finetune.compose import nearest
+    from finetune.config import BACKBONES, FREEZE_UNITS
+
+    for name, given, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
+        if given not in known:
+            raise Refused(f"{name} {given!r} is not known; {nearest(given, known)}")
+
+    from finetune.backbone import build_backbone
+    from finetune.freeze import depth_table
+
+    table = _plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
+    others = [other for other in FREEZE_UNITS if other != unit]
+    columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=True)
+    for row in depth_table(build_backbone(backbone), unit, size):
+        shape = "×".join(map(str, row.shape))
+        shares = (f"{row.parameter_share:.1%}", f"{row.flop_share:.1%}")
+        table.add_row(
+            str(row.k), row.name, f"{row.parameters:,}", *shares, shape, *(row.same[other] for other in others)
+        )
+    console.print(table)
+    return 0
+
+
+def main() -> int:
+    """The console script; returns the exit code."""
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False)
+        return int(code or 0)
+    except typer.Exit as done:
+        return done.exit_code
+    except Refused as error:
+        text = f"refused: {error}"
+    except KeyboardInterrupt:
+        return 130
+    except Interrupted as interrupt:
+        return interrupt.code
+    except Exception as error:
+        text = f"refused: {error.format_message()}" if hasattr(error, "format_message") else ""
+        if not text:
+            if debug:
+                traceback.print_exc()
+            print(f"failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+            return 1
+    if debug:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return 2
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(143)
+
+
+def _this_command() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _plain_table(title: str) -> RichTable:
+    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def _print_table(table: "Table") -> None:
+    from finetune.report.html import verdict
+    from finetune.report.table import accuracy_text, label
+
+    shown = _plain_table("validation accuracy per frozen depth")
+    for name in ("freeze depth", "trials", "best val/acc", "s a trial", "with"):
+        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=True)
+    trials = Counter[int]()
+    for group in table.groups:
+        trials[group.freeze_depth] += len(group.accuracies)
+    for group in table.best_per_depth:
+        style = "bold" if group == table.winner else None
+        how = label(group.params, table.swept)
+        shown.add_row(
+            str(group.freeze_depth),
+            str(trials[group.freeze_depth]),
+            accuracy_text(group),
+            f"{group.seconds:.1f}",
+            how,
+            style=style,
+        )
+    console.print(shown)
+    console.print(verdict(table))
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
+    """A live display on a terminal, a line a trial elsewhere."""
+    from finetune.report.table import label
+    from finetune.sweep.run import progress_of
+
+    def line(sweep: "Sweep", result: "Result") -> str:
+        done, best = len(sweep.finished), sweep.best
+        keys = list(sweep.spec.parameters)
+        found = (
+            f"val/acc {result.val_acc_best:.3f}" if result.status == "complete" else f"{result.status}: {result.reason}"
+        )
+        top = f"  (best {best.val_acc_best:.3f} at k={best.freeze_depth})" if best and best.val_acc_best else ""
+        seconds = f"  {result.seconds['total']:.0f} s" if result.seconds else ""
+        return f"[{done}/{sweep.total}] {label(result.params, keys)}  {found}{top}{seconds}"
+
+    if not console.is_terminal:
+
+        def plain(sweep: "Sweep", ended: "Result | None") -> None:
+            if ended is not None:
+                console.print(line(sweep, ended), markup=False)
+
+        yield plain
+        return
+
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as display:
+        bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
+
+        def live(sweep: "Sweep", ended: "Result | None") -> None:
+            display.update(bars[""], total=sweep.total, completed=len(sweep.finished))
+            running = {trial.folder.name: trial for trial in sweep.running}
+            for name in bars.keys() - running.keys() - {""}:
+                display.remove_task(bars.pop(name))
+            for name, trial in running.items():
+                state = progress_of(trial.folder)
+                if name not in bars:
+                    bars[name] = display.add_task("", total=None)
+                accuracy = f"  val/acc {state['val/acc_best']:.3f}" if state else ""
+                text = f"  {label(trial.params, list(trial.params))}{accuracy}"
+                display.update(bars[name], description=text, total=state.get("epochs"), completed=state.get("epoch", 0))
+            if ended is not None:
+                console.print(line(sweep, ended), markup=False)
+
+        yield live
+
+
+if __name__ == "__main__":
+    sys.exit(main())

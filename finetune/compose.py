@@ -1,0 +1,143 @@
+"""From command-line overrides to a checked config; what is wrong is told in one sentence. Imports no torch."""
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune.config import NOT_MEANINGFUL, Config, flat, key_of, leaves
+from finetune.errors import Refused
+
+
+def shipped(folder: str) -> Path:
+    """The folder `conf` or `sweeps` that came with this package: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def register() -> None:
+    """Make the schema and the resolver of a run's folder known to Hydra; calling it again is harmless."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("trial_key", lambda *, _root_: _key_while_composing(_root_), replace=True)
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """Compose and check the config of `python -m finetune.train OVERRIDES`.
+
+    Raises:
+        Refused: an override that is not in the schema, of the wrong type or out of range, naming key and remedy.
+    """
+    register()
+    with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
+        try:
+            return checked(compose("config", list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, overrides) from error
+
+
+def checked(cfg: DictConfig) -> Config:
+    """The composed config as dataclasses, every value inside its range.
+
+    Raises:
+        Refused: naming the first key whose value is not allowed, and what is.
+    """
+    unknown = sorted(_flat_mapping(cast(dict[str, Any], OmegaConf.to_container(cfg))).keys() - flat(Config()).keys())
+    if unknown:
+        raise Refused(no_such_key(unknown[0]))
+    try:
+        config = cast(Config, OmegaConf.to_object(cfg))
+    except OmegaConfBaseException as error:
+        raise explain(error, ()) from error
+    for key, value, at in leaves(config):
+        _check_value(key, value, at)
+    depth = config.model.freeze_depth
+    if isinstance(depth, str) and depth != "all":
+        raise Refused(f"model.freeze_depth={depth!r} is not a depth; give a whole number or all")
+    if config.model.weights == "none" and depth != 0:
+        raise Refused(
+            f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "
+            "set model.freeze_depth=0 or name the weights"
+        )
+    return config
+
+
+def override_values(overrides: Sequence[str]) -> Mapping[str, Any]:
+    """Key and value of each override as Hydra's grammar reads them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.get_key_element().lstrip("+~"): override.value() for override in parsed}
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> Refused:
+    """One sentence for what Hydra says in several, with the nearest key that exists."""
+    text = " ".join(str(error).partition("See https")[0].split())
+    if error.__cause__ is not None and text.startswith("Error merging override"):
+        why = str(error.__cause__).strip().splitlines()[0]
+        return Refused(f"{text.removeprefix('Error merging override ')}: {why[:1].lower()}{why[1:]}")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key not in known_keys() and not key.startswith("hydra"):
+            return Refused(f"{override}: {no_such_key(key)}")
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        group = shipped("conf") / key
+        if group.is_dir() and not (group / f"{value}.yaml").is_file():
+            options = {path.stem for path in group.glob("*.yaml")}
+            return Refused(f"{override}: conf/{key} has no {value!r}; {nearest(value, options)}")
+    return Refused(text)
+
+
+def known_keys() -> set[str]:
+    """What can stand before the `=` of an override: dotted keys and groups."""
+    return {*flat(Config()), *(group.name for group in shipped("conf").iterdir() if group.is_dir())}
+
+
+def no_such_key(key: str) -> str:
+    """One sentence with the nearest key there is."""
+    close = difflib.get_close_matches(key, sorted(known_keys()), n=1)
+    remedy = f"did you mean {close[0]}?" if close else "`python -m finetune.train --cfg job` lists them all"
+    return f"there is no key {key!r}; {remedy}"
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`did you mean X?`, or the list to choose from."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(sorted(known))}"
+
+
+def _check_value(key: str, value: Any, at: "Field[Any]") -> None:
+    choices = at.metadata.get("choices")
+    if choices and value not in choices:
+        raise Refused(f"{key}={value} is not known; {nearest(str(value), choices)}")
+    low, high, above = (at.metadata.get(bound) for bound in ("low", "high", "above"))
+    for number in value if isinstance(value, list) else [value]:
+        if number is None or isinstance(number, str):
+            continue
+        inside = (
+            (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
+        )
+        if not inside:
+            rules = [("at least", low), ("above", above), ("at most", high)]
+            allowed = " and ".join(f"{word} {bound:g}" for word, bound in rules if bound is not None)
+            raise Refused(f"{key}={number} is out of range; it must be {allowed}")
+
+
+def _key_while_composing(root: DictConfig) -> str:
+    groups = [str(group) for group in root if group not in NOT_MEANINGFUL]
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(root, groups), resolve=True)
+    return key_of(_flat_mapping(cast(dict[str, Any], settings)))
+
+
+def _flat_mapping(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in nested.items():
+        leaves |= _flat_mapping(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves

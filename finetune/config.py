@@ -1,0 +1,189 @@
+"""What a run is: the typed schema, with unit and range beside each field. Imports no torch."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, cast
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "narrow_resnet50", "cnn5")
+FREEZE_UNITS = ("block", "stage", "layer", "tensor")
+
+
+def _one_of(default: str, choices: Sequence[str]) -> Any:
+    return field(default=default, metadata={"choices": tuple(choices)})
+
+
+def _number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+@dataclass
+class HeadConfig:
+    """The layers after the backbone."""
+
+    hidden: list[int] = field(default_factory=list, metadata={"low": 1})
+    """Widths of the dense layers before the softmax layer; `[]` is a linear head."""
+    dropout: float = _number(0.0, low=0, high=0.95)
+    """Share of features dropped before every dense layer, 0..0.95."""
+    activation: str = _one_of("relu", ("relu", "gelu", "silu", "tanh"))
+
+
+@dataclass
+class ModelConfig:
+    """The network and where it is cut."""
+
+    backbone: str = _one_of("resnet50", BACKBONES)
+    weights: str = "IMAGENET1K_V1"
+    """A weight name (torchvision's, or SHAPES60_V1 for narrow_resnet50), a .pth or .safetensors path, or `none`."""
+    freeze_depth: int | str = "all"
+    """Units frozen, counted from the input: 0 trains everything, the maximum or `all` trains the head alone."""
+    freeze_unit: str = _one_of("block", FREEZE_UNITS)
+    rest: str = _one_of("pretrained", ("pretrained", "scratch"))
+    """How the layers after the frozen ones start."""
+    frozen_bn: str = _one_of("eval", ("eval", "stats", "train"))
+    """Frozen BatchNorm: fixed; statistics follow the data; or statistics follow and the affine part trains."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+
+@dataclass
+class DataConfig:
+    """The images, how they are split and what size they become."""
+
+    root: str | None = None
+    """A folder of class folders, with or without train/ and val/; the name `shapes10` is the embedded set."""
+    csv: str | None = None
+    """A file of `path,label[,split]` lines instead of a folder; paths are relative to `root`, else to the file."""
+    use_val_as: str = _one_of("val", ("val", "test"))
+    """What root/val is: the validation set, or the test set with validation split off train/."""
+    val_fraction: float = _number(0.2, above=0, high=0.9)
+    """Share of the training images split off for validation where no val/ is given."""
+    split_seed: int = _number(0, low=0)
+    size: int = _number(224, low=8, high=2048)
+    """Height and width of the network's input, pixels."""
+    resize: str = _one_of("squash", ("squash", "crop", "pad"))
+    interpolation: str = _one_of("bilinear", ("nearest", "bilinear", "bicubic", "lanczos"))
+    on_bad: str = _one_of("refuse", ("refuse", "skip"))
+    """What an unreadable image does: stop before training, or be left out with a warning."""
+    batch_size: int = _number(32, low=1)
+    workers: int = _number(0, low=0)
+    """Threads that decode images when the pixel store is built; 0 is one per core."""
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training images, drawn anew for each image and epoch."""
+
+    flip: float = _number(0.0, low=0, high=1)
+    """Probability of a mirror image."""
+    min_area: float = _number(1.0, above=0, high=1)
+    """Random resized crop: the smallest share of the image's area kept, 0..1; 1 is no crop."""
+    rotate: float = _number(0.0, low=0, high=180)
+    """Largest rotation, degrees."""
+    color: float = _number(0.0, low=0, high=1)
+    """Largest relative change of brightness, contrast and saturation."""
+    erase: float = _number(0.0, low=0, high=1)
+    """Probability of a rectangle of 2 to 20 % of the area being blanked."""
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    name: str = _one_of("adamw", ("adamw", "sgd"))
+    lr: float = _number(1e-3, above=0)
+    """Peak learning rate."""
+    weight_decay: float = _number(0.01, low=0)
+    momentum: float = _number(0.9, low=0, high=1)
+    """SGD's Nesterov momentum; AdamW ignores it."""
+    schedule: str = _one_of("cosine", ("cosine", "constant"))
+    warmup: float = _number(0.05, low=0, high=1)
+    """Share of optimizer steps spent warming up, 0..1."""
+    label_smoothing: float = _number(0.0, low=0, high=0.9)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what."""
+
+    epochs: int = _number(5, low=1)
+    precision: str = _one_of("auto", ("auto", "32", "bf16"))
+    """`auto` is bf16 on a GPU that has it, else 32."""
+    patience: int | None = _number(None, low=1)
+    """Epochs without a better val/acc before stopping early; null never stops."""
+    grad_clip: float | None = _number(None, above=0)
+    """Largest gradient norm; null does not clip."""
+    accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
+
+
+@dataclass
+class CacheConfig:
+    """Where shared stores live."""
+
+    dir: str = "${oc.env:FINETUNE_CACHE,${oc.env:HOME,.}/.cache/finetune}"
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides result.json."""
+
+    name: str = _one_of("auto", ("auto", "none", "csv", "wandb"))
+    """`auto` is wandb under a W&B agent, else none."""
+    mode: str = _one_of("online", ("online", "offline"))
+    project: str = "finetune"
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    seed: int = _number(0, low=0)
+    out: str = "runs/${now:%Y-%m-%d}/${trial_key:}"
+    """The run's folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+NOT_MEANINGFUL = ("out", "cache", "logger", "data.workers")
+"""Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
+
+
+def flat(config: object, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted key, in schema order: the names of overrides, sweep files and W&B columns."""
+    return {key: value for key, value, _ in leaves(config, prefix)}
+
+
+def trial_key(config: Config) -> str:
+    """Twelve hex digits that name what this run computes: equal for equal meaningful settings, whoever runs it."""
+    return key_of(flat(config))
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """The trial key of flat settings."""
+    meaning = {
+        key: value
+        for key, value in settings.items()
+        if not any(key == skip or key.startswith(f"{skip}.") for skip in NOT_MEANINGFUL)
+    }
+    return digest_of(meaning)
+
+
+def digest_of(value: object) -> str:
+    """Twelve hex digits of a JSON-able value; key order does not matter."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, "Field[Any]"]]:
+    """Dotted key, value and schema field of every setting."""
+    for at in fields(cast(Any, config)):
+        value = getattr(config, at.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{at.name}.")
+        else:
+            yield f"{prefix}{at.name}", value, at

@@ -1,0 +1,184 @@
+"""Images decoded and resized once, into a memory-mapped uint8 store that every trial shares."""
+
+import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from finetune.config import digest_of
+from finetune.data.samples import Samples, content_digests
+from finetune.durable import published_folder
+from finetune.errors import Refused
+
+ALPHA_BACKGROUND = (255, 255, 255)
+"""What shows through transparent pixels."""
+PAD_COLOR = (124, 116, 104)
+"""ImageNet's mean colour, close to 0 after normalisation."""
+_INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From an image of any size to `size` x `size`."""
+
+    size: int
+    resize: str
+    """`squash` ignores the aspect ratio; `crop` keeps the middle; `pad` keeps all and fills with a mean grey."""
+    interpolation: str
+
+    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an RGB image: uint8, size x size x 3."""
+        target, method = (self.size, self.size), _INTERPOLATION[self.interpolation]
+        if self.resize == "squash":
+            image = image.resize(target, method)
+        elif self.resize == "crop":
+            image = ImageOps.fit(image, target, method)
+        else:
+            image = ImageOps.pad(image, target, method, color=PAD_COLOR)
+        return np.asarray(image, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """The pixels of one split."""
+
+    images: NDArray[np.uint8]
+    """N x size x size x 3, memory-mapped."""
+    labels: NDArray[np.int64]
+    """N."""
+    digest: str
+    """Names contents, labels' order and transform; equal digests, equal pixels."""
+    warnings: tuple[str, ...] = ()
+
+
+def decode(path: Path) -> Image.Image:
+    """Read an image as upright 8-bit RGB.
+
+    EXIF orientation is applied, 16-bit grey is scaled (not cut off), alpha is laid over white, and a truncated file is
+    an error rather than a half image.
+
+    Raises:
+        ValueError: the file is not a whole image of a supported kind; the message says in a few words why.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError("larger than any photograph (a decompression bomb?)") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("empty" if path.stat().st_size == 0 else "not an image") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels; convert it to 8 or 16 bits")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (*ALPHA_BACKGROUND, 255))
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def pixel_store(
+    samples: Samples,
+    transform: Transform,
+    cache: Path,
+    on_bad: str = "refuse",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PixelStore:
+    """The decoded samples, read from the cache or decoded into it first.
+
+    Args:
+        samples: Images and labels; the store keeps their order.
+        transform: How each becomes size x size.
+        cache: Folder of all stores; this one's name is the digest of contents, transform and Pillow's version.
+        on_bad: `refuse`, or `skip` to leave unreadable images out with a warning.
+        threads: Decoding threads; one per core by default.
+        progress: Called with images done and total.
+
+    Raises:
+        Refused: unreadable images, all of them listed, or none left.
+    """
+    digests = content_digests(samples.paths)
+    key = digest_of([digests, asdict(transform), PIL.__version__])
+    folder = cache / "pixels" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "manifest.json").is_file():
+            _build(folder, samples, transform, on_bad, threads, progress)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    images = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+    if zlib.crc32(images.data) != manifest["crc32"]:
+        raise Refused(f"{folder} is damaged (its checksum differs); delete that folder and run again")
+    bad = {samples.paths[int(i)]: why for i, why in manifest["bad"].items()}
+    if bad and on_bad == "refuse":
+        raise _unreadable(bad)
+    kept = samples.without(frozenset(bad))
+    if len(kept) == 0:
+        raise Refused("every image of a split is unreadable: " + _listed(bad))
+    warnings = (f"left out {len(bad)} unreadable images: {_listed(bad)}",) if bad else ()
+    return PixelStore(images, np.asarray(kept.labels, dtype=np.int64), key, warnings)
+
+
+def _build(
+    folder: Path,
+    samples: Samples,
+    transform: Transform,
+    on_bad: str,
+    threads: int | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    def pixels(path: Path) -> NDArray[np.uint8] | str:
+        try:
+            return transform(decode(path))
+        except ValueError as error:
+            return str(error)
+
+    shape = (len(samples), transform.size, transform.size, 3)
+    bad: dict[int, str] = {}
+    with published_folder(folder) as building, ThreadPoolExecutor(threads) as pool:
+        images = np.lib.format.open_memmap(building / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for i, decoded in enumerate(pool.map(pixels, samples.paths)):
+            if isinstance(decoded, str):
+                bad[i] = decoded
+            else:
+                images[i - len(bad)] = decoded
+            progress(i + 1, len(samples))
+        if bad and on_bad == "refuse":
+            raise _unreadable({samples.paths[i]: why for i, why in bad.items()})
+        if bad:
+            kept = np.array(images[: len(samples) - len(bad)])
+            del images
+            np.save(building / "pixels.npy", kept)
+        else:
+            images.flush()
+            kept = images
+        manifest = {"images": len(kept), "transform": asdict(transform), "bad": bad, "crc32": zlib.crc32(kept.data)}
+        (building / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _unreadable(bad: dict[Path, str]) -> Refused:
+    return Refused(f"{len(bad)} unreadable images: {_listed(bad)}; mend or remove them, or set data.on_bad=skip")
+
+
+def _listed(bad: dict[Path, str]) -> str:
+    return ", ".join(f"{path} ({why})" for path, why in bad.items())

@@ -1,0 +1,190 @@
+"""The trained network: loss, metrics and optimizer. Knows no files, no W&B and no cache."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from finetune.freeze import Suffix
+
+
+class FineTune(pl.LightningModule):
+    """prefix (frozen) → suffix (trained) → head (trained), on batches of pixels N x 3 x H x W and labels N.
+
+    Logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/acc_best`, `lr` and `test/acc` once an epoch;
+    accuracies are top-1, 0..1. `history` holds the same, one dict per epoch.
+    """
+
+    def __init__(
+        self,
+        prefix: nn.Module,
+        suffix: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Callable[[float], float] = lambda progress: 1.0,
+        label_smoothing: float = 0.0,
+    ):
+        """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate."""
+        super().__init__()
+        self.prefix, self.suffix, self.head = prefix, suffix, head
+        self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
+        self.train_figures, self.val_figures, self.test_figures = (_Figures(num_classes) for _ in range(3))
+        self.history: list[dict[str, float]] = []
+        self.best_acc, self.best_epoch = -1.0, -1
+        self.best_state: dict[str, Tensor] = {}
+        self._last_loss: Tensor | None = None
+        self._learning_rate = 0.0
+
+    @classmethod
+    def of_parts(cls, prefix: nn.Module, suffix: nn.Module, head: nn.Module, num_classes: int) -> "FineTune":
+        """A network to predict with, not to train."""
+        return cls(prefix, suffix, head, num_classes, torch.optim.AdamW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, N x classes."""
+        return torch.as_tensor(self.head(self.suffix(self.prefix(x))))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch.
+
+        Raises:
+            FloatingPointError: the step before gave a loss that is not finite (looked at one step late, so that a GPU
+                need not wait).
+        """
+        x, y = batch
+        self._refuse_divergence()
+        logits = self(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        self._last_loss = loss.detach()
+        self.train_figures.update(self._last_loss, logits.detach(), y)
+        return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remember the learning rate that the epoch's last step uses."""
+        self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collect loss and accuracy."""
+        self._evaluate(self.val_figures, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
+        self._refuse_divergence()
+        self._last_loss = None
+        epoch = {
+            **self._pull("train", self.train_figures),
+            **self._pull("val", self.val_figures),
+            "lr": self._learning_rate,
+        }
+        self.history.append({"epoch": self.current_epoch, **epoch})
+        if epoch["val/acc"] > self.best_acc:
+            self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
+            self.best_state = self.trained_state()
+        self.log_dict({**epoch, "val/acc_best": self.best_acc})
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collect loss and accuracy."""
+        self._evaluate(self.test_figures, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss` and `test/acc`."""
+        self.log_dict(self._pull("test", self.test_figures))
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what trains and nothing else, with a per-step schedule."""
+        optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of what training changes: parameters with a gradient and BatchNorm statistics in use."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in trained_entries(self).items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `trained_state` returned.
+
+        Raises:
+            ValueError: the entries are not those of this network at this freeze depth.
+        """
+        own = trained_entries(self)
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"the checkpoint is of another network or freeze depth: {sorted(own.keys() ^ state.keys())[0]}"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name])
+
+    def _evaluate(self, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> None:
+        x, y = batch
+        logits = self(x).float()
+        figures.update(F.cross_entropy(logits, y), logits, y)
+
+    def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:
+        values = {f"{split}/{name}": value for name, value in figures.compute().items()}
+        if not math.isfinite(values[f"{split}/loss"]):
+            self._diverged(f"{split}/loss", values[f"{split}/loss"])
+        return values
+
+    def _refuse_divergence(self) -> None:
+        if self._last_loss is not None and not torch.isfinite(self._last_loss):
+            self._diverged("train/loss", float(self._last_loss))
+
+    def _diverged(self, name: str, value: float) -> NoReturn:
+        raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
+
+
+class _Figures(nn.Module):
+    """Mean loss and top-1 accuracy over an epoch, kept on the training device."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def update(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        self.loss.update(loss, weight=len(y))
+        self.accuracy.update(logits, y)
+
+    def compute(self) -> dict[str, float]:
+        """The epoch's figures; the next epoch starts from nothing."""
+        values = {"loss": float(self.loss.compute()), "acc": round(float(self.accuracy.compute()), 7)}
+        self.loss.reset()
+        self.accuracy.reset()
+        return values
+
+
+def trained_entries(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters with a gradient, and buffers of modules in training use, of `suffix` and `head`, by name.
+
+    The tensors are the network's own, not copies.
+    """
+    entries: dict[str, Tensor] = {}
+    for part in ("suffix", "head"):
+        whole = network.get_submodule(part)
+        pinned = whole.pinned if isinstance(whole, Suffix) else frozenset()
+        for prefix, module in whole.named_modules(prefix=part):
+            entries |= {f"{prefix}.{n}": p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+            if module not in pinned:
+                entries |= {f"{prefix}.{n}": b for n, b in module.named_buffers(recurse=False)}
+    return entries
+
+
+def cosine(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of training, then half a cosine down to 0."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
+
+
+def constant(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of training, then 1."""
+    return max(progress / warmup, 1e-3) if progress < warmup else 1.0

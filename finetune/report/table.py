@@ -1,0 +1,129 @@
+"""Records to what they say: per freeze depth the best configuration, its mean and interval. Imports no torch."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config import digest_of
+from finetune.errors import Refused
+from finetune.result import RECORD, Result
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that differ in nothing but their seed."""
+
+    freeze_depth: int
+    params: dict[str, Any]
+    """Their overrides without the seed."""
+    accuracies: tuple[float, ...]
+    """Best val/acc of each seed, 0..1."""
+    seconds: float
+    """Mean per trial."""
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval of the mean (Student's t over seeds); None for a single seed."""
+        from scipy.stats import t
+
+        n = len(self.accuracies)
+        if n < 2:
+            return None
+        return float(t.ppf(0.975, n - 1) * statistics.stdev(self.accuracies) / math.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the records of one sweep say."""
+
+    groups: tuple[Group, ...]
+    """Sorted by freeze depth, best first within one."""
+    swept: tuple[str, ...]
+    """Keys whose values differ between trials, the seed and freeze depth left out."""
+    counts: dict[str, int]
+    """Trials by status."""
+
+    @property
+    def best_per_depth(self) -> tuple[Group, ...]:
+        """The best configuration of each freeze depth, by mean accuracy, in order of depth."""
+        first: dict[int, Group] = {}
+        for group in self.groups:
+            first.setdefault(group.freeze_depth, group)
+        return tuple(first.values())
+
+    @property
+    def winner(self) -> Group | None:
+        """The configuration with the highest mean accuracy; of equals, the deepest frozen, which is the cheapest."""
+        return max(self.groups, key=lambda group: (group.mean, group.freeze_depth), default=None)
+
+
+def read_records(folder: Path) -> list[Result]:
+    """Every record under `folder/trials`, of whatever status, in order of their keys.
+
+    Raises:
+        Refused: there is none.
+    """
+    records = []
+    for file in sorted((folder / "trials").glob(f"*/{RECORD}")):
+        try:
+            records.append(Result.load(file.parent))
+        except ValueError:
+            continue
+    if not records:
+        raise Refused(f"{folder} holds no trial records; give the folder of a sweep, such as runs/local")
+    return records
+
+
+def tabulate(records: Sequence[Result]) -> Table:
+    """Group complete trials by configuration and rank them."""
+    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
+    by_config: dict[str, list[Result]] = {}
+    for record in complete:
+        by_config.setdefault(digest_of([record.freeze_depth, _without_seed(record.params)]), []).append(record)
+    groups = [
+        Group(
+            freeze_depth=int(members[0].freeze_depth or 0),
+            params=_without_seed(members[0].params),
+            accuracies=tuple(float(r.val_acc_best or 0) for r in sorted(members, key=lambda r: r.seed)),
+            seconds=statistics.fmean(r.seconds.get("total", 0.0) for r in members),
+        )
+        for members in by_config.values()
+    ]
+    keys = sorted({key for record in complete for key in record.params} - {"seed", "model.freeze_depth"})
+    swept = [key for key in keys if len({repr(record.params.get(key)) for record in complete}) > 1]
+    statuses = [record.status for record in records]
+    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    ranked = sorted(groups, key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
+    return Table(tuple(ranked), tuple(swept), counts)
+
+
+def short(key: str) -> str:
+    """A dotted key's last name: `optim.lr` is `lr`; `model.head.hidden` keeps `head.hidden`."""
+    return key.removeprefix("model.").removeprefix("optim.").removeprefix("trainer.")
+
+
+def label(params: dict[str, Any], keys: Sequence[str]) -> str:
+    """`lr=0.001 head.hidden=[]` for the `keys` there are."""
+    return " ".join(f"{short(key)}={_brief(params[key])}" for key in keys if key in params)
+
+
+def accuracy_text(group: Group) -> str:
+    """`0.812 ± 0.021` or `0.812`."""
+    width = group.half_width
+    return f"{group.mean:.3f}" if width is None else f"{group.mean:.3f} ± {width:.3f}"
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _without_seed(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "seed"}

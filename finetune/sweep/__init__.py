@@ -1,0 +1,1 @@
+"""The sweep: its file, its search, its processes."""

@@ -1,0 +1,263 @@
+"""One trial, from config to record: `python -m finetune.train KEY=VALUE …`.
+
+The composition root: it sees the whole config and hands its parts on.
+"""
+
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+import torch
+import torchvision
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune.checkpoint import Network, build_network, save_checkpoint
+from finetune.compose import checked, compose_config, explain, override_values, register, shipped
+from finetune.config import Config, HeadConfig, flat, trial_key
+from finetune.data.augment import Augment
+from finetune.data.datamodule import PixelData
+from finetune.data.pixels import PixelStore, Transform, pixel_store
+from finetune.data.samples import DataSet, load_samples
+from finetune.data.shapes import EMBEDDED, embedded_folder
+from finetune.errors import Interrupted, Refused
+from finetune.module import FineTune
+from finetune.result import CHECKPOINT, Result
+from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
+
+register()
+
+
+def find_data(config: Config) -> DataSet:
+    """The images of `config` by name, split.
+
+    Raises:
+        Refused: folders or tables that cannot be used, by name.
+    """
+    data, root = config.data, config.data.root
+    if root == EMBEDDED:
+        root = str(embedded_folder(Path(config.cache.dir).expanduser()))
+    return load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+
+
+def store_pixels(config: Config, data: DataSet) -> dict[str, PixelStore]:
+    """The images of every split decoded and resized; what the cache has already is not done again.
+
+    Raises:
+        Refused: unreadable images, by name.
+    """
+    transform = Transform(config.data.size, config.data.resize, config.data.interpolation)
+    cache, threads = Path(config.cache.dir).expanduser(), config.data.workers or None
+    return {
+        split: pixel_store(samples, transform, cache, config.data.on_bad, threads, _show(split))
+        for split, samples in data.splits.items()
+    }
+
+
+def prepare(configs: Sequence[Sequence[str]]) -> None:
+    """Check the configs of a sweep's trials, given as overrides, and fill the stores that they share.
+
+    Raises:
+        Refused: the first config, data set or weights that cannot be used.
+    """
+    checked_configs = [compose_config(overrides) for overrides in configs]
+    fitted: set[str] = set()
+    for config in checked_configs:
+        key = repr(replace(config.model, head=HeadConfig()))
+        if key not in fitted:
+            build_network(config.model, num_classes=2)
+            fitted.add(key)
+    stored: set[str] = set()
+    for config in checked_configs:
+        key = repr(config.data)
+        if key not in stored:
+            store_pixels(config, find_data(config))
+            stored.add(key)
+
+
+def train(config: Config, overrides: Sequence[str] = ()) -> Result:
+    """Run one trial in this process and leave its record and checkpoint in `config.out`.
+
+    Raises:
+        Refused: the config, the data or the weights cannot be used; nothing was written to `config.out`.
+        BaseException: whatever stopped the training, after it was recorded as the reason.
+    """
+    clock = _Clock()
+    quieten()
+    data = find_data(config)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    network = build_network(config.model, len(data.classes))
+    clock.stop("setup")
+    stores = store_pixels(config, data)
+    warnings = [*data.warnings, *(text for store in stores.values() for text in store.warnings)]
+    for text in warnings:
+        print(f"warning: {text}", file=sys.stderr)
+    clock.stop("data")
+    out = Path(config.out)
+    module = build_module(network.prefix, network.suffix, network.head, len(data.classes), config.optim)
+    trainer = build_trainer(config.trainer, config.logger, out)
+    _write_config(out, config, overrides)
+    status, reason = "complete", ""
+    test: dict[str, float] = {}
+    error: BaseException | None = None
+    try:
+        test = _fit(config, module, trainer, stores, network)
+        model = replace(config.model, freeze_depth=network.plan.depth)
+        save_checkpoint(out / CHECKPOINT, module.best_state, model, data.classes, network.frozen_digest)
+    except Interrupted as interrupt:
+        status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
+    except Exception as failure:
+        status, reason, error = "failed", _one_line(failure), failure
+    clock.stop("train")
+    close_loggers(trainer, exit_code=0 if error is None else 1)
+    result = Result(
+        key=trial_key(config),
+        status=status,
+        reason=reason,
+        freeze_depth=network.plan.depth,
+        freeze_unit=config.model.freeze_unit,
+        seed=config.seed,
+        val_acc_best=module.best_acc if module.history else None,
+        best_epoch=module.best_epoch if module.history else None,
+        trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        params=_params(config, overrides),
+        config=flat(config),
+        history=module.history,
+        last={**(module.history[-1] if module.history else {}), **test},
+        classes=list(data.classes),
+        seconds=clock.seconds,
+        images_per_second=round(len(stores["train"].images) * len(module.history) / clock.seconds["train"], 1),
+        peak_memory_mb=peak_memory_mb(trainer),
+        digests={
+            "weights": network.weights.digest,
+            "frozen": network.frozen_digest,
+            "dataset": "-".join(store.digest for store in stores.values()),
+            "split": data.split_digest,
+            "augmentation": Augment.from_config(config.augment).digest,
+        },
+        versions=_versions(),
+        host=platform.node(),
+        device=device_name(trainer),
+        warnings=warnings,
+    )
+    result.save(out)
+    if error is not None:
+        raise error
+    return result
+
+
+def _fit(
+    config: Config, module: FineTune, trainer: pl.Trainer, stores: dict[str, PixelStore], network: Network
+) -> dict[str, float]:
+    """Train; then, where there is a test set, the figures of the best epoch on it."""
+    augment = Augment.from_config(config.augment)
+    mean, std = network.weights.mean, network.weights.std
+    batches = PixelData(stores, augment, mean, std, config.data.batch_size, config.seed)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(flat(config))
+    trainer.fit(module, datamodule=batches)
+    if "test" not in stores:
+        return {}
+    module.load_trained_state(module.best_state)
+    return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
+
+
+class _Clock:
+    """Seconds by phase, each from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def stop(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = round(now - self.last, 3)
+        self.seconds["total"] = round(now - self.started, 3)
+        self.last = now
+
+
+def _write_config(out: Path, config: Config, overrides: Sequence[str]) -> None:
+    (out / ".hydra").mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (out / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+
+
+def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    settings = flat(config)
+    return {key: settings[key] for key in override_values(overrides) if key in settings and key != "out"}
+
+
+def _show(split: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        if done == total or (sys.stdout.isatty() and done % 50 == 0):
+            print(f"\rdecoded {done}/{total} {split} images", end="\n" if done == total else "", flush=True)
+
+    return show
+
+
+def _versions() -> dict[str, str]:
+    modules = {"torch": torch, "torchvision": torchvision, "pytorch_lightning": pl}
+    return {"python": platform.python_version(), **{name: str(m.__version__) for name, m in modules.items()}}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(130 if number == signal.SIGINT else 143)
+
+
+_raised: list[BaseException] = []
+
+
+@hydra.main(config_path=str(shipped("conf").resolve()), config_name="config", version_base="1.3")
+def _hydra_main(raw: DictConfig) -> None:
+    try:
+        result = train(checked(raw), list(HydraConfig.get().overrides.task))
+        print(f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+    except BaseException as error:  # Hydra would print its own account of it; main tells it in one line
+        _raised.append(error)
+
+
+def main() -> int:
+    """The command `python -m finetune.train`; returns the exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    _raised.clear()
+    try:
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        _raised.append(explain(error, [word for word in sys.argv[1:] if "=" in word]))
+    if not _raised:
+        return 0
+    ended = _raised[0]
+    if debug:
+        traceback.print_exception(ended)
+    if isinstance(ended, Refused):
+        code, text = 2, f"refused: {ended}"
+    elif isinstance(ended, Interrupted):
+        code, text = ended.code, "interrupted; the same command starts over"
+    else:
+        code, text = 1, f"failed: {_one_line(ended)} (--debug shows where)"
+    print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

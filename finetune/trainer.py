@@ -1,0 +1,140 @@
+"""Lightning, set up for one trial: precision, loggers, early stopping, what is printed."""
+
+import json
+import logging
+import os
+import resource
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from torch import nn
+
+from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
+from finetune.errors import Refused
+from finetune.module import FineTune, constant, cosine
+from finetune.result import PROGRESS
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # batches are gathers from memory
+    ".*in eval mode at the start of training.*",  # the frozen prefix
+    ".*isinstance.treespec, LeafSpec.*",  # pytorch-lightning 2.6 on torch 2.14
+    ".*Experiment logs directory .* exists and is not empty.*",  # the config is written there first
+    ".*The `srun` command is available.*",  # a cluster's login node is no reason to wait for a scheduler
+)
+"""What Lightning says that is no news here."""
+
+
+def quieten() -> None:
+    """Silence what Lightning says at every start; its other warnings stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for expected in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=expected)
+
+
+def build_optimizer(optim: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over `parameters`."""
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0
+        )
+    return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
+
+
+def build_module(
+    prefix: nn.Module, suffix: nn.Module, head: nn.Module, num_classes: int, optim: OptimConfig
+) -> FineTune:
+    """The module to train, in channels-last layout."""
+    schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
+    module = FineTune(
+        prefix, suffix, head, num_classes, partial(build_optimizer, optim), schedule, optim.label_smoothing
+    )
+    return module.to(memory_format=torch.channels_last)
+
+
+def build_trainer(settings: TrainerConfig, logger: LoggerConfig, out: Path) -> pl.Trainer:
+    """A Trainer on one device that prints a line an epoch and keeps its files in `out`.
+
+    Raises:
+        Refused: a GPU was asked for and there is none.
+    """
+    if settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise Refused("trainer.accelerator=gpu, but torch finds no GPU here; set it to auto or cpu")
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    terminal = sys.stdout.isatty()
+    callbacks: list[Callback] = [EpochLines(out)]
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=settings.patience))
+    if terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    return pl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_epochs=settings.epochs,
+        gradient_clip_val=settings.grad_clip,
+        logger=build_loggers(logger, out),
+        callbacks=callbacks,
+        default_root_dir=out,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
+    """The logger a config names: none, `out/metrics.csv`, or a W&B run under `out/wandb`."""
+    if logger.name == "csv":
+        return [CSVLogger(out, name="", version="")]
+    if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
+        return [WandbLogger(project=logger.project, offline=logger.mode == "offline", save_dir=out)]
+    return []
+
+
+def close_loggers(trainer: pl.Trainer, exit_code: int) -> None:
+    """End a W&B run here: a forked child runs no exit handlers that would."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(exit_code=exit_code)
+
+
+class EpochLines(Callback):
+    """One printed line an epoch, and the same in `progress.json` for whoever watches the sweep."""
+
+    def __init__(self, out: Path):
+        """`out` is the trial's folder."""
+        self.out = out
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print and note the epoch that ended; the module has recorded it already."""
+        assert isinstance(pl_module, FineTune)
+        epoch = pl_module.history[-1]
+        done, total = int(epoch["epoch"]) + 1, trainer.max_epochs
+        figures = (f"{name} {epoch[name]:.3f}" for name in ("train/loss", "train/acc", "val/loss", "val/acc"))
+        print(f"epoch {done}/{total}  {'  '.join(figures)}  best {pl_module.best_acc:.3f}", flush=True)
+        state = {"epoch": done, "epochs": total, "val/acc": epoch["val/acc"], "val/acc_best": pl_module.best_acc}
+        (self.out / PROGRESS).write_text(json.dumps(state))
+
+
+def device_name(trainer: pl.Trainer) -> str:
+    """What trained: the GPU's name, or the CPU with its number of threads."""
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_memory_mb(trainer: pl.Trainer) -> float:
+    """MiB at the most: the GPU's allocator, or this process's resident set."""
+    if trainer.strategy.root_device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

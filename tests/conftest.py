@@ -1,0 +1,49 @@
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, one thread each
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stores of this test alone, for this process and its children; torch finds no downloaded weights either."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three classes of 8 training and 4 validation images, 40 x 32, each class mostly of one colour."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 4)):
+        for label, color in enumerate(((200, 60, 60), (60, 200, 60), (60, 60, 200))):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng((label, i, count)).normal(0, 60, (32, 40, 3))
+                pixels = np.clip(np.asarray(color) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def fast(images: Path) -> list[str]:
+    """Overrides of a trial that takes about a second: the narrow ResNet50 on the `images`, two epochs."""
+    return [
+        "model=narrow_resnet50",
+        f"data.root={images}",
+        "data.size=32",
+        "data.batch_size=8",
+        "trainer.epochs=2",
+        "trainer.accelerator=cpu",
+    ]

@@ -1,0 +1,210 @@
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.errors import Refused
+from finetune.result import CHECKPOINT, RECORD, Result, outcome
+from finetune.sweep.run import Sweep, finished_record, run_sweep
+from finetune.sweep.spec import SweepSpec, read_sweep
+
+
+@pytest.fixture(autouse=True)
+def fork_server_of_this_test() -> None:
+    """A forkserver keeps the environment it was started in, and so another test's cache."""
+    from multiprocessing import forkserver
+
+    forkserver._forkserver._stop()
+
+
+def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
+    raw = {"method": "grid", "metric": {"name": "val/acc_best", "goal": "maximize"}, **more, "parameters": parameters}
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return read_sweep(path, tuple([*fast, "trainer.epochs=1"]))
+
+
+GRID = {
+    "model.freeze_depth": {"values": [14, 17]},
+    "optim.lr": {"values": [0.001, 0.01]},
+}
+
+
+def records(folder: Path) -> dict[str, dict[str, object]]:
+    return {file.parent.name: outcome(Result.load(file.parent)) for file in folder.glob(f"trials/*/{RECORD}")}
+
+
+def test_a_grid_leaves_one_record_a_trial_and_only_the_best_checkpoint(tmp_path: Path, fast: list[str]) -> None:
+    sweep = run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", workers=2)
+    found = records(tmp_path / "s")
+    assert len(found) == 4
+    assert {(r["freeze_depth"], r["params"]["optim.lr"]) for r in found.values()} == {
+        (k, lr) for k in (14, 17) for lr in (0.001, 0.01)
+    }
+    assert all(r["status"] == "complete" and r["key"] == key for key, r in found.items())
+    assert sweep.best is not None
+    assert sweep.best.val_acc_best == max(r["val_acc_best"] for r in found.values())
+    assert [p.parent.name for p in (tmp_path / "s").glob(f"trials/*/{CHECKPOINT}")] == [sweep.best.key]
+
+
+def test_workers_do_not_change_the_records_and_nothing_runs_twice(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    run_sweep(spec, tmp_path / "one", workers=1)
+    run_sweep(spec, tmp_path / "two", workers=2)
+    assert records(tmp_path / "one") == records(tmp_path / "two")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "one").glob(f"trials/*/{RECORD}")}
+    ended: list[Result] = []
+    again = run_sweep(spec, tmp_path / "one", watch=lambda sweep, result: ended.append(result) if result else None)
+    assert (len(again.finished), ended) == (4, [])
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"model.freeze_depth": {"values": [0]}, "optim.lr": {"values": [1e30, 0.001]}}
+    sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", workers=1)
+    statuses = {result.params["optim.lr"]: (result.status, result.reason) for _, result in sweep.finished}
+    assert statuses[0.001] == ("complete", "")
+    assert statuses[1e30][0] == "failed"
+    assert "lower optim.lr" in statuses[1e30][1]
+
+
+def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, {"trainer.epochs": {"values": [1000]}})
+    spec = read_sweep(tmp_path / "s.yaml", tuple(fast[:-2]))
+
+    def kill(sweep: Sweep, ended: Result | None) -> None:
+        for trial in sweep.running:
+            if (trial.folder / "progress.json").exists():
+                os.kill(trial.process.pid or 0, signal.SIGKILL)
+
+    sweep = run_sweep(spec, tmp_path / "s", workers=1, watch=kill)
+    assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", "killed by signal 9")]
+
+
+def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None:
+    space = {
+        "model.freeze_depth": {"values": [14, 16, 17]},
+        "optim.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
+    }
+    for method in ("random", "bayes"):
+        spec = spec_of(tmp_path, fast, space, method=method, run_cap=3)
+        sweep = run_sweep(spec, tmp_path / method, workers=2)
+        assert len(records(tmp_path / method)) == len(sweep.finished) == 3
+        assert all(1e-4 <= r.params["optim.lr"] <= 1e-2 for _, r in sweep.finished)
+        again = run_sweep(spec, tmp_path / method, workers=2)
+        assert len(records(tmp_path / method)) == len(again.finished) == 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"model.freeze_depth": {"values": [3, 18]}}, r"freeze_depth=18 is out of range"),
+        ({"optim.lr": {"values": [0.1, -1]}}, r"optim\.lr=-1\.0 is out of range"),
+        ({"model.frozen_bn": {"values": ["eval", "evil"]}}, "did you mean eval"),
+        ({"data.root": {"values": ["/no/such/folder"]}}, "is not a folder"),
+    ],
+)
+def test_bad_values_are_refused_before_any_trial(
+    tmp_path: Path, fast: list[str], parameters: dict[str, object], message: str
+) -> None:
+    fast = [word for word in fast if not any(word.startswith(f"{key}=") for key in parameters)]
+    with pytest.raises(Refused, match=message):
+        run_sweep(spec_of(tmp_path, fast, parameters), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[str]) -> None:
+    one = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17]}})
+    run_sweep(one, tmp_path / "s")
+    before = records(tmp_path / "s")
+    other = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
+    with pytest.raises(Refused, match=r"holds a sweep whose digest was \w+ and would now be"):
+        run_sweep(other, tmp_path / "s")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(Refused, match="holds other files and no sweep"):
+        run_sweep(one, tmp_path / "mine")
+    assert records(tmp_path / "s") == before
+
+
+def test_a_killed_sweep_run_again_gives_the_records_of_an_undisturbed_one(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    run_sweep(spec, tmp_path / "whole", workers=2)
+    command = [
+        sys.executable, "-m", "finetune.cli", "sweep", "s.yaml", *fast, "trainer.epochs=1", "--out", "killed",
+        "--workers", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for kills in range(2):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while len(records(tmp_path / "killed")) <= kills and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        wait_until_alone(process.pid)
+    survivors = records(tmp_path / "killed")
+    assert survivors
+    run_sweep(read_sweep(tmp_path / "s.yaml", (*fast, "trainer.epochs=1")), tmp_path / "killed", workers=2)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+def wait_until_alone(session: int) -> None:
+    """No process outlives a killed coordinator by 10 seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, 0)
+            time.sleep(0.1)
+            continue
+        return
+    raise AssertionError("processes of a killed sweep are still running")
+
+
+def test_interrupting_a_sweep_stops_its_children_and_says_how_to_go_on(tmp_path: Path, fast: list[str]) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0, 1]}}}))
+    words = ["sweep", "s.yaml", *fast[:-2], "trainer.epochs=1000", "--out", "s", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune.cli", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("s/trials/*/progress.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again: " in output
+    assert "sweep s.yaml" in output
+    wait_until_alone(process.pid)
+    assert all(finished_record(trial) is None for trial in (tmp_path / "s" / "trials").iterdir())
+
+
+def test_children_of_this_process_are_gone() -> None:
+    assert multiprocessing.active_children() == []
+
+
+def test_the_sweep_file_of_a_folder_is_json_without_secrets(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "0123456789abcdef" * 2
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    run_sweep(spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17]}}), tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["swept"] == ["model.freeze_depth"]
+    written = [file for file in (tmp_path / "s").rglob("*") if file.is_file()]
+    assert len(written) > 3
+    assert not [file for file in written if secret.encode() in file.read_bytes()]
