@@ -72,19 +72,12 @@ def prepare(configs: Sequence[Sequence[str]]) -> None:
     Raises:
         Refused: the first config, data set or weights that cannot be used.
     """
-    checked_configs = [compose_config(overrides) for overrides in configs]
-    fitted: set[str] = set()
-    for config in checked_configs:
-        key = repr(replace(config.model, head=HeadConfig()))
-        if key not in fitted:
-            build_network(config.model, num_classes=2)
-            fitted.add(key)
-    stored: set[str] = set()
-    for config in checked_configs:
-        key = repr(config.data)
-        if key not in stored:
-            store_pixels(config, find_data(config))
-            stored.add(key)
+    composed = [compose_config(overrides) for overrides in configs]
+    datasets = {repr(config.data): (config, find_data(config)) for config in composed}
+    for model in {repr(replace(c.model, head=HeadConfig())): c.model for c in composed}.values():
+        build_network(model, num_classes=2)
+    for config, data in datasets.values():
+        store_pixels(config, data)
 
 
 def train(config: Config, overrides: Sequence[str] = ()) -> Result:

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, one thread each
@@ -11,14 +12,15 @@ from PIL import Image
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stores of this test alone, for this process and its children; torch finds no downloaded weights either."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    return folder
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Stores of this session, for it and the fork server that all its sweeps share; no downloads of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_CACHE", str(folder))
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        patch.setenv("WANDB_MODE", "offline")
+        yield folder
 
 
 @pytest.fixture

@@ -164,10 +164,10 @@ def test_an_unknown_weight_name_gets_the_nearest() -> None:
 
 
 def test_a_failed_download_is_refused_with_the_place_to_put_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", _no_network)
-    with pytest.raises(Refused, match=rf"could not be downloaded \(no network\); put the file at {tmp_path}/torch/hub"):
+    with pytest.raises(Refused, match=rf"could not be downloaded \(no network\); put the file at {cache}/torch/hub"):
         read_weights(build_backbone("resnet18"), "IMAGENET1K_V1")
 
 

@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,14 +15,14 @@ RANGES = {"block": 17, "stage": 5, "layer": 53, "tensor": 159}
 
 
 @pytest.fixture(scope="module")
-def resnet50() -> Iterator[tuple[Backbone, nn.Module]]:
+def resnet50() -> tuple[Backbone, nn.Module]:
     """Ours and torchvision's, with the same scrambled weights, and no classifier."""
     backbone = build_backbone("resnet50")
     load_state(backbone, scrambled(backbone))
     theirs = torchvision.models.resnet50(weights=None)
     theirs.fc = nn.Identity()
     theirs.load_state_dict(backbone.model.state_dict())
-    yield backbone, theirs.eval()
+    return backbone, theirs.eval()
 
 
 @pytest.mark.parametrize("unit", FREEZE_UNITS)
@@ -106,16 +105,12 @@ def test_frozen_batchnorm_policies(resnet50: tuple[Backbone, nn.Module]) -> None
 def test_depth_table_of_resnet50(resnet50: tuple[Backbone, nn.Module]) -> None:
     rows = depth_table(build_backbone("resnet50"), "block", 224)
     assert [row.k for row in rows] == list(range(18))
-    assert rows[-1].parameters == sum(p.numel() for p in torchvision.models.resnet50().parameters()) - 2048 * 1000 - 1000
+    everything = sum(p.numel() for p in torchvision.models.resnet50().parameters())
+    assert rows[-1].parameters == everything - (2048 + 1) * 1000
     # shares of forward multiply-adds and sizes of activations as in the design's measurements
     at = {row.name: row for row in rows}
-    assert {name: round(at[name].flop_share, 2) for name in ("stem", "layer1.2", "layer2.3", "layer3.5", "layer4.2")} == {
-        "stem": 0.03,
-        "layer1.2": 0.19,
-        "layer2.3": 0.44,
-        "layer3.5": 0.80,
-        "layer4.2": 1.0,
-    }
+    shares = {"stem": 0.03, "layer1.2": 0.19, "layer2.3": 0.44, "layer3.5": 0.80, "layer4.2": 1.0}
+    assert {name: round(at[name].flop_share, 2) for name in shares} == shares
     assert [at[name].shape for name in ("stem", "layer1.2", "layer3.5", "layer4.2")] == [
         (64, 56, 56),
         (256, 56, 56),

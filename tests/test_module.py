@@ -90,7 +90,8 @@ def test_frozen_bn_stats_moves_statistics_only_and_train_moves_the_affine_part_t
         before = {name: value.clone() for name, value in state_of(parts).items()}
         fitted(parts)
         after = state_of(parts)
-        changed = {n.removeprefix("bn1.") for n in after if n.startswith("bn1.") and not torch.equal(after[n], before[n])}
+        stem = [name for name in after if name.startswith("bn1.")]
+        changed = {name.removeprefix("bn1.") for name in stem if not torch.equal(after[name], before[name])}
         assert changed & {"running_mean", "weight"} == moving
         assert torch.equal(after["conv1.weight"], before["conv1.weight"])
 

@@ -194,7 +194,8 @@ def test_all_unreadable_images_are_named_before_training(
     (images / "train/class2/cut.png").write_bytes(whole.read_bytes()[:-500])
     assert main(monkeypatch, *fast, f"out={tmp_path / 'r'}") == 2
     error = capsys.readouterr().err
-    assert all(name in error for name in ("empty.jpg (empty)", "text.jpg (not an image)", "cut.png", "data.on_bad=skip"))
+    for name in ("empty.jpg (empty)", "text.jpg (not an image)", "cut.png", "data.on_bad=skip"):
+        assert name in error
     assert not (tmp_path / "r").exists()
     assert main(monkeypatch, *fast, "data.on_bad=skip", f"out={tmp_path / 'r'}") == 0
     assert any("left out 3 unreadable images" in text for text in Result.load(tmp_path / "r").warnings)

@@ -104,6 +104,12 @@ def load_samples(
         if absent:
             warnings.append(f"{where}: {name} has no image of {', '.join(absent)}")
     if "val" not in splits:
+        single = [classes[label] for label, count in Counter(splits["train"].labels).items() if count < 2]
+        if single:
+            raise Refused(
+                f"{where}: class {single[0]} has one image, which cannot be split into training and validation; "
+                "add images, or give a val/ folder"
+            )
         chosen = stratified(splits["train"].labels, val_fraction, split_seed)
         rest = sorted(set(range(len(splits["train"]))) - set(chosen))
         splits = {**splits, "train": splits["train"].pick(rest), "val": splits["train"].pick(chosen)}
@@ -114,16 +120,10 @@ def load_samples(
 def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Indices, sorted, of `ceil(fraction * N)` samples with each class at its share, but never all or none of a class.
 
-    Raises:
-        Refused: a class has a single image, which cannot be in both parts.
+    Every class has at least two samples.
     """
     array = np.asarray(labels)
     classes, counts = np.unique(array, return_counts=True)
-    if counts.min() < 2:
-        raise Refused(
-            f"class number {classes[counts.argmin()]} has one image, which cannot be split into training and "
-            "validation; add images, or give a val/ folder"
-        )
     exact = counts * (math.ceil(fraction * len(array)) / len(array))
     take = np.floor(exact).astype(int)
     spare = math.ceil(fraction * len(array)) - take.sum()
@@ -186,6 +186,8 @@ def _class_images(folder: Path, ignored: Counter[str]) -> Iterator[tuple[str, Pa
 
 def _images(folder: Path, top: Path, ignored: Counter[str]) -> Iterator[Path]:
     for entry in _visible(folder, ignored):
+        if entry.is_symlink() and not entry.exists():
+            raise Refused(f"{entry} links to nothing or to itself; copy the image in or remove the link")
         if entry.is_symlink() and not entry.resolve().is_relative_to(top):
             raise Refused(f"{entry} links out of its class folder; copy the images in instead")
         if entry.is_symlink() and entry.is_dir():
@@ -221,12 +223,13 @@ def _from_csv(file: Path, root: str | None) -> tuple[Found, list[str]]:
             if not {"path", "label"} <= set(table.fieldnames or []):
                 raise Refused(f"data.csv={file}: the first line must name the columns: path,label or path,label,split")
             for row in table:
-                split = (row.get("split") or "train").strip()
+                path, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
+                split = split or "train"
                 if split not in SPLITS:
                     raise Refused(f"{file}:{table.line_num}: split {split!r} is not known; use {', '.join(SPLITS)}")
-                if not row["path"] or not row["label"]:
+                if not path or not label:
                     raise Refused(f"{file}:{table.line_num}: path or label is empty; fill it in or remove the line")
-                found.setdefault(split, []).append((base / row["path"].strip(), row["label"].strip()))
+                found.setdefault(split, []).append((base / path, label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refused(f"data.csv={file} cannot be read: {error}; give a UTF-8 CSV file") from error
     missing = [path for images in found.values() for path, _ in images if not path.is_file()]

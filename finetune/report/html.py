@@ -12,6 +12,7 @@ from finetune.result import Result
 
 REPORT = "report.html"
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # from Okabe and Ito's colour-blind safe palette
+_PLOT = {"responsive": True, "displayModeBar": False}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -43,7 +44,7 @@ def write_report(folder: Path, records: Sequence[Result]) -> Path:
     page = _PAGE.format(
         title=html.escape(title),
         verdict=html.escape(verdict(table)),
-        figure=figure(table, records).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False}),
+        figure=figure(table, records).to_html(full_html=False, include_plotlyjs=True, config=_PLOT),
         rows="\n".join(_rows(table)),
         counts=", ".join(f"{count} {status}" for status, count in table.counts.items()),
     )

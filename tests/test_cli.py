@@ -1,0 +1,113 @@
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune import cli
+from finetune.result import RECORD, Result
+
+
+def finetune(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["finetune", *words])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    parameters = {"model.freeze_depth": {"values": [14, "all"]}, "seed": {"values": [0, 1]}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    return str(path)
+
+
+def test_sweep_then_status_then_report(
+    file: str, fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert finetune(monkeypatch, "sweep", file, *fast, "trainer.epochs=1") == 0
+    swept = capfd.readouterr().out
+    lines = re.findall(r"^\[(\d)/4\] freeze_depth=\w+ seed=\d  val/acc [01]\.\d{3} ", swept, re.M)
+    assert lines == ["1", "2", "3", "4"]
+    rows = re.findall(r"^ +(14|17) +2 +[01]\.\d{3} ± \d\.\d{3} ", swept, re.M)
+    assert rows == ["14", "17"]  # `all` is shown as the number it means
+    assert "Best: freeze_depth=" in swept
+    assert "plot and table: runs/mine/report.html" in swept
+    page = Path("runs/mine/report.html")
+    assert page.is_file()
+    page.unlink()
+    assert finetune(monkeypatch, "status", "runs/mine") == 0
+    assert "4 complete" in capfd.readouterr().out
+    assert finetune(monkeypatch, "report", "runs/mine") == 0
+    assert re.findall(r"^ +(14|17) +2 ", capfd.readouterr().out, re.M) == ["14", "17"]
+    assert page.is_file()
+
+
+def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, rates in (("some", [1e30, 0.001]), ("none", [1e30])):
+        grid = {"method": "grid", "parameters": {"optim.lr": {"values": rates}}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(grid))
+    assert finetune(monkeypatch, "sweep", "some.yaml", *fast, "model.freeze_depth=0", "--workers", "1") == 3
+    assert "[1/2] lr=1e+30  failed: FloatingPointError: train/loss became nan" in capfd.readouterr().out
+    assert finetune(monkeypatch, "sweep", "none.yaml", *fast, "model.freeze_depth=0") == 4
+    assert "no trial succeeded; the first reason: FloatingPointError" in capfd.readouterr().out
+    assert finetune(monkeypatch, "status", "runs/some") == 0
+    assert "1 complete, 1 failed" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["depths", "resnet5"], "backbone 'resnet5' is not known; did you mean resnet50?"),
+        (["depths", "resnet50", "--unit", "blok"], "unit 'blok' is not known; did you mean block?"),
+        (["sweep", "nope.yaml"], "there is no such sweep file; shipped ones: "),
+        (["report", "/no/such"], "/no/such holds no trial records"),
+        (["status", "/no/such"], "/no/such holds no trial records"),
+        (["sweep", "local.yaml", "--workers", "0"], "Invalid value for '--workers'"),
+        (["swep"], "No such command 'swep'. Did you mean 'sweep'?"),
+        (["sweep", "local.yaml", "optim.lr=3"], "optim.lr is swept by"),
+        (["sweep", "explore.yaml"], "data.root is not set"),
+    ],
+)
+def test_what_cannot_be_done_gets_one_line_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert finetune(monkeypatch, *words) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("refused: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert finetune(monkeypatch) == 0
+    out = capfd.readouterr().out
+    assert all(command in out for command in ("sweep", "status", "report", "depths"))
+
+
+def test_the_embedded_default_runs_and_its_weights_beat_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ten classes: chance is 0.1. Two depths of the shipped sweep, few epochs."""
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parent.parent / "sweeps" / "local.yaml"
+    raw = yaml.safe_load(shipped.read_text())
+    raw["parameters"] = {"model.freeze_depth": {"values": [8, 17]}, "optim.lr": {"values": [0.01]}}
+    Path("local.yaml").write_text(yaml.safe_dump(raw))
+    assert finetune(monkeypatch, "sweep", "local.yaml", "trainer.epochs=4") == 0
+    assert "make sweep-local DATA=FOLDER" in capfd.readouterr().out
+    found = {r.freeze_depth: r for r in (Result.load(f.parent) for f in Path("runs").glob(f"local/trials/*/{RECORD}"))}
+    assert len(found[8].classes) == 10
+    assert found[17].val_acc_best > 0.2
+    assert found[8].val_acc_best > 0.3

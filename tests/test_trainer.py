@@ -1,0 +1,50 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune import train
+from finetune.compose import compose_config
+from finetune.config import LoggerConfig, TrainerConfig, flat
+from finetune.errors import Refused
+from finetune.trainer import build_loggers, build_trainer
+
+
+def test_auto_precision_is_full_on_a_cpu(tmp_path: Path) -> None:
+    for asked, given in (("auto", "32-true"), ("32", "32-true"), ("bf16", "bf16-mixed")):
+        settings = TrainerConfig(precision=asked, accelerator="cpu")
+        assert build_trainer(settings, LoggerConfig("none"), tmp_path).precision == given
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(Refused, match="torch finds no GPU here; set it to auto or cpu"):
+        build_trainer(TrainerConfig(accelerator="gpu"), LoggerConfig("none"), tmp_path)
+
+
+def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    assert build_loggers(LoggerConfig("auto"), tmp_path) == []
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert [type(logger).__name__ for logger in build_loggers(LoggerConfig("auto"), tmp_path)] == ["WandbLogger"]
+
+
+@pytest.mark.filterwarnings("ignore")  # the client's own
+def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[str], tmp_path: Path) -> None:
+    overrides = [*fast, "logger=wandb", "logger.mode=offline", "model.head.hidden=[8]", f"out={tmp_path / 'r'}"]
+    config = compose_config(overrides)
+    result = train.train(config, overrides)
+    (log,) = (tmp_path / "r").glob("wandb/offline-run-*/*.wandb")
+    shown = subprocess.run(
+        [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", "--json", str(log)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    run = json.loads(shown.stdout)
+    assert run["config"] == flat(config)
+    assert (run["state"], run["project"]) == ("finished", "finetune")
+    assert run["summary"]["val/acc_best"] == pytest.approx(result.val_acc_best)
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch"} <= set(run["summary"])
