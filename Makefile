@@ -25,7 +25,7 @@ $(SETUP): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it") if sys.version_info < (3, 11) else 0'
 	"$(PYTHON)" -m venv .venv
 	@echo "installing the locked packages: a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -1,6 +1,7 @@
 """The `finetune` command. Every subcommand imports what it needs when it runs."""
 
 import contextlib
+import math
 import signal
 import sys
 import traceback
@@ -36,32 +37,51 @@ def sweep(
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE for every trial.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
+    gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
+    trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most; overrules run_cap.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
     """Run a sweep on this machine; the same command continues one that was stopped."""
     from finetune.data.shapes import EMBEDDED
     from finetune.report.html import write_report
     from finetune.report.table import read_records, tabulate
-    from finetune.sweep.run import run_sweep
+    from finetune.sweep.run import Options, run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
 
-    spec = read_sweep(find_sweep(file), tuple(overrides or ()))
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
     folder = out or Path("runs") / spec.name
+    limit = None if budget is None else _seconds(budget)
+    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), retry_failed)
     try:
         with _watching() as watch:
-            ended = run_sweep(spec, folder, workers, seed, watch)
+            ended = run_sweep(spec, folder, options, seed, watch)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + _this_command())
         raise
+    if ended.ended:
+        console.print(f"ended early: {ended.ended}")
+    if not ended.finished:
+        console.print("no trial finished; the same command continues: " + _this_command())
+        return 4
     records = read_records(folder)
     _print_table(tabulate(records))
     console.print(f"plot and table: {write_report(folder, records)}")
     if ended.best is None:
-        console.print("no trial succeeded; the first reason: " + ended.finished[0][1].reason)
+        reason = ended.finished[0][1].reason
+        console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
         return 4
     if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in spec.fixed):
         console.print("the same on your own images: make sweep-local DATA=FOLDER")
         console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
+    if ended.out_of_time:
+        console.print("to go on, run the same command again: " + _this_command())
+        return 4
     return 3 if any(result.status == "failed" for _, result in ended.finished) else 0
 
 
@@ -79,7 +99,8 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -
     for trial in sorted((folder / TRIALS).iterdir()):
         state = progress_of(trial)
         if trial.name not in recorded and state:
-            console.print(f"{trial.name}: epoch {state['epoch']}/{state['epochs']}, val/acc {state['val/acc']:.3f}")
+            done, accuracy = len(state["history"]), state["history"][-1]["val/acc"]
+            console.print(f"{trial.name}: epoch {done}/{state['epochs']}, val/acc {accuracy:.3f}")
     for record in records:
         if record.status == "failed":
             console.print(f"failed {record.key} ({label(record.params, list(record.params))}): {record.reason}")
@@ -164,6 +185,19 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise Interrupted(143)
 
 
+def _seconds(text: str) -> float:
+    """`90s`, `30m`, `2h` or plain seconds as a number of seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    unit = text[-1:] if text[-1:] in units else ""
+    try:
+        seconds = float(text.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise Refused(f"--budget {text} is not a time; give a number with a unit, such as 90s, 30m or 2h")
+    return seconds
+
+
 def _this_command() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
@@ -201,7 +235,6 @@ def _print_table(table: "Table") -> None:
 def _watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
     """A live display on a terminal, a line a trial elsewhere."""
     from finetune.report.table import label
-    from finetune.sweep.run import progress_of
 
     def line(sweep: "Sweep", result: "Result") -> str:
         done, best = len(sweep.finished), sweep.best
@@ -247,12 +280,12 @@ def _watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
             for name in bars.keys() - running.keys() - {""}:
                 display.remove_task(bars.pop(name))
             for name, trial in running.items():
-                state = progress_of(trial.folder)
                 if name not in bars:
                     bars[name] = display.add_task("", total=None)
-                accuracy = f"  val/acc {state['val/acc_best']:.3f}" if state else ""
+                best = max((epoch["val/acc"] for epoch in trial.history), default=None)
+                accuracy = "" if best is None else f"  val/acc {best:.3f}"
                 text = f"  {label(trial.params, list(trial.params))}{accuracy}"
-                display.update(bars[name], description=text, total=state.get("epochs"), completed=state.get("epoch", 0))
+                display.update(bars[name], description=text, total=trial.epochs, completed=len(trial.history))
             if ended is not None:
                 console.print(line(sweep, ended), markup=False)
 

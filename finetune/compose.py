@@ -1,6 +1,8 @@
 """From command-line overrides to a checked config; what is wrong is told in one sentence. Imports no torch."""
 
 import difflib
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -39,8 +41,8 @@ def compose_config(overrides: Sequence[str]) -> Config:
     register()
     with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
         try:
-            return checked(compose("config", list(overrides)))
-        except (HydraException, OmegaConfBaseException) as error:
+            return checked(compose("config", as_overrides(overrides)))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise explain(error, overrides) from error
 
 
@@ -68,6 +70,31 @@ def checked(cfg: DictConfig) -> Config:
             "set model.freeze_depth=0 or name the weights"
         )
     return config
+
+
+def override(key: str, value: Any) -> str:
+    """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can."""
+    return f"{key}={_spelled(value)}"
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Words of a command line as Hydra's overrides.
+
+    W&B's agent writes values as Python does, so None becomes null, and text that Hydra's grammar would misread is
+    quoted; the `_wandb` word of a requeued run is left out.
+    """
+    settings = flat(Config())
+    overrides = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "_wandb":
+            continue
+        if key in settings and value == "None":
+            word = f"{key}=null"
+        elif key in settings and not _is_read(word):
+            word = f"{key}={_quoted(value)}"
+        overrides.append(word)
+    return overrides
 
 
 def override_values(overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -102,6 +129,9 @@ def known_keys() -> set[str]:
 
 def no_such_key(key: str) -> str:
     """One sentence with the nearest key there is."""
+    inside = [name for name in flat(Config()) if name.startswith(f"{key}.")]
+    if inside:
+        return f"{key!r} is a group of keys; give one of its keys, such as {inside[0]}"
     close = difflib.get_close_matches(key, sorted(known_keys()), n=1)
     remedy = f"did you mean {close[0]}?" if close else "`python -m finetune.train --cfg job` lists them all"
     return f"there is no key {key!r}; {remedy}"
@@ -122,18 +152,47 @@ def _check_value(key: str, value: Any, at: "Field[Any]") -> None:
         if number is None or isinstance(number, str):
             continue
         inside = (
-            (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
+            math.isfinite(number)
+            and (low is None or number >= low)
+            and (high is None or number <= high)
+            and (above is None or number > above)
         )
         if not inside:
-            rules = [("at least", low), ("above", above), ("at most", high)]
+            rules: list[tuple[str, float | None]] = [("at least", low), ("above", above), ("at most", high)]
             allowed = " and ".join(f"{word} {bound:g}" for word, bound in rules if bound is not None)
-            raise Refused(f"{key}={number} is out of range; it must be {allowed}")
+            raise Refused(f"{key}={number} is out of range; it must be {allowed or 'a finite number'}")
+
+
+def _spelled(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_spelled, value))}]"
+    return _quoted(value) if isinstance(value, str) and not _is_read(f"x={value}", value) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Hydra's quoting: backslashes count only before a quote."""
+    doubled = re.sub(r"\\+(?='|\Z)", lambda found: found[0] * 2, text)
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def _is_read(word: str, text: str | None = None) -> bool:
+    """Whether Hydra reads `word` as one value, and as exactly `text` where that is given."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return not parsed.is_sweep_override() and (text is None or parsed.value() == text)
 
 
 def _key_while_composing(root: DictConfig) -> str:
     groups = [str(group) for group in root if group not in NOT_MEANINGFUL]
     settings = OmegaConf.to_container(OmegaConf.masked_copy(root, groups), resolve=True)
-    return key_of(_flat_mapping(cast(dict[str, Any], settings)))
+    try:
+        return key_of(_flat_mapping(cast(dict[str, Any], settings)))
+    except ValueError:  # an infinite setting, which `checked` will refuse by name
+        return "invalid"
 
 
 def _flat_mapping(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

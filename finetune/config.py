@@ -137,7 +137,7 @@ class LoggerConfig:
 class Config:
     """One run."""
 
-    seed: int = _number(0, low=0)
+    seed: int = _number(0, low=0, high=2**32 - 1)
     out: str = "runs/${now:%Y-%m-%d}/${trial_key:}"
     """The run's folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -173,6 +173,22 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return digest_of(meaning)
 
 
+def typed(key: str, value: Any) -> Any:
+    """A setting's value as the schema holds it once composed: 1 for a learning rate is 1.0.
+
+    Raises:
+        ValueError: text that is not the number it has to be.
+    """
+    kind = _KINDS[key]
+    if value is None or isinstance(value, bool | list):
+        return value
+    if kind in (str, str | None):
+        return str(value)
+    if kind in (float, float | None):
+        return float(value)
+    return int(value) if kind in (int, int | None) and isinstance(value, str) else value
+
+
 def digest_of(value: object) -> str:
     """Twelve hex digits of a JSON-able value; key order does not matter."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
@@ -187,3 +203,6 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, "Field[
             yield from leaves(value, f"{prefix}{at.name}.")
         else:
             yield f"{prefix}{at.name}", value, at
+
+
+_KINDS = {key: at.type for key, _, at in leaves(Config())}

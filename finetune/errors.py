@@ -11,3 +11,7 @@ class Interrupted(BaseException):
     def __init__(self, code: int):
         super().__init__(code)
         self.code = code
+
+
+class Pruned(Exception):
+    """The sweep gave this trial up; the message says at which epoch and why."""

@@ -11,6 +11,8 @@ SCHEMA = 1
 RECORD = "result.json"
 CHECKPOINT = "best.safetensors"
 PROGRESS = "progress.json"
+STOP = "stop"
+"""A file that asks the trial in its folder to end; it holds the reason."""
 STATUSES = ("complete", "pruned", "failed", "interrupted")
 
 

@@ -25,14 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.checkpoint import Network, build_network, save_checkpoint
-from finetune.compose import checked, compose_config, explain, override_values, register, shipped
+from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
 from finetune.config import Config, HeadConfig, flat, trial_key
 from finetune.data.augment import Augment
 from finetune.data.datamodule import PixelData
 from finetune.data.pixels import PixelStore, Transform, pixel_store
 from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
-from finetune.errors import Interrupted, Refused
+from finetune.errors import Interrupted, Pruned, Refused
 from finetune.module import FineTune
 from finetune.result import CHECKPOINT, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
@@ -111,6 +111,8 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
         save_checkpoint(out / CHECKPOINT, module.best_state, model, data.classes, network.frozen_digest)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
+    except Pruned as pruned:
+        status, reason = "pruned", str(pruned)
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
@@ -220,7 +222,7 @@ _raised: list[BaseException] = []
 def _hydra_main(raw: DictConfig) -> None:
     try:
         result = train(checked(raw), list(HydraConfig.get().overrides.task))
-        print(f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+        print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
     except BaseException as error:  # Hydra would print its own account of it; main tells it in one line
         _raised.append(error)
 
@@ -228,14 +230,14 @@ def _hydra_main(raw: DictConfig) -> None:
 def main() -> int:
     """The command `python -m finetune.train`; returns the exit code."""
     debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+    sys.argv = [sys.argv[0], *as_overrides([word for word in sys.argv[1:] if word != "--debug"])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     _raised.clear()
     try:
         _hydra_main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         _raised.append(explain(error, [word for word in sys.argv[1:] if "=" in word]))
     if not _raised:
         return 0

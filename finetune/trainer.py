@@ -8,6 +8,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,9 +17,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
-from finetune.errors import Refused
+from finetune.durable import write_durably
+from finetune.errors import Pruned, Refused
 from finetune.module import FineTune, constant, cosine
-from finetune.result import PROGRESS
+from finetune.result import PROGRESS, STOP
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathers from memory
@@ -109,11 +111,24 @@ def close_loggers(trainer: pl.Trainer, exit_code: int) -> None:
 
 
 class EpochLines(Callback):
-    """One printed line an epoch, and the same in `progress.json` for whoever watches the sweep."""
+    """One printed line an epoch, and the epochs so far in `progress.json` for whoever watches the sweep.
+
+    Ends the trial when the watcher leaves a file named `stop`.
+    """
 
     def __init__(self, out: Path):
         """`out` is the trial's folder."""
         self.out = out
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """End here if the sweep says so.
+
+        Raises:
+            Pruned: with the sweep's reason.
+        """
+        stop = self.out / STOP
+        if stop.exists():
+            raise Pruned(stop.read_text())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and note the epoch that ended; the module has recorded it already."""
@@ -122,8 +137,7 @@ class EpochLines(Callback):
         done, total = int(epoch["epoch"]) + 1, trainer.max_epochs
         figures = (f"{name} {epoch[name]:.3f}" for name in ("train/loss", "train/acc", "val/loss", "val/acc"))
         print(f"epoch {done}/{total}  {'  '.join(figures)}  best {pl_module.best_acc:.3f}", flush=True)
-        state = {"epoch": done, "epochs": total, "val/acc": epoch["val/acc"], "val/acc_best": pl_module.best_acc}
-        (self.out / PROGRESS).write_text(json.dumps(state))
+        write_durably(self.out / PROGRESS, json.dumps({"epochs": total, "history": pl_module.history}).encode())
 
 
 def device_name(trainer: pl.Trainer) -> str:

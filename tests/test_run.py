@@ -2,19 +2,26 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import yaml
 
+from finetune import train
+from finetune.compose import compose_config, override
+from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, RECORD, Result, outcome
-from finetune.sweep.run import Sweep, finished_record, run_sweep
+from finetune.sweep.launch import local_slots
+from finetune.sweep.run import Options, Sweep, finished_record, run_sweep, trial_keys
+from finetune.sweep.search import Search
 from finetune.sweep.spec import SweepSpec, read_sweep
 
 
@@ -37,7 +44,7 @@ def records(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def test_a_grid_leaves_one_record_a_trial_and_only_the_best_checkpoint(tmp_path: Path, fast: list[str]) -> None:
-    sweep = run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", workers=2)
+    sweep = run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(workers=2))
     found = records(tmp_path / "s")
     assert len(found) == 4
     assert {(r["freeze_depth"], r["params"]["optim.lr"]) for r in found.values()} == {
@@ -51,8 +58,8 @@ def test_a_grid_leaves_one_record_a_trial_and_only_the_best_checkpoint(tmp_path:
 
 def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, GRID)
-    run_sweep(spec, tmp_path / "one", workers=1)
-    run_sweep(spec, tmp_path / "two", workers=2)
+    run_sweep(spec, tmp_path / "one", Options(workers=1))
+    run_sweep(spec, tmp_path / "two", Options(workers=2))
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert {key: record["params"] for key, record in one.items()} == {k: record["params"] for k, record in two.items()}
     for key, record in one.items():  # a trial alone has all the threads, whose sums differ in the last bits
@@ -64,9 +71,101 @@ def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path,
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
+def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path, fast: list[str]) -> None:
+    space = {
+        "optim.lr": {"values": [1, 0.5, 1.0e-5]},
+        "trainer.precision": {"values": [32, "bf16"]},
+        "trainer.patience": {"values": [None, 3]},
+        "model.head.hidden": {"values": [[], [256, 128]]},
+        "model.freeze_depth": {"values": ["all", 17]},
+        "data.root": {"values": ["a b", "c=d", "it's"]},
+    }
+    spec = spec_of(tmp_path, fast, space)
+    key, search = trial_keys(spec), Search(spec)
+    trials = [params for i in range(144) if (params := search.propose()) is not None and i % 7 == 0]
+    for params in trials:
+        words = [*spec.fixed, *(override(name, value) for name, value in params.items())]
+        assert key(params) == trial_key(compose_config(words))
+    assert len({key(params) for params in trials}) == len(trials) == 21
+
+
+def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: list[str]) -> None:
+    space = {"model.freeze_depth": {"values": [17]}, "optim.lr": {"values": [0.01, 1e-9, 1e-10]}}
+    stopping = {"type": "hyperband", "min_iter": 1, "eta": 3}
+    spec = spec_of(tmp_path, [*fast, "trainer.epochs=400"], space, early_terminate=stopping)
+    metric = {"name": "val/loss", "goal": "minimize"}
+    spec = replace(spec, fixed=(*fast[:-1], fast[-1], "trainer.epochs=40"), metric=metric["name"], goal=metric["goal"])
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    first, *others = (result for _, result in sweep.finished)
+    assert (first.status, len(first.history)) == ("complete", 40)
+    for result in others:
+        assert result.status == "pruned"
+        assert len(result.history) < 40
+        assert re.fullmatch(r"stopped at epoch \d+: 1\.\d+ above \d\.\d+", result.reason)
+    again = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert [result for _, result in again.finished] == [result for _, result in sweep.finished]
+
+
+def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fast: list[str]) -> None:
+    metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}
+    spec = spec_of(tmp_path, fast, GRID, metric=metric)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert (len(sweep.finished), sweep.ended) == (1, "val/acc_best reached its target 0")
+    late = run_sweep(spec_of(tmp_path, fast, {"trainer.epochs": {"values": [1000]}}), tmp_path / "l", Options(budget=3))
+    assert (late.finished, late.ended, late.out_of_time) == ([], "the budget is spent", True)
+    assert multiprocessing.active_children() == []
+
+
+def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"model.freeze_depth": {"values": [16, 17]}}
+    run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "a")
+    by_hand = [*fast, "trainer.epochs=1", "model.freeze_depth=15"]
+    train.train(config := compose_config([*by_hand, f"out={tmp_path / 'runs' / 'x'}"]), by_hand)
+    (tmp_path / "runs" / "x").rename(tmp_path / "runs" / trial_key(config))
+    grown = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [14, 15, 16, 17]}})
+    with pytest.raises(Refused, match=r"--out ANOTHER --reuse .*/a"):
+        run_sweep(grown, tmp_path / "a")
+    ended: list[Result] = []
+    sweep = run_sweep(
+        grown,
+        tmp_path / "b",
+        Options(reuse=(tmp_path / "a", tmp_path / "runs")),
+        watch=lambda sweep, result: ended.append(result) if result else None,
+    )
+    assert [result.freeze_depth for result in ended] == [14]
+    assert [result.freeze_depth for _, result in sweep.finished] == [15, 16, 17, 14]
+    assert len(records(tmp_path / "b")) == 4
+
+
+def test_three_trials_that_fail_alike_end_the_sweep_until_asked_to_retry(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"optim.lr": {"values": [1e30]}, "seed": {"values": [0, 1, 2, 3, 4]}}
+    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=0"], grid)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert len(sweep.finished) == 3
+    assert sweep.ended.startswith("the first 3 trials failed alike: FloatingPointError: train/loss became")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob(f"s/trials/*/{RECORD}")}
+    run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob(f"s/trials/*/{RECORD}")} == before
+    run_sweep(spec, tmp_path / "s", Options(workers=1, retry_failed=True))
+    assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path, fast: list[str]) -> None:
+    with pytest.raises(Refused, match="--gpus 7: there is no GPU '7'; "):
+        run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(gpus="7"))
+
+
+def test_slots_share_gpus_and_cores() -> None:
+    assert [slot.gpu for slot in local_slots(["0", "2"])] == ["0", "2"]
+    assert [slot.gpu for slot in local_slots(["0", "2"], per_gpu=2)] == ["0", "2", "0", "2"]
+    assert [slot.gpu for slot in local_slots([], workers=3)] == [None] * 3
+    cores = len(os.sched_getaffinity(0))
+    assert all(slot.threads == max(1, cores // 2) for slot in local_slots([], workers=2))
+
+
 def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, fast: list[str]) -> None:
     grid = {"model.freeze_depth": {"values": [0]}, "optim.lr": {"values": [1e30, 0.001]}}
-    sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", workers=1)
+    sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", Options(workers=1))
     statuses = {result.params["optim.lr"]: (result.status, result.reason) for _, result in sweep.finished}
     assert statuses[0.001] == ("complete", "")
     assert statuses[1e30][0] == "failed"
@@ -79,9 +178,9 @@ def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path,
     def kill(sweep: Sweep, ended: Result | None) -> None:
         for trial in sweep.running:
             if (trial.folder / "progress.json").exists():
-                os.kill(trial.process.pid or 0, signal.SIGKILL)
+                os.kill(trial.job.pid or 0, signal.SIGKILL)
 
-    sweep = run_sweep(spec, tmp_path / "s", workers=1, watch=kill)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=kill)
     assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", "killed by signal 9")]
 
 
@@ -92,10 +191,10 @@ def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None
     }
     for method in ("random", "bayes"):
         spec = spec_of(tmp_path, fast, space, method=method, run_cap=3)
-        sweep = run_sweep(spec, tmp_path / method, workers=2)
+        sweep = run_sweep(spec, tmp_path / method, Options(workers=2))
         assert len(records(tmp_path / method)) == len(sweep.finished) == 3
         assert all(1e-4 <= r.params["optim.lr"] <= 1e-2 for _, r in sweep.finished)
-        again = run_sweep(spec, tmp_path / method, workers=2)
+        again = run_sweep(spec, tmp_path / method, Options(workers=2))
         assert len(records(tmp_path / method)) == len(again.finished) == 3
 
 
@@ -132,7 +231,7 @@ def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[st
 
 def test_a_killed_sweep_run_again_gives_the_records_of_an_undisturbed_one(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, GRID)
-    run_sweep(spec, tmp_path / "whole", workers=2)
+    run_sweep(spec, tmp_path / "whole", Options(workers=2))
     command = [
         sys.executable, "-m", "finetune.cli", "sweep", "s.yaml", *fast, "trainer.epochs=1", "--out", "killed",
         "--workers", "2",
@@ -150,7 +249,7 @@ def test_a_killed_sweep_run_again_gives_the_records_of_an_undisturbed_one(tmp_pa
         wait_until_alone(process.pid)
     survivors = records(tmp_path / "killed")
     assert survivors
-    run_sweep(read_sweep(tmp_path / "s.yaml", (*fast, "trainer.epochs=1")), tmp_path / "killed", workers=2)
+    run_sweep(read_sweep(tmp_path / "s.yaml", (*fast, "trainer.epochs=1")), tmp_path / "killed", Options(workers=2))
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 

@@ -26,7 +26,7 @@ class Augment:
     @classmethod
     def from_config(cls, config: AugmentConfig) -> "Augment":
         """The augmentation of a composed config."""
-        return cls(**asdict(config))
+        return cls(**{name: float(value) for name, value in asdict(config).items()})
 
     @property
     def random(self) -> bool:
@@ -56,7 +56,8 @@ class Augment:
     def _resample(self, x: Tensor, u: Tensor) -> Tensor:
         area = self.min_area + (1 - self.min_area) * u[:, 0]
         stretch = torch.where(torch.tensor(self.min_area < 1), (u[:, 1] * 2 - 1) * 0.2876, 0.0).exp()  # 3/4..4/3
-        wide, high = (area.sqrt() * stretch.sqrt()).clamp(max=1), (area.sqrt() / stretch.sqrt()).clamp(max=1)
+        stretch = stretch.clamp(area, 1 / area)  # neither side longer than the image's
+        wide, high = (area * stretch).sqrt(), (area / stretch).sqrt()
         middle_x, middle_y = (1 - wide) * (u[:, 2] * 2 - 1), (1 - high) * (u[:, 3] * 2 - 1)
         wide = torch.where(u[:, 4] < self.flip, -wide, wide)
         angle = torch.deg2rad((u[:, 5] * 2 - 1) * self.rotate)

@@ -55,8 +55,9 @@ class PixelData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
         images = StoredImages(self.stores["train"])
+        # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
         order: DistributedSampler[Batch] = DistributedSampler(
-            images, num_replicas=1, rank=0, shuffle=True, seed=self.seed
+            images, num_replicas=1, rank=0, shuffle=True, seed=self.seed * 1_000_003
         )
         alone = len(images) > self.batch_size and len(images) % self.batch_size == 1
         return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=alone)
@@ -76,7 +77,8 @@ class PixelData(pl.LightningDataModule):
         assert self.trainer is not None
         if self.trainer.training and self.augment.random:
             x = self.augment(x, self._epoch_draws(self.trainer.current_epoch)[index.cpu()].to(x.device))
-        return (x - self._mean.to(x.device)) / self._std.to(x.device), labels
+        x = (x - self._mean.to(x.device)) / self._std.to(x.device)
+        return x.contiguous(memory_format=torch.channels_last), labels
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
         return DataLoader(StoredImages(self.stores[split]), self.batch_size, collate_fn=_as_is)

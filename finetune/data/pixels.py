@@ -1,6 +1,7 @@
 """Images decoded and resized once, into a memory-mapped uint8 store that every trial shares."""
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,19 @@ ALPHA_BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 PAD_COLOR = (124, 116, 104)
 """ImageNet's mean colour, close to 0 after normalisation."""
+VERSION = 1
+"""Part of every store's name; changes when the same file would come out as other pixels."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image, by its EXIF orientation."""
+_ORIENTATION = 0x0112
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -76,17 +90,19 @@ def decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
+            turn = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
+            image: Image.Image = file if turn is None else file.transpose(turn)
+            wide = file.mode == "I" and file.format != "PPM"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("larger than any photograph (a decompression bomb?)") from error
     except UnidentifiedImageError as error:
         raise ValueError("empty" if path.stat().st_size == 0 else "not an image") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if wide:
+        raise ValueError("32-bit pixels; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32-bit pixels; convert it to 8 or 16 bits")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
@@ -119,24 +135,40 @@ def pixel_store(
         Refused: unreadable images, all of them listed, or none left.
     """
     digests = content_digests(samples.paths)
-    key = digest_of([digests, asdict(transform), PIL.__version__])
+    key = digest_of([digests, asdict(transform), PIL.__version__, VERSION])
     folder = cache / "pixels" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
+    warnings: list[str] = []
     with FileLock(f"{folder}.lock"):
-        if not (folder / "manifest.json").is_file():
+        stored = _read(folder)
+        if stored is None:
+            if folder.exists():
+                warnings.append(f"{folder} was damaged, and was built anew")
+                shutil.rmtree(folder)
             _build(folder, samples, transform, on_bad, threads, progress)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    images = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    if zlib.crc32(images.data) != manifest["crc32"]:
-        raise Refused(f"{folder} is damaged (its checksum differs); delete that folder and run again")
-    bad = {samples.paths[int(i)]: why for i, why in manifest["bad"].items()}
+            stored = _read(folder)
+    assert stored is not None
+    images, unreadable = stored
+    bad = {samples.paths[i]: why for i, why in unreadable.items()}
     if bad and on_bad == "refuse":
         raise _unreadable(bad)
     kept = samples.without(frozenset(bad))
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
-    warnings = (f"left out {len(bad)} unreadable images: {_listed(bad)}",) if bad else ()
-    return PixelStore(images, np.asarray(kept.labels, dtype=np.int64), key, warnings)
+    if bad:
+        warnings.append(f"left out {len(bad)} unreadable images: {_listed(bad)}")
+    return PixelStore(images, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings))
+
+
+def _read(folder: Path) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
+    """The pixels of a store, and why images are missing by their position; None if it is absent or damaged."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        images = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        whole = zlib.crc32(images.data) == manifest["crc32"]
+        return (images, {int(i): why for i, why in manifest["bad"].items()}) if whole else None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _build(

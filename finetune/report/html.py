@@ -3,11 +3,12 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from finetune.durable import write_durably
-from finetune.report.table import Table, accuracy_text, label, tabulate
+from finetune.report.table import Group, Table, accuracy_text, label, tabulate
 from finetune.result import Result
 
 REPORT = "report.html"
@@ -60,7 +61,8 @@ def verdict(table: Table) -> str:
     how = label(winner.params, table.swept)
     seeds = len(winner.accuracies)
     over = f", mean of {seeds} seeds with its 95 % interval" if seeds > 1 else ", one seed: no interval"
-    return f"Best: freeze_depth={winner.freeze_depth} {how} with val/acc {accuracy_text(winner)}{over}."
+    where = " ".join(part for part in (f"freeze_depth={winner.freeze_depth}", how) if part)
+    return f"Best: {where} with val/acc {accuracy_text(winner)}{over}."
 
 
 def figure(table: Table, records: Sequence[Result]) -> go.Figure:
@@ -92,7 +94,7 @@ def figure(table: Table, records: Sequence[Result]) -> go.Figure:
     )
     plot.update_layout(
         template="plotly_white",
-        xaxis={"title": f"freeze depth k ({units[0]}s frozen, counted from the input)", "dtick": _tick(best)},
+        xaxis={"title": f"freeze depth k ({units[0]}s frozen, counted from the input)", **_ticks(best)},
         yaxis={"title": "best validation accuracy", "tickformat": ".0%"},
         legend={"orientation": "h", "y": 1.08},
         margin={"l": 60, "r": 20, "t": 30, "b": 55},
@@ -101,8 +103,12 @@ def figure(table: Table, records: Sequence[Result]) -> go.Figure:
     return plot
 
 
-def _tick(best: Sequence[object]) -> int | None:
-    return 1 if len(best) and max(getattr(group, "freeze_depth", 0) for group in best) <= 20 else None
+def _ticks(best: Sequence[Group]) -> dict[str, Any]:
+    """Every depth of a backbone counted in blocks gets its number; the axis ends beside the outermost points."""
+    depths = [group.freeze_depth for group in best]
+    if not depths:
+        return {}
+    return {"range": [min(depths) - 0.5, max(depths) + 0.5]} | ({"dtick": 1} if max(depths) <= 20 else {})
 
 
 def _rows(table: Table) -> list[str]:

@@ -87,7 +87,8 @@ def tabulate(records: Sequence[Result]) -> Table:
     complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
     by_config: dict[str, list[Result]] = {}
     for record in complete:
-        by_config.setdefault(digest_of([record.freeze_depth, _without_seed(record.params)]), []).append(record)
+        settings = {key: value for key, value in record.params.items() if key not in ("seed", "model.freeze_depth")}
+        by_config.setdefault(digest_of([record.freeze_depth, settings]), []).append(record)
     groups = [
         Group(
             freeze_depth=int(members[0].freeze_depth or 0),

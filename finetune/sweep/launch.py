@@ -8,44 +8,110 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Protocol
 
+from finetune.compose import override
 from finetune.errors import Refused
-from finetune.sweep.spec import override
 
 LOG = "log.txt"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["finetune.train"])
+_GRACE = 5.0
+"""Seconds that a trial asked to end may take before it is killed."""
+
+
+class Job(Protocol):
+    """A trial that was started somewhere."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it runs; negative for the signal that killed it."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+class Launcher(Protocol):
+    """Where trials run."""
+
+    capacity: int
+    """Trials at a time."""
+
+    def start(self, overrides: Sequence[str], folder: Path) -> Job:
+        """Run `python -m finetune.train OVERRIDES out=FOLDER` in the background; its output goes to `log.txt` there."""
+
+    def wait(self, jobs: Sequence[Job]) -> None:
+        """Return when one of `jobs` may have ended, or after a moment."""
+
+
+def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
+    """End jobs and wait until they have: asked first, killed after a grace."""
+    for job in jobs:
+        job.terminate()
+    deadline = time.monotonic() + _GRACE
+    while (left := [job for job in jobs if job.exitcode is None]) and time.monotonic() < deadline:
+        launcher.wait(left)
+    for job in left:
+        job.kill()
+    while any(job.exitcode is None for job in left):
+        launcher.wait(left)
 
 
 @dataclass(frozen=True)
 class Slot:
     """Room for one trial at a time."""
 
-    gpu: int | None
-    """Index of its GPU, or None for a share of the CPU."""
+    gpu: str | None
+    """What `CUDA_VISIBLE_DEVICES` is to say, or None for a share of the CPU."""
     threads: int
     """CPU threads for it."""
 
 
-def start_trial(overrides: Sequence[str], folder: Path, slot: Slot) -> ForkServerProcess:
-    """Run `python -m finetune.train OVERRIDES out=FOLDER` in a fresh child; its output goes to `log.txt` there.
+class LocalLauncher:
+    """Children of this process, each in a slot of its own; they end when this process does, however that happens."""
 
-    The child ends when this process does, however that happens.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = [*overrides, override("out", str(folder))]
-    child = _CONTEXT.Process(target=_run_trial, args=(arguments, folder / LOG, slot), daemon=True)
-    child.start()
-    return child
+    def __init__(self, slots: Sequence[Slot], environment: Mapping[str, str] | None = None):
+        """`environment` is added to every child's."""
+        self.capacity = len(slots)
+        self._slots = slots
+        self._environment = dict(environment or {})
+        self._taken: dict[int, ForkServerProcess] = {}
+
+    def start(self, overrides: Sequence[str], folder: Path) -> ForkServerProcess:
+        """Fork a child in the first free slot."""
+        free = [i for i in range(self.capacity) if i not in self._taken or self._taken[i].exitcode is not None]
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = [*overrides, override("out", str(folder))]
+        given = (arguments, folder / LOG, self._slots[free[0]], self._environment)
+        child = _CONTEXT.Process(target=_run_trial, args=given, daemon=True)
+        child.start()
+        self._taken[free[0]] = child
+        return child
+
+    def wait(self, jobs: Sequence[Job]) -> None:
+        """Return as soon as one of the children ends, or after a quarter of a second."""
+        wait([job.sentinel for job in jobs if isinstance(job, ForkServerProcess)], timeout=0.25)
 
 
-def check_and_prepare(configs: Sequence[Sequence[str]]) -> int:
-    """Check every config, and decode the images they need, in a child; returns the number of GPUs it saw.
+def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 1) -> list[Slot]:
+    """Room for trials here: `per_gpu` a GPU; without GPUs one a core and four at the most; `workers` overrules both."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = workers or len(gpus) * per_gpu or min(cores, 4)
+    threads = max(1, cores // count)
+    return [Slot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)]
+
+
+def check_and_prepare(configs: Sequence[Sequence[str]]) -> list[str]:
+    """Check every config, and decode the images they need, in a child; returns the names of the GPUs it can use.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
@@ -55,7 +121,7 @@ def check_and_prepare(configs: Sequence[Sequence[str]]) -> int:
     child.start()
     sender.close()
     try:
-        refusal, gpus = receiver.recv()
+        refusal, count = receiver.recv()
     except EOFError:
         child.join()
         raise RuntimeError(f"the process that prepares the data died with exit code {child.exitcode}") from None
@@ -64,27 +130,18 @@ def check_and_prepare(configs: Sequence[Sequence[str]]) -> int:
     child.join()
     if refusal is not None:
         raise Refused(refusal)
-    return int(gpus)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[:count] if visible else [str(i) for i in range(count)]
 
 
-def slots(gpus: int, workers: int | None) -> list[Slot]:
-    """One slot a GPU; without GPUs, `workers` slots (up to 4, one a core, by default) that share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = workers or gpus or min(cores, 4)
-    threads = max(1, cores // count)
-    return [Slot(i % gpus if gpus else None, threads) for i in range(count)]
-
-
-def _run_trial(arguments: list[str], log: Path, slot: Slot) -> None:
+def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[str, str]) -> None:
     _end_with_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    os.environ.update(environment)
     if slot.gpu is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            visible[slot.gpu] if slot.gpu < len(visible) and visible[0] else str(slot.gpu)
-        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
 
     import torch
 

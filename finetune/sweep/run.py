@@ -1,26 +1,43 @@
-"""The sweep on this machine: ask, launch, watch, record, resume. Imports no torch."""
+"""The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.compose import compose_config
-from finetune.config import trial_key
+from finetune.compose import compose_config, override, override_values
+from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
 from finetune.errors import Refused
-from finetune.result import CHECKPOINT, PROGRESS, RECORD, Result
-from finetune.sweep.launch import LOG, Slot, check_and_prepare, slots, start_trial
-from finetune.sweep.search import Params, Tried, corners, propose, size
-from finetune.sweep.spec import SweepSpec, override
+from finetune.result import CHECKPOINT, PROGRESS, RECORD, STOP, Result
+from finetune.sweep.launch import LOG, Job, Launcher, LocalLauncher, check_and_prepare, local_slots, stop_jobs
+from finetune.sweep.search import Params, Search, Tried, corners, size
+from finetune.sweep.spec import SweepSpec
 
 SWEEP = "sweep.json"
 TRIALS = "trials"
+_ALIKE = 3
+"""So many first trials that fail for the same reason end a sweep."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep runs; none of it changes which trials there are."""
+
+    workers: int | None = None
+    """Trials at a time; by default one a GPU, else one a core and four at the most."""
+    gpus: str = "all"
+    """`all`, or numbers of GPUs such as `0,2`."""
+    trials_per_gpu: int = 1
+    budget: float | None = None
+    """Seconds after which running trials are stopped and no other starts."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of sweeps, or of runs, whose records count as this sweep's where the settings are the same."""
+    retry_failed: bool = False
+    """Run failed trials again; otherwise their records stand."""
 
 
 @dataclass
@@ -29,9 +46,11 @@ class Running:
 
     params: Params
     folder: Path
-    process: ForkServerProcess
-    slot: Slot
-    started: float = field(default_factory=time.monotonic)
+    job: Job
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Its epochs so far."""
+    epochs: int | None = None
+    """How many there will be, once known."""
 
 
 @dataclass
@@ -40,31 +59,42 @@ class Sweep:
 
     spec: SweepSpec
     folder: Path
-    seed: int
     total: int
+    """Trials there will be at the most."""
     finished: list[tuple[Params, Result]] = field(default_factory=list)
     """In the order in which this process learned of them."""
     running: list[Running] = field(default_factory=list)
+    ended: str = ""
+    """Why it stopped before its last trial; empty otherwise."""
+    out_of_time: bool = False
+    """Whether that was the budget, so that the same call would go on."""
 
     @property
     def best(self) -> Result | None:
         """The finished trial with the best metric."""
+        sign = 1 if self.spec.goal == "maximize" else -1
         valued = [(result_value(self.spec, result), i) for i, (_, result) in enumerate(self.finished)]
-        ranked = [(v if self.spec.goal == "maximize" else -v, -i) for v, i in valued if v is not None]
+        ranked = [(sign * value, -i) for value, i in valued if value is not None]
         return self.finished[-max(ranked)[1]][1] if ranked else None
+
+
+def metric_values(spec: SweepSpec, history: Sequence[dict[str, float]]) -> list[float]:
+    """The metric the sweep optimises, after each epoch."""
+    if spec.metric != "val/acc_best":
+        return [epoch[spec.metric] for epoch in history]
+    accuracies = [epoch["val/acc"] for epoch in history]
+    return [max(accuracies[: i + 1]) for i in range(len(accuracies))]
 
 
 def result_value(spec: SweepSpec, result: Result) -> float | None:
     """The metric the sweep optimises, of a complete trial; else None."""
-    if result.status != "complete":
-        return None
-    return result.val_acc_best if spec.metric == "val/acc_best" else result.last.get(spec.metric)
+    return _last_value(spec, result) if result.status == "complete" else None
 
 
 def run_sweep(
     spec: SweepSpec,
     folder: Path,
-    workers: int | None = None,
+    options: Options = Options(),
     seed: int = 0,
     watch: Callable[[Sweep, Result | None], None] = lambda sweep, ended: None,
 ) -> Sweep:
@@ -73,7 +103,7 @@ def run_sweep(
     Args:
         spec: The sweep.
         folder: Where it lives; a sweep of another space that is there already is left alone.
-        workers: Trials at a time; by default one a GPU, else one a core and four at the most.
+        options: How it runs.
         seed: Of the search, not of the trials.
         watch: Called a few times a second, and with each trial's record as it ends.
 
@@ -83,41 +113,128 @@ def run_sweep(
     """
     _same_sweep(spec, folder, seed)
     checks = [_overrides(spec, params) for params in corners(spec)]
-    gpus = check_and_prepare(checks)
+    gpus = _chosen(check_and_prepare(checks), options.gpus)
+    launcher = LocalLauncher(local_slots(gpus, options.workers, options.trials_per_gpu))
     write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
-    sweep = Sweep(spec, folder, seed, size(spec), _learned_from(spec, folder))
-    free = slots(gpus, workers)
-    exhausted = False
-    try:
-        while not exhausted or sweep.running:
-            while free and not exhausted:
-                params = propose(spec, seed, _tried(sweep))
-                if params is None:
-                    exhausted = True
-                    break
-                place = folder / TRIALS / trial_key(compose_config(_overrides(spec, params)))
-                before = finished_record(place)
-                if before is not None:
-                    sweep.finished.append((params, before))
-                    continue
-                shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
-                slot = free.pop(0)
-                process = start_trial(_overrides(spec, params), place, slot)
-                sweep.running.append(Running(params, place, process, slot))
-            watch(sweep, None)
-            wait([trial.process.sentinel for trial in sweep.running], timeout=0.25)
-            for trial in [trial for trial in sweep.running if not trial.process.is_alive()]:
+    sweep = Sweep(spec, folder, size(spec), _learned_from(spec, folder))
+    _Loop(sweep, Search(spec, seed), launcher, options, watch).run()
+    return sweep
+
+
+class _Loop:
+    """One call of `run_sweep` after its checks."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        search: Search,
+        launcher: Launcher,
+        options: Options,
+        watch: Callable[[Sweep, Result | None], None],
+    ):
+        self.sweep, self.search, self.launcher, self.watch = sweep, search, launcher, watch
+        self.options = options
+        self.deadline = None if options.budget is None else time.monotonic() + options.budget
+        self.key_of = trial_keys(sweep.spec)
+        self.exhausted = False
+
+    def run(self) -> None:
+        sweep = self.sweep
+        try:
+            while True:
+                while len(sweep.running) < self.launcher.capacity and not self.exhausted and not self._over():
+                    self._start_next()
+                if not sweep.running:
+                    return
+                self.watch(sweep, None)
+                self.launcher.wait([trial.job for trial in sweep.running])
+                self._look()
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    sweep.ended, sweep.out_of_time = "the budget is spent", True
+                    return
+        finally:
+            stop_jobs(self.launcher, [trial.job for trial in sweep.running])
+
+    def _over(self) -> bool:
+        """Whether no further trial should start although there are some."""
+        spec, finished = self.sweep.spec, [result for _, result in self.sweep.finished]
+        reasons = {result.reason for result in finished[:_ALIKE] if result.status == "failed"}
+        if len(finished) >= _ALIKE and len(reasons) == 1 and all(r.status == "failed" for r in finished):
+            self.sweep.ended = f"the first {_ALIKE} trials failed alike: {reasons.pop()}"
+        values = [value for result in finished if (value := result_value(spec, result)) is not None]
+        if spec.target is not None and any(not spec.better(spec.target, value) for value in values):
+            self.sweep.ended = f"{spec.metric} reached its target {spec.target:g}"
+        return bool(self.sweep.ended)
+
+    def _start_next(self) -> None:
+        sweep = self.sweep
+        params = self.search.propose(_tried(sweep))
+        if params is None:
+            self.exhausted = True
+            return
+        place = sweep.folder / TRIALS / self.key_of(params)
+        record = finished_record(place) or self._reused(params, place)
+        if record is not None and not (record.status == "failed" and self.options.retry_failed):
+            sweep.finished.append((params, record))
+            return
+        shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
+        job = self.launcher.start(_overrides(sweep.spec, params), place)
+        sweep.running.append(Running(params, place, job))
+
+    def _reused(self, params: Params, place: Path) -> Result | None:
+        """The finished record of the same settings in another folder, now also in this sweep's."""
+        for other in (
+            folder for base in self.options.reuse for folder in (base / TRIALS / place.name, base / place.name)
+        ):
+            result = finished_record(other)
+            if result is not None and result.status != "failed":
+                fixed = override_values(self.sweep.spec.fixed)
+                shown = {key: result.config[key] for key in (*fixed, *params) if key in result.config}
+                result = replace(result, params=shown)
+                result.save(place)
+                if (other / CHECKPOINT).is_file():
+                    shutil.copyfile(other / CHECKPOINT, place / CHECKPOINT)
+                return result
+        return None
+
+    def _look(self) -> None:
+        """Take note of new epochs and of trials that ended."""
+        sweep = self.sweep
+        for trial in list(sweep.running):
+            ended = trial.job.exitcode is not None
+            progress = progress_of(trial.folder)
+            if not ended and len(progress.get("history", [])) > len(trial.history):
+                trial.history, trial.epochs = progress["history"], progress["epochs"]
+                self._stop_if_behind(trial)
+            if ended:
                 sweep.running.remove(trial)
-                free.append(trial.slot)
                 result = finished_record(trial.folder) or _record_death(trial)
                 best = sweep.best
                 sweep.finished.append((trial.params, result))
                 for loser in {trial.folder.name, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
                     (sweep.folder / TRIALS / loser / CHECKPOINT).unlink(missing_ok=True)
-                watch(sweep, result)
-    finally:
-        _stop(sweep.running)
-    return sweep
+                self.watch(sweep, result)
+
+    def _stop_if_behind(self, trial: Running) -> None:
+        spec = self.sweep.spec
+        if spec.stopping is None or len(trial.history) == trial.epochs:
+            return
+        sign = 1 if spec.goal == "maximize" else -1
+        histories = [result.history for _, result in self.sweep.finished] + [t.history for t in self.sweep.running]
+        everyone = [[sign * value for value in metric_values(spec, history)] for history in histories]
+        own = [sign * value for value in metric_values(spec, trial.history)]
+        behind = spec.stopping.verdict(own, everyone)
+        if behind is not None:
+            value, threshold = (sign * number for number in behind)
+            side = "below" if sign > 0 else "above"
+            reason = f"stopped at epoch {len(own)}: {value:.4g} {side} {threshold:.4g}"
+            write_durably(trial.folder / STOP, reason.encode())
+
+
+def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
+    """From the parameters of a trial to its key, as composing its config would give it, but in microseconds."""
+    base = flat(compose_config(_overrides(spec, corners(spec)[0])))
+    return lambda params: key_of({**base, **{key: typed(key, value) for key, value in params.items()}})
 
 
 def finished_record(trial: Path) -> Result | None:
@@ -130,7 +247,7 @@ def finished_record(trial: Path) -> Result | None:
 
 
 def progress_of(trial: Path) -> dict[str, Any]:
-    """What a running trial last said: `epoch`, `epochs`, `val/acc`, `val/acc_best`; empty before its first epoch."""
+    """What a running trial last said: its `history` and the number of `epochs`; empty before its first epoch's end."""
     try:
         state: dict[str, Any] = json.loads((trial / PROGRESS).read_text())
     except (OSError, ValueError):
@@ -152,8 +269,33 @@ def _overrides(spec: SweepSpec, params: Params) -> list[str]:
 
 
 def _tried(sweep: Sweep) -> list[Tried]:
-    ended = [Tried(params, result_value(sweep.spec, result)) for params, result in sweep.finished]
+    """What the search may learn from: a stopped trial counts with what it reached."""
+    ended = [
+        Tried(params, None if result.status == "failed" else _last_value(sweep.spec, result))
+        for params, result in sweep.finished
+    ]
     return ended + [Tried(trial.params, None, running=True) for trial in sweep.running]
+
+
+def _last_value(spec: SweepSpec, result: Result) -> float | None:
+    values = metric_values(spec, result.history)
+    return values[-1] if values else None
+
+
+def _chosen(found: Sequence[str], asked: str) -> list[str]:
+    """The GPUs to use.
+
+    Raises:
+        Refused: one was asked for that is not there.
+    """
+    if asked == "all":
+        return list(found)
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in found:
+            here = f"there are {', '.join(found)}" if found else "torch finds none here"
+            raise Refused(f"--gpus {asked}: there is no GPU {name!r}; {here}")
+    return names
 
 
 def _identity(spec: SweepSpec, seed: int) -> dict[str, Any]:
@@ -169,14 +311,14 @@ def _same_sweep(spec: SweepSpec, folder: Path, seed: int) -> None:
     for name in ("fixed", "seed", "digest"):
         if old[name] != new[name]:
             raise Refused(
-                f"{folder} holds a sweep whose {name} was {old[name]} and would now be {new[name]}; "
-                "give --out another folder, or the same file and overrides to continue it"
+                f"{folder} holds a sweep whose {name} was {old[name]} and would now be {new[name]}; give the same file "
+                f"and overrides to continue it, or `--out ANOTHER --reuse {folder}` to extend it"
             )
 
 
 def _record_death(trial: Running) -> Result:
     """The record of a trial that ended without leaving one: refused, or killed from outside."""
-    code = trial.process.exitcode or 0
+    code = trial.job.exitcode or 0
     words = (trial.folder / LOG).read_text(errors="replace").strip().splitlines() if code > 0 else []
     how = f"killed by signal {-code}" if code < 0 else words[-1] if words else f"exit code {code}"
     depth = trial.params.get("model.freeze_depth")
@@ -194,13 +336,3 @@ def _record_death(trial: Running) -> Result:
     )
     result.save(trial.folder)
     return result
-
-
-def _stop(running: Sequence[Running]) -> None:
-    for trial in running:
-        trial.process.terminate()
-    for trial in running:
-        trial.process.join(timeout=5)
-        if trial.process.is_alive():
-            trial.process.kill()
-            trial.process.join()

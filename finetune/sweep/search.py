@@ -1,6 +1,7 @@
 """Which parameters to try next. The only home of Optuna."""
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from finetune.sweep.spec import SweepSpec
 Params = dict[str, Any]
 _STARTUP = 10
 """Random trials before Optuna's sampler starts to learn."""
+_REPEATS = 1000
+"""Random draws that must all be repeats before a space counts as used up."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +30,43 @@ class Tried:
 
 def size(spec: SweepSpec) -> int:
     """Trials the sweep will hold: exact for a grid, at the most for the others."""
-    if spec.method == "grid":
-        return len(fixed_trials(spec, 0))
-    assert spec.run_cap is not None
-    return spec.run_cap
+    if spec.method != "grid":
+        assert spec.run_cap is not None
+        return spec.run_cap
+    points = math.prod(len({digest_of(value) for value in d.choices or ()}) for d in spec.parameters.values())
+    return min(points, spec.run_cap or points)
 
 
-def propose(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Params | None:
-    """The next trial's parameters, or None when there is none left.
+class Search:
+    """Proposes the trials of one sweep, one after the other and each once.
 
-    The trials of a grid or random search depend on the spec and `seed` alone. A bayes search depends on what was
-    `tried` too, in its order.
+    Those of a grid or random search depend on the spec and the seed alone. A bayes search depends on what was tried
+    too, in its order.
     """
-    known = {digest_of(trial.params) for trial in tried}
-    if spec.method != "bayes":
-        left = (params for params in fixed_trials(spec, seed) if digest_of(params) not in known)
-        return next(left, None)
-    if len(tried) >= size(spec):
-        return None
-    fresh = (params for params in _suggestions(spec, seed, tried) if digest_of(params) not in known)
-    return next(fresh, None)
 
+    def __init__(self, spec: SweepSpec, seed: int = 0):
+        self._spec, self._seed = spec, seed
+        points = _grid(spec) if spec.method == "grid" else _random(spec, str(seed))
+        self._planned = itertools.islice(_distinct(points), spec.run_cap)
 
-def fixed_trials(spec: SweepSpec, seed: int) -> list[Params]:
-    """Every trial of a grid, or of a random search, in order and without repeats."""
-    if spec.method == "grid":
-        axes = [distribution.choices or () for distribution in spec.parameters.values()]
-        points: Iterator[Params] = (
-            dict(zip(spec.parameters, values, strict=True)) for values in itertools.product(*axes)
+    def propose(self, tried: Sequence[Tried] = ()) -> Params | None:
+        """The next trial's parameters, or None when there is none left.
+
+        Args:
+            tried: The trials that were started before; a bayes search learns from them.
+        """
+        if self._spec.method != "bayes":
+            return next(self._planned, None)
+        if len(tried) >= size(self._spec):
+            return None
+        known = {digest_of(trial.params) for trial in tried}
+        random_ones = itertools.islice(_random(self._spec, f"{self._seed}:{len(tried)}"), _REPEATS)
+        fresh = (
+            params
+            for params in itertools.chain([_suggestion(self._spec, self._seed, tried)], random_ones)
+            if digest_of(params) not in known
         )
-        return list(itertools.islice(_distinct(points), spec.run_cap))
-    draws = (_draw(spec, random.Random(f"{seed}:{i}")) for i in range(50 * size(spec)))  # noqa: S311
-    return list(itertools.islice(_distinct(draws), spec.run_cap))
+        return next(fresh, None)
 
 
 def corners(spec: SweepSpec) -> list[Params]:
@@ -68,21 +76,33 @@ def corners(spec: SweepSpec) -> list[Params]:
     return [{key: values[min(i, len(values) - 1)] for key, values in ends.items()} for i in range(longest)]
 
 
+def _grid(spec: SweepSpec) -> Iterator[Params]:
+    axes = [distribution.choices or () for distribution in spec.parameters.values()]
+    return (dict(zip(spec.parameters, values, strict=True)) for values in itertools.product(*axes))
+
+
+def _random(spec: SweepSpec, seed: str) -> Iterator[Params]:
+    for i in itertools.count():
+        source = random.Random(f"{seed}:{i}")  # noqa: S311
+        yield {key: distribution.at(source.random()) for key, distribution in spec.parameters.items()}
+
+
 def _distinct(points: Iterator[Params]) -> Iterator[Params]:
-    seen = set()
+    """Each point once; ends when so many in a row were repeats that the space must be used up."""
+    seen: set[str] = set()
+    repeats = 0
     for params in points:
         digest = digest_of(params)
-        if digest not in seen:
+        repeats = repeats + 1 if digest in seen else 0
+        if repeats > _REPEATS:
+            return
+        if not repeats:
             seen.add(digest)
             yield params
 
 
-def _draw(spec: SweepSpec, source: random.Random) -> Params:
-    return {key: distribution.at(source.random()) for key, distribution in spec.parameters.items()}
-
-
-def _suggestions(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Iterator[Params]:
-    """Optuna's suggestion, then random ones for when that was tried already.
+def _suggestion(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Params:
+    """Optuna's next point, by a multivariate Parzen estimator that takes running trials for bad ones.
 
     Optuna searches each listed parameter as a category and every other on 0..1, the share of the distribution below
     the value; so every distribution of the schema can be searched.
@@ -97,19 +117,14 @@ def _suggestions(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Iterator
         constant_liar=True,
         seed=random.Random(f"{seed}:{len(tried)}").getrandbits(32),  # noqa: S311
     )
-    direction = (
-        optuna.study.StudyDirection.MAXIMIZE if spec.goal == "maximize" else optuna.study.StudyDirection.MINIMIZE
-    )
-    study = optuna.create_study(direction=direction, sampler=sampler)
+    study = optuna.create_study(direction=optuna.study.StudyDirection[spec.goal.upper()], sampler=sampler)
     states = optuna.trial.TrialState
     for trial in tried:
         state = states.RUNNING if trial.running else states.FAIL if trial.value is None else states.COMPLETE
         shares = {key: _share(spec.parameters[key], value) for key, value in trial.params.items()}
         study.add_trial(optuna.create_trial(state=state, value=trial.value, params=shares, distributions=space))
     asked = study.ask(space).params
-    yield {key: _value(distribution, asked[key]) for key, distribution in spec.parameters.items()}
-    for i in range(100):
-        yield _draw(spec, random.Random(f"{seed}:{len(tried)}:{i}"))  # noqa: S311
+    return {key: _value(distribution, asked[key]) for key, distribution in spec.parameters.items()}
 
 
 def _axis(distribution: Distribution) -> Any:

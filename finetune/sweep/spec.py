@@ -1,7 +1,8 @@
 """A W&B sweep file as a frozen value: `wandb sweep` and our own runner read the same YAML. Imports no torch."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,28 @@ import yaml
 
 from finetune.compose import nearest, no_such_key, shipped
 from finetune.config import Config as Schema
-from finetune.config import digest_of, flat
+from finetune.config import digest_of, flat, typed
 from finetune.errors import Refused
 from finetune.sweep.distribution import BASES, DISTRIBUTIONS, Distribution
+from finetune.sweep.stopping import Hyperband
 
+_NUMBERS = {**BASES, "int_uniform": ("min", "max")}
+_PARAMETER = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "a", "b", "q"}
 METHODS = ("grid", "random", "bayes")
-_TOP = ("name", "description", "project", "entity", "program", "command", "method", "metric", "parameters", "run_cap")
+METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
+"""What a trial reports every epoch, and so what a sweep can optimise."""
+_TOP = (
+    "name",
+    "description",
+    "project",
+    "entity",
+    "command",
+    "method",
+    "metric",
+    "parameters",
+    "run_cap",
+    "early_terminate",
+)
 
 
 @dataclass(frozen=True)
@@ -32,14 +49,25 @@ class SweepSpec:
     """By dotted Hydra key."""
     fixed: tuple[str, ...]
     """Overrides that every trial gets: those in the file's command, then those given beside the file."""
-    run_cap: int | None
+    run_cap: int | None = None
     """Trials at the most."""
+    target: float | None = None
+    """A value of the metric that ends the search once a trial reaches it."""
+    stopping: Hyperband | None = None
+    """When a running trial is given up."""
+    nested: tuple[str, ...] = ()
+    """Keys that the file writes as nested parameters, which W&B's own agent cannot pass to Hydra."""
 
     @property
     def digest(self) -> str:
         """Names the space, the search and the fixed overrides: a sweep folder holds trials of one digest."""
         space = {key: vars(distribution) for key, distribution in self.parameters.items()}
-        return digest_of([self.method, self.goal, self.metric, space, list(self.fixed)])
+        stopping = vars(self.stopping) if self.stopping else None
+        return digest_of([self.method, self.goal, self.metric, space, list(self.fixed), self.target, stopping])
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether one value of the metric is ahead of another."""
+        return value > than if self.goal == "maximize" else value < than
 
 
 def find_sweep(name: str) -> Path:
@@ -58,18 +86,19 @@ def find_sweep(name: str) -> Path:
     raise Refused(f"{name}: there is no such sweep file; shipped ones: {', '.join(known)}")
 
 
-def read_sweep(path: Path, overrides: tuple[str, ...] = ()) -> SweepSpec:
+def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None = None) -> SweepSpec:
     """Read a sweep file.
 
     Args:
         path: YAML in W&B's sweep schema.
         overrides: Given beside the file for every trial; they follow, and so win over, those in its command.
+        trials: Instead of the file's `run_cap`.
 
     Raises:
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Refused(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
@@ -77,44 +106,88 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = ()) -> SweepSpec:
     for key in raw:
         if key not in _TOP:
             raise Refused(f"{path}: key {key!r} is not supported; {nearest(str(key), _TOP)}")
+    name = str(raw.get("name") or path.stem)
+    if not re.fullmatch(r"[^\W.][\w .+-]*", name):
+        raise Refused(f"{path}: name {name!r} must be a plain word, for it names the folder under runs/")
     method = raw.get("method")
     if method not in METHODS:
         raise Refused(f"{path}: method {method!r} is not supported; use one of {', '.join(METHODS)}")
-    metric = raw.get("metric", {"name": "val/acc_best", "goal": "maximize"})
-    if not isinstance(metric, dict) or not set(metric) <= {"name", "goal"} or "name" not in metric:
-        raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize}} and nothing else")
-    if metric.get("goal", "minimize") not in ("maximize", "minimize"):
-        raise Refused(f"{path}: metric.goal {metric['goal']!r} is not known; use maximize or minimize")
+    goal, metric, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}))
     cap = raw.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
         raise Refused(f"{path}: run_cap {cap!r} must be a whole number of at least 1")
+    cap = trials or cap
     if method != "grid" and cap is None:
-        raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER")
-    parameters = {str(key): _distribution(path, str(key), given, method) for key, given in raw["parameters"].items()}
+        raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
+    flattened = list(_flattened(path, raw["parameters"]))
+    parameters = {key: _distribution(path, key, given, method) for key, given, _ in flattened}
     fixed = (*_command_overrides(path, raw.get("command", [])), *overrides)
     for override in overrides:
-        key = override.partition("=")[0]
+        key = override.lstrip("+~").partition("=")[0]
         if key in parameters:
             raise Refused(f"{override}: {key} is swept by {path}; remove it from one of the two")
     return SweepSpec(
-        name=str(raw.get("name") or path.stem),
+        name=name,
         method=method,
-        goal=metric.get("goal", "minimize"),
-        metric=metric["name"],
+        goal=goal,
+        metric=metric,
         parameters=parameters,
         fixed=fixed,
         run_cap=cap,
+        target=target,
+        stopping=_stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
+        nested=tuple(key for key, _, nested in flattened if nested),
     )
 
 
-def override(key: str, value: Any) -> str:
-    """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can."""
-    if value is None:
-        return f"{key}=null"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./:@%+-]+", value):
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return f"{key}={value}"
+def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
+    if not isinstance(given, dict) or not set(given) <= {"name", "goal", "target"} or "name" not in given:
+        raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize, target: NUMBER}} and nothing else")
+    goal = given.get("goal", "minimize")
+    if goal not in ("maximize", "minimize"):
+        raise Refused(f"{path}: metric.goal {goal!r} is not known; use maximize or minimize")
+    if given["name"] not in METRICS:
+        raise Refused(f"{path}: metric.name {given['name']!r} is not reported; {nearest(str(given['name']), METRICS)}")
+    target = given.get("target")
+    return goal, given["name"], None if target is None else _number(f"{path}: metric", "target", target)
+
+
+def _stopping(path: Path, given: Any) -> Hyperband:
+    where = f"{path}: early_terminate"
+    known = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
+    if not isinstance(given, dict) or given.get("type") != "hyperband":
+        raise Refused(f"{where} must be a mapping with type: hyperband")
+    unknown = sorted(map(str, given.keys() - known))
+    if unknown:
+        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], known)}")
+    if ("min_iter" in given) == ("max_iter" in given):
+        raise Refused(f"{where}: give either min_iter, or max_iter with s")
+    if ("max_iter" in given) != ("s" in given):
+        raise Refused(f"{where}: max_iter and s belong together; s is the number of bands before max_iter")
+    for name in ("min_iter", "max_iter", "s"):
+        if name in given and (not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1):
+            raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
+    eta, strict = _number(where, "eta", given.get("eta", 3)), given.get("strict", False)
+    if eta <= 1:
+        raise Refused(f"{where}: eta {eta:g} must be above 1; 3 keeps a third of the trials at each band")
+    if not isinstance(strict, bool):
+        raise Refused(f"{where}: strict must be true or false, not {strict!r}")
+    made = Hyperband(given.get("min_iter"), given.get("max_iter"), given.get("s"), eta, strict)
+    if not made.bands:
+        raise Refused(f"{where}: no band lies before max_iter {made.max_iter}; raise it, or lower eta")
+    return made
+
+
+def _flattened(path: Path, given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Each parameter by its dotted key, and whether the file nests it."""
+    for name, inner in given.items():
+        key = f"{prefix}{name}"
+        if isinstance(inner, dict) and "parameters" in inner:
+            if set(inner) != {"parameters"} or not isinstance(inner["parameters"], dict) or not inner["parameters"]:
+                raise Refused(f"{path}: {key} must hold nested parameters and nothing else, or values")
+            yield from _flattened(path, inner["parameters"], f"{key}.")
+        else:
+            yield key, inner, bool(prefix)
 
 
 def _command_overrides(path: Path, command: Any) -> tuple[str, ...]:
@@ -122,9 +195,15 @@ def _command_overrides(path: Path, command: Any) -> tuple[str, ...]:
         raise Refused(f"{path}: command must be a list of words")
     if command and "${args_no_hyphens}" not in command:
         raise Refused(f"{path}: command must hold ${{args_no_hyphens}}, which passes the swept values to Hydra")
-    if command and "finetune.train" not in command:
-        raise Refused(f"{path}: command must run `-m finetune.train`; a sweep file names no other program")
-    after = command[command.index("finetune.train") + 1 :] if command else []
+    if not command:
+        return ()
+    start = command.index("finetune.train") if "finetune.train" in command else 0
+    if command[start - 1 : start] != ["-m"] or set(command[: start - 1]) - {"${env}", "${interpreter}"}:
+        raise Refused(
+            f"{path}: command must begin with ${{env}}, ${{interpreter}}, -m, finetune.train; a sweep file names no "
+            "other program"
+        )
+    after = command[start + 1 :]
     return tuple(word for word in after if not word.startswith("${"))
 
 
@@ -133,31 +212,40 @@ def _distribution(path: Path, key: str, given: Any, method: str) -> Distribution
     if key not in flat(Schema()):
         raise Refused(f"{path}: {no_such_key(key)}")
     if not isinstance(given, dict):
-        given = {"value": given}
-    if "parameters" in given:
-        raise Refused(f"{where}: nested parameters are not supported; write dotted keys ({key}.name: …)")
-    known = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "a", "b", "q"}
-    unknown = sorted(map(str, given.keys() - known))
+        raise Refused(f"{where} must be a mapping such as {{value: {given}}} or {{values: […]}}")
+    unknown = sorted(map(str, given.keys() - _PARAMETER))
     if unknown:
-        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], known)}")
+        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _PARAMETER)}")
     kind = given.get("distribution") or _implied(where, given)
     if kind not in DISTRIBUTIONS:
         raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
+    names = _NUMBERS.get(kind.removeprefix("q_"), ())
+    known = {
+        "constant": ("value",),
+        "categorical": ("values", "probabilities"),
+    }.get(kind, (*names, "q") if kind.startswith("q_") else names)
+    idle = sorted(given.keys() - {"distribution", *known})
+    if idle:
+        raise Refused(f"{where}: {idle[0]!r} does not belong to a {kind} distribution, which has {', '.join(known)}")
     if kind in ("constant", "categorical"):
-        return _listed(where, kind, given)
-    names = ("min", "max") if kind == "int_uniform" else BASES[kind.removeprefix("q_")]
+        return _listed(where, key, kind, given)
     defaults = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
     low, high = (_number(where, name, given.get(name, defaults.get(name))) for name in names)
+    q = _number(where, "q", given.get("q", 1))
     if names == ("min", "max") and not low < high:
         raise Refused(f"{where}: min {low:g} must be below max {high:g}")
-    if "values" in kind and low <= 0:
-        raise Refused(f"{where}: min {low:g} of a {kind} distribution must be above 0")
+    for name, value in zip(names, (low, high), strict=True):
+        if value <= 0 and (name in ("sigma", "a", "b") or (name == "min" and "values" in kind)):
+            raise Refused(f"{where}: {name} {value:g} of a {kind} distribution must be above 0")
     if kind == "int_uniform" and not (low.is_integer() and high.is_integer()):
         raise Refused(f"{where}: min and max of an int_uniform distribution must be whole numbers")
-    q = _number(where, "q", given.get("q", 1))
     if q <= 0:
         raise Refused(f"{where}: q {q:g} must be above 0")
     made = Distribution(kind, bounds=(low, high), q=q)
+    try:
+        made.at(0.0), made.at(1.0)
+    except OverflowError:
+        raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number") from None
     if method == "grid" and made.choices is None:
         raise Refused(f"{where}: a grid needs values to list, not a {kind} distribution; give `values: […]`")
     return made
@@ -169,30 +257,54 @@ def _implied(where: str, given: Mapping[str, Any]) -> str:
     if "value" in given:
         return "constant"
     if "min" in given and "max" in given:
-        whole = all(isinstance(given[name], int) for name in ("min", "max"))
-        return "int_uniform" if whole else "uniform"
+        whole = [isinstance(given[name], int) for name in ("min", "max")]
+        if whole[0] != whole[1]:
+            raise Refused(f"{where}: min and max must both be whole or both have a dot, or give a distribution")
+        return "int_uniform" if all(whole) else "uniform"
     raise Refused(f"{where}: give `value`, `values`, or `min` and `max`")
 
 
-def _listed(where: str, kind: str, given: Mapping[str, Any]) -> Distribution:
+def _listed(where: str, key: str, kind: str, given: Mapping[str, Any]) -> Distribution:
     values = [given.get("value")] if kind == "constant" else given.get("values")
     if not isinstance(values, list) or not values:
         raise Refused(f"{where}: values must be a list with at least one entry")
-    for value in values:
-        if isinstance(value, dict):
-            raise Refused(f"{where}: a value cannot be a mapping; sweep its keys one by one")
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-            raise Refused(f"{where}: YAML reads {value} as text; write {float(value):.1e} with a dot")
-    shares = given.get("probabilities") or ()
+    shares = given.get("probabilities", [])
+    if not isinstance(shares, list):
+        raise Refused(f"{where}: probabilities must be a list")
+    shares = [_number(where, "a probability", share) for share in shares]
     if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0):
         raise Refused(f"{where}: probabilities must be {len(values)} shares that sum to 1")
-    return Distribution(kind, tuple(values), tuple(shares))
+    return Distribution(kind, tuple(_value(where, key, value) for value in values), tuple(shares))
+
+
+def _value(where: str, key: str, value: Any) -> Any:
+    """One listed value with the type of its key."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, dict):
+            raise Refused(f"{where}: a value cannot be a mapping; sweep its keys one by one")
+        if part is not None and not isinstance(part, str | int | float):
+            raise Refused(f"{where}: {part} is a {type(part).__name__}; give numbers, words, or lists of them")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise Refused(f"{where}: {part} is not a finite number")
+    try:
+        made = typed(key, value)
+    except ValueError:
+        raise Refused(f"{where}: {value!r} is not a number") from None
+    if isinstance(value, str) and not isinstance(made, str):
+        raise Refused(f"{where}: YAML reads {value} as text; write {_dotted(made)}")
+    return made
+
+
+def _dotted(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.1e} with a dot"
 
 
 def _number(where: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = f"; write {float(value):.1e} with a dot" if isinstance(value, str) and _is_float(value) else ""
         raise Refused(f"{where}: {name} must be a number, not {value!r}{hint}")
+    if not math.isfinite(value):
+        raise Refused(f"{where}: {name} {value} is not a finite number")
     return float(value)
 
 
@@ -202,3 +314,14 @@ def _is_float(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Plain YAML in which no key may come twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
