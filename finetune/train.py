@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.backbone import build_backbone
 from finetune.checkpoint import Network, build_network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
 from finetune.config import Config, HeadConfig, flat, trial_key
@@ -33,6 +34,7 @@ from finetune.data.pixels import PixelStore, Transform, pixel_store
 from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Interrupted, Pruned, Refused
+from finetune.freeze import depth_table
 from finetune.module import FineTune
 from finetune.result import CHECKPOINT, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
@@ -116,7 +118,6 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
-    close_loggers(trainer, exit_code=0 if error is None else 1)
     result = Result(
         key=trial_key(config),
         status=status,
@@ -148,6 +149,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
         warnings=warnings,
     )
     result.save(out)
+    close_loggers(trainer, error, lambda: _summary(config, network, result))
     if error is not None:
         raise error
     return result
@@ -169,6 +171,24 @@ def _fit(
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
 
 
+def _summary(config: Config, network: Network, result: Result) -> dict[str, Any]:
+    """What a dashboard shows of a run besides its metrics: its cost, and its row of the depth table."""
+    with torch.device("meta"):
+        table = depth_table(build_backbone(config.model.backbone), config.model.freeze_unit, config.data.size)
+    row = table[network.plan.depth]
+    return {
+        **{f"seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
+        "images_per_second": result.images_per_second,
+        "peak_memory_mb": result.peak_memory_mb,
+        "trained_parameters": result.trained_parameters,
+        "frozen/depth": row.k,
+        "frozen/last": row.name,
+        "frozen/parameters": row.parameters,
+        "frozen/parameter_share": row.parameter_share,
+        "frozen/flop_share": row.flop_share,
+    }
+
+
 class _Clock:
     """Seconds by phase, each from the end of the one before."""
 
@@ -185,7 +205,7 @@ class _Clock:
 
 def _write_config(out: Path, config: Config, overrides: Sequence[str]) -> None:
     (out / ".hydra").mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (out / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     (out / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.durable import write_durably
-from finetune.errors import Pruned, Refused
+from finetune.errors import Interrupted, Pruned, Refused
 from finetune.module import FineTune, constant, cosine
 from finetune.result import PROGRESS, STOP
 
@@ -99,15 +100,28 @@ def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
     if logger.name == "csv":
         return [CSVLogger(out, name="", version="")]
     if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
-        return [WandbLogger(project=logger.project, offline=logger.mode == "offline", save_dir=out)]
+
+        def stop() -> None:
+            write_durably(out / STOP, b"stopped by W&B")
+
+        offline = logger.mode == "offline"
+        return [WandbLogger(project=logger.project, offline=offline, save_dir=out, settings={"stop_fn": stop})]
     return []
 
 
-def close_loggers(trainer: pl.Trainer, exit_code: int) -> None:
-    """End a W&B run here: a forked child runs no exit handlers that would."""
+def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Callable[[], dict[str, Any]]) -> None:
+    """End a W&B run here, for a forked child runs no exit handlers that would; other loggers need nothing.
+
+    A run that SIGTERM stopped is marked as preempted, so that W&B hands it out again.
+    """
+    code = error.code if isinstance(error, Interrupted) else int(error is not None)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish(exit_code=exit_code)
+            run = logger.experiment
+            run.summary.update(summary())
+            if code == 143:
+                run.mark_preempting()
+            run.finish(exit_code=code)
 
 
 class EpochLines(Callback):

@@ -47,4 +47,8 @@ def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[
     assert run["config"] == flat(config)
     assert (run["state"], run["project"]) == ("finished", "finetune")
     assert run["summary"]["val/acc_best"] == pytest.approx(result.val_acc_best)
+    assert run["summary"]["frozen/last"] == "layer4.2"
+    assert run["summary"]["frozen/flop_share"] == 1
+    assert run["summary"]["seconds/total"] == pytest.approx(result.seconds["total"])
+    assert {"images_per_second", "peak_memory_mb", "trained_parameters"} <= set(run["summary"])
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch"} <= set(run["summary"])

@@ -114,7 +114,8 @@ def run_sweep(
     _same_sweep(spec, folder, seed)
     checks = [_overrides(spec, params) for params in corners(spec)]
     gpus = _chosen(check_and_prepare(checks), options.gpus)
-    launcher = LocalLauncher(local_slots(gpus, options.workers, options.trials_per_gpu))
+    slots = local_slots(gpus, options.workers, options.trials_per_gpu)
+    launcher = LocalLauncher(slots, {"WANDB_RUN_GROUP": spec.name})
     write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
     sweep = Sweep(spec, folder, size(spec), _learned_from(spec, folder))
     _Loop(sweep, Search(spec, seed), launcher, options, watch).run()
