@@ -7,13 +7,13 @@ ARGS ?=
 
 ifdef DATA
 SPEC ?= sweeps/explore.yaml
-SWEEP = $(BIN)/finetune sweep "$(SPEC)" "data.root=$(DATA)" --out "runs/$(basename $(notdir $(SPEC)))-$(notdir $(patsubst %/,%,$(DATA)))"
+LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)" "data.root=$(DATA)" --out "runs/$(basename $(notdir $(SPEC)))-$(notdir $(patsubst %/,%,$(DATA)))"
 else
 SPEC ?= sweeps/local.yaml
-SWEEP = $(BIN)/finetune sweep "$(SPEC)"
+LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help setup sweep-local test check lint format lock clean
+.PHONY: help setup sweep-local agents test check lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -30,7 +30,10 @@ $(SETUP): requirements.lock pyproject.toml
 	@touch $@
 
 sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FILE for another sweep, ARGS="KEY=VALUE …"
-	@$(SWEEP) $(ARGS)
+	@$(LOCAL_SWEEP) $(ARGS)
+
+agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
+	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
 test: $(SETUP) ## run the tests
 	$(BIN)/python -m pytest -n auto

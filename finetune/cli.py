@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import signal
 import sys
 import traceback
@@ -86,6 +87,27 @@ def sweep(
 
 
 @app.command()
+def agent(
+    sweep: Annotated[str, typer.Argument(help="ENTITY/PROJECT/ID, as `wandb sweep` printed it.")],
+    gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
+    workers: Annotated[int | None, typer.Option(min=1, help="Agents; default one a GPU or core.")] = None,
+    trials_per_gpu: Annotated[int, typer.Option(min=1, help="Agents that share a GPU.")] = 1,
+    count: Annotated[int | None, typer.Option(min=1, help="Trials of each agent at the most.")] = None,
+) -> int:
+    """Run W&B agents on this machine, one a GPU; a trial starts in a second instead of a cold process."""
+    from finetune.report.table import read_records, tabulate
+    from finetune.sweep.agent import run_agents
+
+    folder = run_agents(sweep, gpus, workers, trials_per_gpu, count)
+    if not folder.is_dir():
+        console.print("the sweep had no trial left")
+        return 0
+    _print_table(tabulate(read_records(folder)))
+    console.print(f"records of the trials run here: {folder}")
+    return 0
+
+
+@app.command()
 def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
     """How far a sweep is: trials by status, those under way, the best so far."""
     from finetune.report.html import verdict
@@ -117,6 +139,66 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -
     records = read_records(folder)
     _print_table(tabulate(records))
     console.print(f"plot and table: {write_report(folder, records)}")
+    return 0
+
+
+@app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep that ran here.")],
+    project: Annotated[str, typer.Option(help="PROJECT, or ENTITY/PROJECT.")] = "finetune",
+) -> int:
+    """Upload a sweep that ran here to W&B, as runs in a group of its name; none is uploaded twice."""
+    from rich.progress import Progress
+
+    from finetune.report.dashboard import sync_records
+
+    entity, _, name = project.rpartition("/")
+    with Progress(console=console, transient=True) as display:
+        bar = display.add_task("uploading")
+        show = lambda done, total: display.update(bar, completed=done, total=total)  # noqa: E731
+        uploaded = sync_records(folder, name, entity or None, show)
+    console.print(f"uploaded {len(uploaded)} trials" + (f", the last as {uploaded[-1]}" if uploaded else ""))
+    return 0
+
+
+@app.command()
+def dashboard(project: Annotated[str, typer.Argument(help="ENTITY/PROJECT.")]) -> int:
+    """Create or update a W&B workspace view: accuracy against frozen depth, learning curves and more."""
+    from finetune.report.dashboard import write_dashboard
+
+    entity, _, name = project.partition("/")
+    if not entity or not name or "/" in name:
+        raise Refused(f"{project} is not a project; give ENTITY/PROJECT")
+    console.print(write_dashboard(entity, name))
+    return 0
+
+
+@app.command()
+def plan(
+    file: Annotated[str, typer.Argument(help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE for every trial.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+) -> int:
+    """Check a sweep file and print what it would run, here or under W&B's agents; nothing is run."""
+    from finetune.compose import compose_config, override
+    from finetune.sweep.search import Search, corners, size
+    from finetune.sweep.spec import find_sweep, read_sweep
+
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()))
+    for params in corners(spec):
+        compose_config([*spec.fixed, *(override(key, value) for key, value in params.items())])
+    console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
+    for key, distribution in spec.parameters.items():
+        console.print(f"  {key}: {distribution.text}", markup=False)
+    if spec.stopping is not None:
+        bands = [str(band) for band in spec.stopping.bands[:4]]
+        console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
+    search = Search(spec, seed)
+    for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
+        words = [*spec.fixed, *(override(key, value) for key, value in trial.items())]
+        console.print("python -m finetune.train " + shlex.join(words), markup=False)
+    for problem in spec.not_for_agents:
+        console.print(f"W&B's own agents cannot run this file: {problem}", markup=False)
     return 0
 
 

@@ -53,6 +53,16 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
+    def figures(self) -> dict[str, Any]:
+        """What a dashboard shows of a trial besides its metrics."""
+        return {
+            **{f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()},
+            "images_per_second": self.images_per_second,
+            "peak_memory_mb": self.peak_memory_mb,
+            "trained_parameters": self.trained_parameters,
+            "frozen/depth": self.freeze_depth,
+        }
+
     def save(self, folder: Path) -> None:
         """Write `result.json` into `folder`, whole or not at all."""
         text = json.dumps(asdict(self), indent=1, allow_nan=False)

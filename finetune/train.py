@@ -177,11 +177,7 @@ def _summary(config: Config, network: Network, result: Result) -> dict[str, Any]
         table = depth_table(build_backbone(config.model.backbone), config.model.freeze_unit, config.data.size)
     row = table[network.plan.depth]
     return {
-        **{f"seconds/{phase}": seconds for phase, seconds in result.seconds.items()},
-        "images_per_second": result.images_per_second,
-        "peak_memory_mb": result.peak_memory_mb,
-        "trained_parameters": result.trained_parameters,
-        "frozen/depth": row.k,
+        **result.figures(),
         "frozen/last": row.name,
         "frozen/parameters": row.parameters,
         "frozen/parameter_share": row.parameter_share,

@@ -110,10 +110,10 @@ def test_entries_are_imported_by_the_command_line_and_by_children_only_and_late(
 ONLY_IN = {
     "optuna": ("sweep.search",),
     "hydra": ("compose", "train"),
-    "wandb": ("trainer",),
+    "wandb": ("trainer", "sweep.agent", "report.dashboard"),
     "plotly": ("report.html",),
     "typer": ("cli",),
-    "yaml": ("sweep.spec",),
+    "yaml": ("sweep.spec", "sweep.agent"),
     "torchvision": ("backbone", "train"),
     "pytorch_lightning": ("module", "trainer", "train", "data.datamodule"),
     "pickle": (),

@@ -157,7 +157,11 @@ def test_nested_parameters_are_those_of_their_dotted_keys(tmp_path: Path) -> Non
     spec = read(tmp_path, f"{{method: grid, parameters: {nested}}}")
     dotted = read(tmp_path, "{method: grid, parameters: {optim.lr: {value: 0.1}, model.head.dropout: {value: 0.5}}}")
     assert spec.parameters == dotted.parameters
-    assert (spec.nested, dotted.nested) == (("optim.lr", "model.head.dropout"), ())
+    assert [problem.split(";")[0] for problem in spec.not_for_agents] == [
+        "it has no command",
+        "nested parameters reach Hydra as one mapping",
+    ]
+    assert len(dotted.not_for_agents) == 1
 
 
 def test_stopping_and_target_are_read(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ class Distribution:
             return tuple(self._step(i * self.q) for i in range(first, last + 1))
         return self.values or None
 
+    @property
+    def text(self) -> str:
+        """For people: the values, or the distribution with its numbers."""
+        if self.values:
+            shares = f" with probabilities {list(self.probabilities)}" if self.probabilities else ""
+            return f"{', '.join(map(str, self.values))}{shares}"
+        step = f" in steps of {self.q:g}" if self.kind.startswith("q_") else ""
+        return f"{self.kind} {self.bounds[0]:g} … {self.bounds[1]:g}{step}"
+
     def at(self, u: float) -> Any:
         """The value below which a share `u` of the distribution lies, 0 <= u < 1."""
         if self.values:

@@ -20,8 +20,8 @@ from finetune.compose import override
 from finetune.errors import Refused
 
 LOG = "log.txt"
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["finetune.train"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["finetune.train"])
 _GRACE = 5.0
 """Seconds that a trial asked to end may take before it is killed."""
 
@@ -92,7 +92,7 @@ class LocalLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
         given = (arguments, folder / LOG, self._slots[free[0]], self._environment)
-        child = _CONTEXT.Process(target=_run_trial, args=given, daemon=True)
+        child = CONTEXT.Process(target=_run_trial, args=given, daemon=True)
         child.start()
         self._taken[free[0]] = child
         return child
@@ -110,14 +110,30 @@ def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 
     return [Slot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)]
 
 
+def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
+    """The GPUs to use: `all`, or numbers such as `0,2`.
+
+    Raises:
+        Refused: one was asked for that is not there.
+    """
+    if asked == "all":
+        return list(found)
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in found:
+            here = f"there are {', '.join(found)}" if found else "torch finds none here"
+            raise Refused(f"--gpus {asked}: there is no GPU {name!r}; {here}")
+    return names
+
+
 def check_and_prepare(configs: Sequence[Sequence[str]]) -> list[str]:
     """Check every config, and decode the images they need, in a child; returns the names of the GPUs it can use.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    child = _CONTEXT.Process(target=_prepare, args=([list(c) for c in configs], sender), daemon=True)
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_prepare, args=([list(c) for c in configs], sender), daemon=True)
     child.start()
     sender.close()
     try:
@@ -135,7 +151,7 @@ def check_and_prepare(configs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[str, str]) -> None:
-    _end_with_parent()
+    end_with_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -153,7 +169,7 @@ def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[st
 
 
 def _prepare(configs: list[list[str]], sender: Connection) -> None:
-    _end_with_parent()
+    end_with_parent()
 
     import torch
 
@@ -168,7 +184,8 @@ def _prepare(configs: list[list[str]], sender: Connection) -> None:
         sender.send((refusal, torch.cuda.device_count()))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this child process when its parent ends, however that happens."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -13,7 +13,16 @@ from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, PROGRESS, RECORD, STOP, Result
-from finetune.sweep.launch import LOG, Job, Launcher, LocalLauncher, check_and_prepare, local_slots, stop_jobs
+from finetune.sweep.launch import (
+    LOG,
+    Job,
+    Launcher,
+    LocalLauncher,
+    check_and_prepare,
+    chosen_gpus,
+    local_slots,
+    stop_jobs,
+)
 from finetune.sweep.search import Params, Search, Tried, corners, size
 from finetune.sweep.spec import SweepSpec
 
@@ -113,7 +122,7 @@ def run_sweep(
     """
     _same_sweep(spec, folder, seed)
     checks = [_overrides(spec, params) for params in corners(spec)]
-    gpus = _chosen(check_and_prepare(checks), options.gpus)
+    gpus = chosen_gpus(check_and_prepare(checks), options.gpus)
     slots = local_slots(gpus, options.workers, options.trials_per_gpu)
     launcher = LocalLauncher(slots, {"WANDB_RUN_GROUP": spec.name})
     write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
@@ -281,22 +290,6 @@ def _tried(sweep: Sweep) -> list[Tried]:
 def _last_value(spec: SweepSpec, result: Result) -> float | None:
     values = metric_values(spec, result.history)
     return values[-1] if values else None
-
-
-def _chosen(found: Sequence[str], asked: str) -> list[str]:
-    """The GPUs to use.
-
-    Raises:
-        Refused: one was asked for that is not there.
-    """
-    if asked == "all":
-        return list(found)
-    names = [name.strip() for name in asked.split(",")]
-    for name in names:
-        if name not in found:
-            here = f"there are {', '.join(found)}" if found else "torch finds none here"
-            raise Refused(f"--gpus {asked}: there is no GPU {name!r}; {here}")
-    return names
 
 
 def _identity(spec: SweepSpec, seed: int) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class SweepSpec:
     """A value of the metric that ends the search once a trial reaches it."""
     stopping: Hyperband | None = None
     """When a running trial is given up."""
-    nested: tuple[str, ...] = ()
-    """Keys that the file writes as nested parameters, which W&B's own agent cannot pass to Hydra."""
+    not_for_agents: tuple[str, ...] = ()
+    """What keeps W&B's own agents from running the file, one sentence each."""
 
     @property
     def digest(self) -> str:
@@ -121,7 +121,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
     flattened = list(_flattened(path, raw["parameters"]))
     parameters = {key: _distribution(path, key, given, method) for key, given, _ in flattened}
-    fixed = (*_command_overrides(path, raw.get("command", [])), *overrides)
+    fixed = (*command_overrides(str(path), raw.get("command", [])), *overrides)
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key in parameters:
@@ -136,8 +136,15 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         run_cap=cap,
         target=target,
         stopping=_stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
-        nested=tuple(key for key, _, nested in flattened if nested),
+        not_for_agents=tuple(_problems(raw, [key for key, _, nested in flattened if nested])),
     )
+
+
+def _problems(raw: Mapping[str, Any], nested: list[str]) -> Iterator[str]:
+    if "command" not in raw:
+        yield "it has no command; copy the one of sweeps/local.yaml"
+    if nested:
+        yield f"nested parameters reach Hydra as one mapping; write dotted keys, such as {nested[0]}"
 
 
 def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
@@ -190,7 +197,12 @@ def _flattened(path: Path, given: Mapping[str, Any], prefix: str = "") -> Iterat
             yield key, inner, bool(prefix)
 
 
-def _command_overrides(path: Path, command: Any) -> tuple[str, ...]:
+def command_overrides(path: str, command: Any) -> tuple[str, ...]:
+    """The overrides that a sweep's command gives to every trial.
+
+    Raises:
+        Refused: it runs something else than `-m finetune.train`.
+    """
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         raise Refused(f"{path}: command must be a list of words")
     if command and "${args_no_hyphens}" not in command:

@@ -1,0 +1,132 @@
+"""W&B agents on this machine, one for each trial at a time, whose trials are forked children. Imports no torch itself.
+
+`wandb agent` starts a cold process for every trial; these agents speak to the same server through the same client.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from finetune.compose import compose_config, override
+from finetune.config import trial_key
+from finetune.durable import write_durably
+from finetune.errors import Refused
+from finetune.result import STOP
+from finetune.sweep.launch import (
+    CONTEXT,
+    LocalLauncher,
+    Slot,
+    check_and_prepare,
+    chosen_gpus,
+    end_with_parent,
+    local_slots,
+    stop_jobs,
+)
+from finetune.sweep.spec import command_overrides
+
+TRIALS = "trials"
+_PATIENCE = 20.0
+"""Seconds that a trial W&B stopped may take to end by itself; the server waits 30."""
+
+
+def run_agents(
+    sweep: str, gpus: str = "all", workers: int | None = None, trials_per_gpu: int = 1, count: int | None = None
+) -> Path:
+    """Run agents for a W&B sweep until it has no trial left.
+
+    Args:
+        sweep: `ENTITY/PROJECT/ID`.
+        gpus: `all`, or numbers such as `0,2`.
+        workers: Agents; by default one a GPU, else one a core and four at the most.
+        trials_per_gpu: Agents that share a GPU.
+        count: Trials of each agent at the most.
+
+    Returns:
+        The folder with the records of the trials that ran here, as `finetune sweep` leaves them.
+
+    Raises:
+        Refused: no such sweep, or its command does not run our trials.
+    """
+    config = _sweep_config(sweep)
+    fixed = command_overrides(sweep, config.get("command", []))
+    if not fixed and not config.get("command"):
+        raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
+    name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
+    folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
+    slots = local_slots(chosen_gpus(check_and_prepare([]), gpus), workers, trials_per_gpu)
+    agents = [CONTEXT.Process(target=_agent, args=(sweep, fixed, folder, slot, count)) for slot in slots]
+    try:
+        for agent in agents:
+            agent.start()
+        for agent in agents:
+            agent.join()
+    finally:
+        for agent in agents:
+            if agent.is_alive():
+                agent.terminate()
+        for agent in agents:
+            agent.join()
+    return folder
+
+
+def _sweep_config(sweep: str) -> dict[str, Any]:
+    import wandb
+
+    if len(sweep.split("/")) != 3:
+        raise Refused(f"{sweep} is not a sweep; give ENTITY/PROJECT/ID, as `wandb sweep` printed it")
+    try:
+        config: dict[str, Any] = wandb.Api().sweep(sweep).config
+    except (wandb.errors.Error, ValueError) as error:
+        raise Refused(f"{sweep} cannot be read from W&B: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: int | None) -> None:
+    end_with_parent()
+    import wandb
+
+    leaving = threading.Event()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        leaving.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    entity, project, _ = sweep.split("/")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb.agent(sweep, lambda: _trial(fixed, folder, slot, leaving), entity=entity, project=project, count=count)
+
+
+def _trial(fixed: tuple[str, ...], folder: Path, slot: Slot, leaving: threading.Event) -> None:
+    """Run what the server asked for in a child, which logs to the run that the server made."""
+    raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
+    given = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict)}
+    words = [*fixed, *(override(key, value) for key, value in given.items())]
+    key = trial_key(compose_config(words))
+    place = folder / TRIALS / key
+    (place / STOP).unlink(missing_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    launcher = LocalLauncher([slot], environment)
+    job = launcher.start(words, place)
+    print(f"{multiprocessing.current_process().name}: {' '.join(words[len(fixed) :])} → {place}", flush=True)
+    try:
+        while job.exitcode is None:
+            launcher.wait([job])
+    except BaseException:  # the client stops a run by raising in this thread
+        if leaving.is_set():
+            stop_jobs(launcher, [job])  # SIGTERM: the run is marked as preempted
+        else:
+            write_durably(place / STOP, b"stopped by W&B")
+            job.join(_PATIENCE)
+            stop_jobs(launcher, [job])
+        raise
+    if job.exitcode:
+        raise RuntimeError(f"the trial ended with exit code {job.exitcode}; {place / 'log.txt'} says why")

@@ -1,0 +1,186 @@
+"""Sweeps under the real W&B client, against a server on loopback."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune.compose import compose_config
+from finetune.config import flat
+from finetune.result import Result
+from tests.wandb_server import Run, Server, wandb_server
+
+VALUES: dict[str, list[Any]] = {
+    "optim.lr": [0.00001, 0.01],
+    "trainer.patience": [None, 3],
+    "model.head.hidden": [[], [16, 8]],
+    "optim.weight_decay": [0, 0.5],
+    "optim.momentum": [0.9],
+}
+"""Every form of value that an agent passes; together with texts below."""
+
+
+def start(server: Server, folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """A command in `folder`, pointed at the server."""
+    binaries = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= server.environment()
+    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": f"{binaries}:{os.environ['PATH']}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def made(server: Server, folder: Path, fast: list[str], epochs: int, **more: Any) -> str:
+    """`wandb sweep` on a file of `fast` trials; returns what `wandb agent` takes."""
+    command = ["${env}", "${interpreter}", "-m", "finetune.train", *fast, f"trainer.epochs={epochs}"]
+    raw = {
+        "name": "real",
+        "method": "grid",
+        "metric": {"name": "val/acc_best", "goal": "maximize"},
+        "command": [*command, "${args_no_hyphens}"],
+        "parameters": {key: {"values": values} for key, values in VALUES.items()},
+        **more,
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(raw))
+    printed, _ = start(server, folder, "wandb", "sweep", "--project", "p", "sweep.yaml").communicate(timeout=120)
+    found = re.search(r"wandb agent (\S+)", re.sub(r"\x1b\[[0-9;]*m", "", printed))
+    assert found, printed
+    return found[1]
+
+
+def one_after_the_other(trials: list[dict[str, Any]]) -> Callable[[list[Run]], dict[str, Any] | None]:
+    return lambda runs: trials[len(runs)] if len(runs) < len(trials) else None
+
+
+def wait_for(true: Callable[[], Any], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+TRIALS = [
+    {"optim.lr": 1e-05, "trainer.patience": None, "model.head.hidden": [], "optim.weight_decay": 0},
+    {"optim.lr": 0.01, "trainer.patience": 3, "model.head.hidden": [16, 8], "optim.weight_decay": 0.5},
+    {"optim.lr": 0.01, "model.head.activation": "gelu", "optim.name": "sgd", "optim.momentum": 0.9},
+]
+
+
+def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path, fast: list[str]) -> None:
+    with wandb_server(one_after_the_other(TRIALS)) as server:
+        sweep = made(server, tmp_path, fast, epochs=2)
+        agents = [start(server, tmp_path, "wandb", "agent", sweep) for _ in range(2)]
+        outputs = [agent.communicate(timeout=180)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], outputs
+        assert server.unknown == []
+        runs = server.sweep_runs()
+    assert list(server.runs) == ["run0", "run1", "run2"]  # no second run beside the agent's
+    records = [Result.load(file.parent) for file in tmp_path.glob("runs/*/*/result.json")]
+    for run, params in zip(runs, TRIALS, strict=True):
+        assert (run.complete, run.exitcode) == (True, 0)
+        config = run.settings()
+        expected = flat(compose_config([*fast, *(f"{key}={json.dumps(value)}" for key, value in params.items())]))
+        varying = ("out", "cache.dir", "trainer.epochs")
+        assert {key: config[key] for key in expected if key not in varying} == {
+            key: value for key, value in expected.items() if key not in varying
+        }
+        (record,) = (record for record in records if record.config["out"] == config["out"])
+        assert [row["val/acc"] for row in run.history if "val/acc" in row] == pytest.approx(
+            [epoch["val/acc"] for epoch in record.history]
+        )
+        assert run.summary["val/acc_best"] == pytest.approx(record.val_acc_best)
+        assert {"images_per_second", "seconds/total", "peak_memory_mb", "frozen/depth"} <= set(run.summary)
+        assert not run.preempting
+
+
+def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, fast: list[str]) -> None:
+    trials = [{"optim.lr": 0.01, "trainer.epochs": 1000}, {"optim.lr": 0.01, "trainer.epochs": 1}]
+    with wandb_server(one_after_the_other(trials)) as server:
+        sweep = made(server, tmp_path, fast[:-2] + fast[-1:], epochs=1)
+        agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
+        wait_for(lambda: "run0" in server.runs and server.runs["run0"].history)
+        server.runs["run0"].stop = True
+        output, _ = agent.communicate(timeout=180)
+        assert agent.returncode == 0, output
+        stopped, whole = server.sweep_runs()
+    assert (stopped.exitcode, stopped.preempting) == (0, False)
+    assert (whole.exitcode, len(whole.history)) == (0, 1)
+    folder = tmp_path / "runs" / "real-sweep1"
+    records = {record.status: record for record in (Result.load(path) for path in (folder / "trials").iterdir())}
+    assert records["pruned"].reason == "stopped by W&B"
+    assert records["complete"].config["trainer.epochs"] == 1
+    assert "validation accuracy per frozen depth" in output
+
+
+def test_a_preempted_agent_marks_its_run_so_that_it_is_handed_out_again(tmp_path: Path, fast: list[str]) -> None:
+    with wandb_server(one_after_the_other([{"trainer.epochs": 1000}])) as server:
+        sweep = made(server, tmp_path, fast, epochs=1)
+        agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
+        wait_for(lambda: "run0" in server.runs and server.runs["run0"].history)
+        os.kill(agent.pid, signal.SIGTERM)
+        agent.communicate(timeout=60)
+        (run,) = server.sweep_runs()
+        assert (run.preempting, run.exitcode) == (True, 143)
+    assert agent.returncode == 143
+
+
+def test_a_trial_goes_on_when_the_server_goes_away(tmp_path: Path, fast: list[str]) -> None:
+    with wandb_server() as server:
+        words = [*fast, "trainer.epochs=30", "logger=wandb", f"out={tmp_path / 'r'}"]
+        trial = start(server, tmp_path, "finetune.train", *words)
+        wait_for(lambda: any(run.history for run in server.runs.values()))
+    wait_for((tmp_path / "r" / "result.json").exists)
+    os.killpg(trial.pid, signal.SIGKILL)  # the client keeps trying to upload
+    trial.communicate()
+    assert Result.load(tmp_path / "r").status == "complete"
+
+
+def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"method": "grid", "parameters": {"model.freeze_depth": {"values": [16, 17]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
+    with wandb_server() as server:
+        ran = start(server, tmp_path, "finetune.cli", "sweep", "mine.yaml", *fast)
+        assert ran.communicate(timeout=120)
+        assert ran.returncode == 0
+        assert server.runs == {}
+        for uploaded in (2, 0):
+            sync = start(server, tmp_path, "finetune.cli", "sync", "runs/mine", "--project", "us/p")
+            output, _ = sync.communicate(timeout=120)
+            assert f"uploaded {uploaded} trials" in output
+        runs = list(server.runs.values())
+    records = {record.freeze_depth: record for record in map(Result.load, tmp_path.glob("runs/mine/trials/*"))}
+    assert len(runs) == 2
+    for run in runs:
+        record = records[run.summary["frozen/depth"]]
+        assert (run.group, run.complete, run.exitcode) == ("mine", True, 0)
+        assert run.settings() == record.config
+        assert [row["val/acc"] for row in run.history] == [epoch["val/acc"] for epoch in record.history]
+        assert run.summary["val/acc_best"] == record.val_acc_best
+
+
+def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        for _ in range(2):
+            output, _ = start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=60)
+            assert "/us/p?nw=finetune" in output
+        (view,) = server.views.values()
+    spec = view["spec"]
+    titles = ["Validation accuracy against frozen depth", "The same, coloured by learning rate", "against seconds"]
+    for text in [*titles, "Parallel Coordinates Plot", "Parameter Importance", "Learning curves", "frozen/depth"]:
+        assert text in spec
