@@ -165,12 +165,8 @@ def trial_key(config: Config) -> str:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """The trial key of flat settings."""
-    meaning = {
-        key: value
-        for key, value in settings.items()
-        if not any(key == skip or key.startswith(f"{skip}.") for skip in NOT_MEANINGFUL)
-    }
-    return digest_of(meaning)
+    skipped = tuple(f"{name}." for name in NOT_MEANINGFUL)
+    return digest_of({key: value for key, value in settings.items() if not f"{key}.".startswith(skipped)})
 
 
 def typed(key: str, value: Any) -> Any:

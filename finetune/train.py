@@ -231,16 +231,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     raise Interrupted(130 if number == signal.SIGINT else 143)
 
 
-_raised: list[BaseException] = []
-
-
-@hydra.main(config_path=str(shipped("conf").resolve()), config_name="config", version_base="1.3")
-def _hydra_main(raw: DictConfig) -> None:
-    try:
-        result = train(checked(raw), list(HydraConfig.get().overrides.task))
-        print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
-    except BaseException as error:  # Hydra would print its own account of it; main tells it in one line
-        _raised.append(error)
+def run_trial(overrides: Sequence[str]) -> int:
+    """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code."""
+    return _exit_code(lambda: _train_and_tell(compose_config(overrides), overrides), debug=True)
 
 
 def main() -> int:
@@ -248,24 +241,47 @@ def main() -> int:
     debug = "--debug" in sys.argv
     sys.argv = [sys.argv[0], *as_overrides([word for word in sys.argv[1:] if word != "--debug"])]
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    return _exit_code(_from_command_line, debug)
+
+
+def _train_and_tell(config: Config, overrides: Sequence[str]) -> None:
+    result = train(config, overrides)
+    print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+
+
+def _from_command_line() -> None:
+    raised: list[BaseException] = []
+
+    @hydra.main(config_path=str(shipped("conf").resolve()), config_name="config", version_base="1.3")
+    def run(raw: DictConfig) -> None:
+        try:
+            _train_and_tell(checked(raw), list(HydraConfig.get().overrides.task))
+        except BaseException as error:  # Hydra would print its own account of it
+            raised.append(error)
+
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error, [word for word in sys.argv[1:] if "=" in word]) from error
+    if raised:
+        raise raised[0]
+
+
+def _exit_code(run: Callable[[], None], debug: bool) -> int:
+    """Run; what went wrong is told in one line, and as a traceback under `debug`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
-    _raised.clear()
     try:
-        _hydra_main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        _raised.append(explain(error, [word for word in sys.argv[1:] if "=" in word]))
-    if not _raised:
+        run()
         return 0
-    ended = _raised[0]
-    if debug:
-        traceback.print_exception(ended)
-    if isinstance(ended, Refused):
-        code, text = 2, f"refused: {ended}"
-    elif isinstance(ended, Interrupted):
-        code, text = ended.code, "interrupted; the same command starts over"
-    else:
-        code, text = 1, f"failed: {_one_line(ended)} (--debug shows where)"
+    except Refused as refusal:
+        code, text = 2, f"refused: {refusal}"
+    except Interrupted as interrupt:
+        code, text = interrupt.code, "interrupted; the same command starts over"
+    except Exception as failure:
+        code, text = 1, f"failed: {_one_line(failure)} (--debug shows where)"
+        if debug:
+            traceback.print_exc()
     print(text, file=sys.stderr)
     return code
 

@@ -164,8 +164,7 @@ def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[st
     from finetune import train
 
     torch.set_num_threads(slot.threads)
-    sys.argv = ["finetune.train", "--debug", *arguments]
-    sys.exit(train.main())
+    sys.exit(train.run_trial(arguments))
 
 
 def _prepare(configs: list[list[str]], sender: Connection) -> None:

@@ -1,5 +1,6 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
+import itertools
 import json
 import shutil
 import time
@@ -78,26 +79,29 @@ class Sweep:
     out_of_time: bool = False
     """Whether that was the budget, so that the same call would go on."""
 
-    @property
-    def best(self) -> Result | None:
-        """The finished trial with the best metric."""
-        sign = 1 if self.spec.goal == "maximize" else -1
-        valued = [(result_value(self.spec, result), i) for i, (_, result) in enumerate(self.finished)]
-        ranked = [(sign * value, -i) for value, i in valued if value is not None]
-        return self.finished[-max(ranked)[1]][1] if ranked else None
+    best: Result | None = None
+    """The complete trial with the best metric, the first of equals."""
+
+    def add(self, params: Params, result: Result) -> None:
+        """Count a finished trial."""
+        self.finished.append((params, result))
+        value = result_value(self.spec, result)
+        best = None if self.best is None else result_value(self.spec, self.best)
+        if value is not None and (best is None or self.spec.better(value, best)):
+            self.best = result
 
 
 def metric_values(spec: SweepSpec, history: Sequence[dict[str, float]]) -> list[float]:
     """The metric the sweep optimises, after each epoch."""
     if spec.metric != "val/acc_best":
         return [epoch[spec.metric] for epoch in history]
-    accuracies = [epoch["val/acc"] for epoch in history]
-    return [max(accuracies[: i + 1]) for i in range(len(accuracies))]
+    return list(itertools.accumulate((epoch["val/acc"] for epoch in history), max))
 
 
 def result_value(spec: SweepSpec, result: Result) -> float | None:
     """The metric the sweep optimises, of a complete trial; else None."""
-    return _last_value(spec, result) if result.status == "complete" else None
+    values = metric_values(spec, result.history) if result.status == "complete" else []
+    return values[-1] if values else None
 
 
 def run_sweep(
@@ -126,7 +130,7 @@ def run_sweep(
     slots = local_slots(gpus, options.workers, options.trials_per_gpu)
     launcher = LocalLauncher(slots, {"WANDB_RUN_GROUP": spec.name})
     write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
-    sweep = Sweep(spec, folder, size(spec), _learned_from(spec, folder))
+    sweep = Sweep(spec, folder, size(spec))
     _Loop(sweep, Search(spec, seed), launcher, options, watch).run()
     return sweep
 
@@ -147,12 +151,20 @@ class _Loop:
         self.deadline = None if options.budget is None else time.monotonic() + options.budget
         self.key_of = trial_keys(sweep.spec)
         self.exhausted = False
+        self.tried: list[Tried] = []
+        """What a bayes search learns from."""
+        self.curves: list[list[float]] = []
+        """The metric of every finished trial after each epoch; larger is better."""
+        self.sign = 1 if sweep.spec.goal == "maximize" else -1
 
     def run(self) -> None:
         sweep = self.sweep
+        for params, result in _learned_from(sweep.spec, sweep.folder):
+            if not (result.status == "failed" and self.options.retry_failed):
+                self._finish(params, result)
         try:
             while True:
-                while len(sweep.running) < self.launcher.capacity and not self.exhausted and not self._over():
+                while len(sweep.running) < self.launcher.capacity and not (self.exhausted or sweep.ended):
                     self._start_next()
                 if not sweep.running:
                     return
@@ -165,27 +177,31 @@ class _Loop:
         finally:
             stop_jobs(self.launcher, [trial.job for trial in sweep.running])
 
-    def _over(self) -> bool:
-        """Whether no further trial should start although there are some."""
-        spec, finished = self.sweep.spec, [result for _, result in self.sweep.finished]
-        reasons = {result.reason for result in finished[:_ALIKE] if result.status == "failed"}
-        if len(finished) >= _ALIKE and len(reasons) == 1 and all(r.status == "failed" for r in finished):
-            self.sweep.ended = f"the first {_ALIKE} trials failed alike: {reasons.pop()}"
-        values = [value for result in finished if (value := result_value(spec, result)) is not None]
-        if spec.target is not None and any(not spec.better(spec.target, value) for value in values):
-            self.sweep.ended = f"{spec.metric} reached its target {spec.target:g}"
-        return bool(self.sweep.ended)
+    def _finish(self, params: Params, result: Result) -> None:
+        """Count a trial that has its record, and see whether it ends the search."""
+        sweep, spec = self.sweep, self.sweep.spec
+        sweep.add(params, result)
+        curve = metric_values(spec, result.history)
+        self.curves.append([self.sign * value for value in curve])
+        self.tried.append(Tried(params, curve[-1] if curve and result.status != "failed" else None))
+        value = result_value(spec, result)
+        if spec.target is not None and value is not None and not spec.better(spec.target, value):
+            sweep.ended = f"{spec.metric} reached its target {spec.target:g}"
+        reasons = {(first.status, first.reason) for _, first in sweep.finished[: _ALIKE + 1]}
+        if len(sweep.finished) == _ALIKE and len(reasons) == 1 and result.status == "failed":
+            sweep.ended = f"the first {_ALIKE} trials failed alike: {result.reason}"
 
     def _start_next(self) -> None:
         sweep = self.sweep
-        params = self.search.propose(_tried(sweep))
+        running = [Tried(trial.params, None, running=True) for trial in sweep.running]
+        params = self.search.propose([*self.tried, *running] if sweep.spec.method == "bayes" else ())
         if params is None:
             self.exhausted = True
             return
         place = sweep.folder / TRIALS / self.key_of(params)
         record = finished_record(place) or self._reused(params, place)
         if record is not None and not (record.status == "failed" and self.options.retry_failed):
-            sweep.finished.append((params, record))
+            self._finish(params, record)
             return
         shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
         job = self.launcher.start(_overrides(sweep.spec, params), place)
@@ -220,7 +236,7 @@ class _Loop:
                 sweep.running.remove(trial)
                 result = finished_record(trial.folder) or _record_death(trial)
                 best = sweep.best
-                sweep.finished.append((trial.params, result))
+                self._finish(trial.params, result)
                 for loser in {trial.folder.name, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
                     (sweep.folder / TRIALS / loser / CHECKPOINT).unlink(missing_ok=True)
                 self.watch(sweep, result)
@@ -229,14 +245,12 @@ class _Loop:
         spec = self.sweep.spec
         if spec.stopping is None or len(trial.history) == trial.epochs:
             return
-        sign = 1 if spec.goal == "maximize" else -1
-        histories = [result.history for _, result in self.sweep.finished] + [t.history for t in self.sweep.running]
-        everyone = [[sign * value for value in metric_values(spec, history)] for history in histories]
-        own = [sign * value for value in metric_values(spec, trial.history)]
-        behind = spec.stopping.verdict(own, everyone)
+        running = [[self.sign * value for value in metric_values(spec, t.history)] for t in self.sweep.running]
+        own = running[self.sweep.running.index(trial)]
+        behind = spec.stopping.verdict(own, [*self.curves, *running])
         if behind is not None:
-            value, threshold = (sign * number for number in behind)
-            side = "below" if sign > 0 else "above"
+            value, threshold = (self.sign * number for number in behind)
+            side = "below" if self.sign > 0 else "above"
             reason = f"stopped at epoch {len(own)}: {value:.4g} {side} {threshold:.4g}"
             write_durably(trial.folder / STOP, reason.encode())
 
@@ -276,20 +290,6 @@ def _learned_from(spec: SweepSpec, folder: Path) -> list[tuple[Params, Result]]:
 
 def _overrides(spec: SweepSpec, params: Params) -> list[str]:
     return [*spec.fixed, *(override(key, value) for key, value in params.items())]
-
-
-def _tried(sweep: Sweep) -> list[Tried]:
-    """What the search may learn from: a stopped trial counts with what it reached."""
-    ended = [
-        Tried(params, None if result.status == "failed" else _last_value(sweep.spec, result))
-        for params, result in sweep.finished
-    ]
-    return ended + [Tried(trial.params, None, running=True) for trial in sweep.running]
-
-
-def _last_value(spec: SweepSpec, result: Result) -> float | None:
-    values = metric_values(spec, result.history)
-    return values[-1] if values else None
 
 
 def _identity(spec: SweepSpec, seed: int) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""What a sweep costs besides training: `python benchmarks/overhead.py`.
+
+Start-up: from launching a trial until it looks for its images, as a forked child and as a cold process, in turn.
+Bookkeeping: reading 10,000 finished trials again at the start of a sweep, and the loop's time for each.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from finetune.result import Result
+from finetune.sweep.distribution import Distribution
+from finetune.sweep.launch import LocalLauncher, Slot, check_and_prepare
+from finetune.sweep.run import TRIALS, Options, Sweep, _Loop, trial_keys
+from finetune.sweep.search import Search, size
+from finetune.sweep.spec import SweepSpec
+
+ABSENT = "data.root=/nowhere"  # the trial ends where it would begin to read
+
+
+def start_up(scratch: Path, repeats: int = 9) -> None:
+    launcher = LocalLauncher([Slot(None, 1)])
+
+    def forked() -> None:
+        job = launcher.start([ABSENT], scratch / "trial")
+        while job.exitcode is None:
+            launcher.wait([job])
+        assert job.exitcode == 2
+
+    def cold() -> None:
+        ended = subprocess.run([sys.executable, "-m", "finetune.train", ABSENT], capture_output=True, check=False)
+        assert ended.returncode == 2
+
+    check_and_prepare([])  # the server has imported everything
+    times: dict[str, list[float]] = {"forked": [], "cold": []}
+    for _ in range(repeats):
+        for name, run in (("forked", forked), ("cold", cold)):
+            times[name].append(seconds(run))
+    for name, values in times.items():
+        print(f"start-up, {name}: median {statistics.median(values):.2f} s, {min(values):.2f} to {max(values):.2f}")
+    ratios = [slow / fast for slow, fast in zip(times["cold"], times["forked"], strict=True)]
+    print(f"cold / forked: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}")
+
+
+def bookkeeping(scratch: Path, count: int = 10_000) -> None:
+    lr = Distribution("log_uniform_values", bounds=(1e-5, 0.1))
+    spec = SweepSpec("many", "random", "maximize", "val/acc_best", {"optim.lr": lr}, (), count)
+    search, key = Search(spec), trial_keys(spec)
+    epoch = {"train/loss": 0.5, "train/acc": 0.8, "val/loss": 0.6, "val/acc": 0.7, "lr": 0.001}
+    made = Result(
+        "", "complete", "", 17, "block", 0, 0.7, 4, 1000, {}, history=[{"epoch": i, **epoch} for i in range(5)]
+    )
+    while (params := search.propose()) is not None:
+        place = scratch / TRIALS / key(params)
+        place.mkdir(parents=True)
+        replace(made, key=place.name, params=params).save(place)
+    sweep = Sweep(spec, scratch, size(spec))
+    loop = _Loop(sweep, Search(spec), LocalLauncher([Slot(None, 1)]), Options(), lambda sweep, result: None)
+    took = seconds(loop.run)
+    assert len(sweep.finished) == count
+    print(f"bookkeeping: {count} records read again in {took:.2f} s, {took / count * 1e6:.0f} µs a trial")
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        start_up(Path(folder))
+        bookkeeping(Path(folder))
