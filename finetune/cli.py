@@ -1,35 +1,24 @@
 """The `finetune` command. Every subcommand imports what it needs when it runs."""
 
-import contextlib
 import math
 import shlex
 import signal
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as RichTable
 
+from finetune.console import console, plain_table, print_table, watching
 from finetune.errors import Interrupted, Refused
-
-if TYPE_CHECKING:
-    from finetune.report.table import Table
-    from finetune.result import Result
-    from finetune.sweep.run import Sweep
 
 app = typer.Typer(
     help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @app.command()
@@ -60,7 +49,7 @@ def sweep(
     limit = None if budget is None else _seconds(budget)
     options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), retry_failed)
     try:
-        with _watching() as watch:
+        with watching() as watch:
             ended = run_sweep(spec, folder, options, seed, watch)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + _this_command())
@@ -71,7 +60,7 @@ def sweep(
         console.print("no trial finished; the same command continues: " + _this_command())
         return 4
     records = read_records(folder)
-    _print_table(tabulate(records))
+    print_table(tabulate(records))
     console.print(f"plot and table: {write_report(folder, records)}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
@@ -102,7 +91,7 @@ def agent(
     if not folder.is_dir():
         console.print("the sweep had no trial left")
         return 0
-    _print_table(tabulate(read_records(folder)))
+    print_table(tabulate(read_records(folder)))
     console.print(f"records of the trials run here: {folder}")
     return 0
 
@@ -110,8 +99,7 @@ def agent(
 @app.command()
 def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
     """How far a sweep is: trials by status, those under way, the best so far."""
-    from finetune.report.html import verdict
-    from finetune.report.table import label, read_records, tabulate
+    from finetune.report.table import label, read_records, tabulate, verdict
     from finetune.sweep.run import TRIALS, progress_of
 
     records = read_records(folder)
@@ -137,7 +125,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -
     from finetune.report.table import read_records, tabulate
 
     records = read_records(folder)
-    _print_table(tabulate(records))
+    print_table(tabulate(records))
     console.print(f"plot and table: {write_report(folder, records)}")
     return 0
 
@@ -219,7 +207,7 @@ def depths(
     from finetune.backbone import build_backbone
     from finetune.freeze import depth_table
 
-    table = _plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
+    table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
     others = [other for other in FREEZE_UNITS if other != unit]
     columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
     for name in columns:
@@ -282,96 +270,6 @@ def _seconds(text: str) -> float:
 
 def _this_command() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _plain_table(title: str) -> RichTable:
-    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-
-
-def _print_table(table: "Table") -> None:
-    from finetune.report.html import verdict
-    from finetune.report.table import accuracy_text, label
-
-    shown = _plain_table("validation accuracy per frozen depth")
-    for name in ("freeze depth", "trials", "best val/acc", "s a trial", "with"):
-        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=True)
-    trials = Counter[int]()
-    for group in table.groups:
-        trials[group.freeze_depth] += len(group.accuracies)
-    for group in table.best_per_depth:
-        style = "bold" if group == table.winner else None
-        how = label(group.params, table.swept)
-        shown.add_row(
-            str(group.freeze_depth),
-            str(trials[group.freeze_depth]),
-            accuracy_text(group),
-            f"{group.seconds:.1f}",
-            how,
-            style=style,
-        )
-    console.print(shown)
-    console.print(verdict(table))
-
-
-@contextlib.contextmanager
-def _watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
-    """A live display on a terminal, a line a trial elsewhere."""
-    from finetune.report.table import label
-
-    def line(sweep: "Sweep", result: "Result") -> str:
-        done, best = len(sweep.finished), sweep.best
-        keys = list(sweep.spec.parameters)
-        found = (
-            f"val/acc {result.val_acc_best:.3f}" if result.status == "complete" else f"{result.status}: {result.reason}"
-        )
-        top = f"  (best {best.val_acc_best:.3f} at k={best.freeze_depth})" if best and best.val_acc_best else ""
-        seconds = f"  {result.seconds['total']:.0f} s" if result.seconds else ""
-        return f"[{done}/{sweep.total}] {label(result.params, keys)}  {found}{top}{seconds}"
-
-    if not console.is_terminal:
-
-        def plain(sweep: "Sweep", ended: "Result | None") -> None:
-            if ended is not None:
-                console.print(line(sweep, ended), markup=False)
-
-        yield plain
-        return
-
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console) as display:
-        bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
-
-        def live(sweep: "Sweep", ended: "Result | None") -> None:
-            display.update(bars[""], total=sweep.total, completed=len(sweep.finished))
-            running = {trial.folder.name: trial for trial in sweep.running}
-            for name in bars.keys() - running.keys() - {""}:
-                display.remove_task(bars.pop(name))
-            for name, trial in running.items():
-                if name not in bars:
-                    bars[name] = display.add_task("", total=None)
-                best = max((epoch["val/acc"] for epoch in trial.history), default=None)
-                accuracy = "" if best is None else f"  val/acc {best:.3f}"
-                text = f"  {label(trial.params, list(trial.params))}{accuracy}"
-                display.update(bars[name], description=text, total=trial.epochs, completed=len(trial.history))
-            if ended is not None:
-                console.print(line(sweep, ended), markup=False)
-
-        yield live
 
 
 if __name__ == "__main__":

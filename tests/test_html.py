@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.report.html import REPORT, figure, verdict, write_report
-from finetune.report.table import tabulate
+from finetune.report.html import REPORT, figure, write_report
+from finetune.report.table import tabulate, verdict
 from finetune.result import Result
 from tests.test_table import record
 

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from finetune.durable import write_durably
-from finetune.report.table import Group, Table, accuracy_text, label, tabulate
+from finetune.report.table import Group, Table, accuracy_text, label, tabulate, verdict
 from finetune.result import Result
 
 REPORT = "report.html"
@@ -51,18 +51,6 @@ def write_report(folder: Path, records: Sequence[Result]) -> Path:
     )
     write_durably(path, page.encode())
     return path
-
-
-def verdict(table: Table) -> str:
-    """The winner in one sentence."""
-    winner = table.winner
-    if winner is None:
-        return "No trial is complete yet."
-    how = label(winner.params, table.swept)
-    seeds = len(winner.accuracies)
-    over = f", mean of {seeds} seeds with its 95 % interval" if seeds > 1 else ", one seed: no interval"
-    where = " ".join(part for part in (f"freeze_depth={winner.freeze_depth}", how) if part)
-    return f"Best: {where} with val/acc {accuracy_text(winner)}{over}."
 
 
 def figure(table: Table, records: Sequence[Result]) -> go.Figure:

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.config import digest_of
 from finetune.errors import Refused
-from finetune.result import RECORD, Result
+from finetune.result import RECORD, STATUSES, Result
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def tabulate(records: Sequence[Result]) -> Table:
     keys = sorted({key for record in complete for key in record.params} - {"seed", "model.freeze_depth"})
     swept = [key for key in keys if len({repr(record.params.get(key)) for record in complete}) > 1]
     statuses = [record.status for record in records]
-    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    counts = {status: statuses.count(status) for status in STATUSES if status in statuses}
     ranked = sorted(groups, key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
     return Table(tuple(ranked), tuple(swept), counts)
 
@@ -120,6 +120,18 @@ def accuracy_text(group: Group) -> str:
     """`0.812 ± 0.021` or `0.812`."""
     width = group.half_width
     return f"{group.mean:.3f}" if width is None else f"{group.mean:.3f} ± {width:.3f}"
+
+
+def verdict(table: Table) -> str:
+    """The winner in one sentence."""
+    winner = table.winner
+    if winner is None:
+        return "No trial is complete yet."
+    how = label(winner.params, table.swept)
+    seeds = len(winner.accuracies)
+    over = f", mean of {seeds} seeds with its 95 % interval" if seeds > 1 else ", one seed: no interval"
+    where = " ".join(part for part in (f"freeze_depth={winner.freeze_depth}", how) if part)
+    return f"Best: {where} with val/acc {accuracy_text(winner)}{over}."
 
 
 def _brief(value: Any) -> str:

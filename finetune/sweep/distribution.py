@@ -1,10 +1,14 @@
-"""Where the values of one swept parameter come from: W&B's distributions as quantile functions."""
+"""Where the values of one swept parameter come from: W&B's distributions, as files write them and as quantiles."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
+
+from finetune.compose import nearest
+from finetune.config import typed
+from finetune.errors import Refused
 
 BASES: Mapping[str, tuple[str, ...]] = {
     "uniform": ("min", "max"),
@@ -19,6 +23,10 @@ BASES: Mapping[str, tuple[str, ...]] = {
 """Continuous distributions with the names of their two numbers."""
 _QUANTIZED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")
 DISTRIBUTIONS = ("constant", "categorical", "int_uniform", *BASES, *(f"q_{base}" for base in _QUANTIZED))
+
+
+_NUMBERS = {**BASES, "int_uniform": ("min", "max")}
+_PARAMETER = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "a", "b", "q"}
 
 
 @dataclass(frozen=True)
@@ -97,3 +105,122 @@ def _quantile(base: str, a: float, b: float, u: float) -> float:
         return float(betaincinv(a, b, u))
     value = NormalDist(a, b).inv_cdf(u)
     return math.exp(value) if base == "log_normal" else value
+
+
+def read_distribution(where: str, key: str, given: Any) -> Distribution:
+    """One entry of a sweep file's `parameters`.
+
+    Args:
+        where: File and key, for messages.
+        key: The setting whose type listed values get.
+        given: What the file says.
+
+    Raises:
+        Refused: what is unknown, contradictory or out of range.
+    """
+    if not isinstance(given, dict):
+        raise Refused(f"{where} must be a mapping such as {{value: {given}}} or {{values: […]}}")
+    unknown = sorted(map(str, given.keys() - _PARAMETER))
+    if unknown:
+        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _PARAMETER)}")
+    kind = given.get("distribution") or _implied(where, given)
+    if kind not in DISTRIBUTIONS:
+        raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
+    names = _NUMBERS.get(kind.removeprefix("q_"), ())
+    known = {
+        "constant": ("value",),
+        "categorical": ("values", "probabilities"),
+    }.get(kind, (*names, "q") if kind.startswith("q_") else names)
+    idle = sorted(given.keys() - {"distribution", *known})
+    if idle:
+        raise Refused(f"{where}: {idle[0]!r} does not belong to a {kind} distribution, which has {', '.join(known)}")
+    if kind in ("constant", "categorical"):
+        return _listed(where, key, kind, given)
+    defaults = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
+    low, high = (number(where, name, given.get(name, defaults.get(name))) for name in names)
+    q = number(where, "q", given.get("q", 1))
+    if names == ("min", "max") and not low < high:
+        raise Refused(f"{where}: min {low:g} must be below max {high:g}")
+    for name, value in zip(names, (low, high), strict=True):
+        if value <= 0 and (name in ("sigma", "a", "b") or (name == "min" and "values" in kind)):
+            raise Refused(f"{where}: {name} {value:g} of a {kind} distribution must be above 0")
+    if kind == "int_uniform" and not (low.is_integer() and high.is_integer()):
+        raise Refused(f"{where}: min and max of an int_uniform distribution must be whole numbers")
+    if q <= 0:
+        raise Refused(f"{where}: q {q:g} must be above 0")
+    made = Distribution(kind, bounds=(low, high), q=q)
+    try:
+        made.at(0.0), made.at(1.0)
+    except OverflowError:
+        raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number") from None
+    return made
+
+
+def _implied(where: str, given: Mapping[str, Any]) -> str:
+    if "values" in given:
+        return "categorical"
+    if "value" in given:
+        return "constant"
+    if "min" in given and "max" in given:
+        whole = [isinstance(given[name], int) for name in ("min", "max")]
+        if whole[0] != whole[1]:
+            raise Refused(f"{where}: min and max must both be whole or both have a dot, or give a distribution")
+        return "int_uniform" if all(whole) else "uniform"
+    raise Refused(f"{where}: give `value`, `values`, or `min` and `max`")
+
+
+def _listed(where: str, key: str, kind: str, given: Mapping[str, Any]) -> Distribution:
+    values = [given.get("value")] if kind == "constant" else given.get("values")
+    if not isinstance(values, list) or not values:
+        raise Refused(f"{where}: values must be a list with at least one entry")
+    shares = given.get("probabilities", [])
+    if not isinstance(shares, list):
+        raise Refused(f"{where}: probabilities must be a list")
+    shares = [number(where, "a probability", share) for share in shares]
+    if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0):
+        raise Refused(f"{where}: probabilities must be {len(values)} shares that sum to 1")
+    return Distribution(kind, tuple(_value(where, key, value) for value in values), tuple(shares))
+
+
+def _value(where: str, key: str, value: Any) -> Any:
+    """One listed value with the type of its key."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, dict):
+            raise Refused(f"{where}: a value cannot be a mapping; sweep its keys one by one")
+        if part is not None and not isinstance(part, str | int | float):
+            raise Refused(f"{where}: {part} is a {type(part).__name__}; give numbers, words, or lists of them")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise Refused(f"{where}: {part} is not a finite number")
+    try:
+        made = typed(key, value)
+    except ValueError:
+        raise Refused(f"{where}: {value!r} is not a number") from None
+    if isinstance(value, str) and not isinstance(made, str):
+        raise Refused(f"{where}: YAML reads {value} as text; write {_dotted(made)}")
+    return made
+
+
+def _dotted(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.1e} with a dot"
+
+
+def number(where: str, name: str, value: Any) -> float:
+    """A finite number of a sweep file.
+
+    Raises:
+        Refused: it is none, or YAML read it as text.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = f"; write {float(value):.1e} with a dot" if isinstance(value, str) and _is_float(value) else ""
+        raise Refused(f"{where}: {name} must be a number, not {value!r}{hint}")
+    if not math.isfinite(value):
+        raise Refused(f"{where}: {name} {value} is not a finite number")
+    return float(value)
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,6 +1,5 @@
 """A W&B sweep file as a frozen value: `wandb sweep` and our own runner read the same YAML. Imports no torch."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ import yaml
 
 from finetune.compose import nearest, no_such_key, shipped
 from finetune.config import Config as Schema
-from finetune.config import digest_of, flat, typed
+from finetune.config import digest_of, flat
 from finetune.errors import Refused
-from finetune.sweep.distribution import BASES, DISTRIBUTIONS, Distribution
+from finetune.sweep.distribution import Distribution, number, read_distribution
 from finetune.sweep.stopping import Hyperband
 
-_NUMBERS = {**BASES, "int_uniform": ("min", "max")}
-_PARAMETER = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "a", "b", "q"}
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
 """What a trial reports every epoch, and so what a sweep can optimise."""
@@ -120,7 +117,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     if method != "grid" and cap is None:
         raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
     flattened = list(_flattened(path, raw["parameters"]))
-    parameters = {key: _distribution(path, key, given, method) for key, given, _ in flattened}
+    parameters = {key: _parameter(path, key, given, method) for key, given, _ in flattened}
     fixed = (*command_overrides(str(path), raw.get("command", [])), *overrides)
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -156,7 +153,7 @@ def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
     if given["name"] not in METRICS:
         raise Refused(f"{path}: metric.name {given['name']!r} is not reported; {nearest(str(given['name']), METRICS)}")
     target = given.get("target")
-    return goal, given["name"], None if target is None else _number(f"{path}: metric", "target", target)
+    return goal, given["name"], None if target is None else number(f"{path}: metric", "target", target)
 
 
 def _stopping(path: Path, given: Any) -> Hyperband:
@@ -174,7 +171,7 @@ def _stopping(path: Path, given: Any) -> Hyperband:
     for name in ("min_iter", "max_iter", "s"):
         if name in given and (not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1):
             raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
-    eta, strict = _number(where, "eta", given.get("eta", 3)), given.get("strict", False)
+    eta, strict = number(where, "eta", given.get("eta", 3)), given.get("strict", False)
     if eta <= 1:
         raise Refused(f"{where}: eta {eta:g} must be above 1; 3 keeps a third of the trials at each band")
     if not isinstance(strict, bool):
@@ -219,113 +216,13 @@ def command_overrides(path: str, command: Any) -> tuple[str, ...]:
     return tuple(word for word in after if not word.startswith("${"))
 
 
-def _distribution(path: Path, key: str, given: Any, method: str) -> Distribution:
-    where = f"{path}: {key}"
+def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
     if key not in flat(Schema()):
         raise Refused(f"{path}: {no_such_key(key)}")
-    if not isinstance(given, dict):
-        raise Refused(f"{where} must be a mapping such as {{value: {given}}} or {{values: […]}}")
-    unknown = sorted(map(str, given.keys() - _PARAMETER))
-    if unknown:
-        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _PARAMETER)}")
-    kind = given.get("distribution") or _implied(where, given)
-    if kind not in DISTRIBUTIONS:
-        raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
-    names = _NUMBERS.get(kind.removeprefix("q_"), ())
-    known = {
-        "constant": ("value",),
-        "categorical": ("values", "probabilities"),
-    }.get(kind, (*names, "q") if kind.startswith("q_") else names)
-    idle = sorted(given.keys() - {"distribution", *known})
-    if idle:
-        raise Refused(f"{where}: {idle[0]!r} does not belong to a {kind} distribution, which has {', '.join(known)}")
-    if kind in ("constant", "categorical"):
-        return _listed(where, key, kind, given)
-    defaults = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
-    low, high = (_number(where, name, given.get(name, defaults.get(name))) for name in names)
-    q = _number(where, "q", given.get("q", 1))
-    if names == ("min", "max") and not low < high:
-        raise Refused(f"{where}: min {low:g} must be below max {high:g}")
-    for name, value in zip(names, (low, high), strict=True):
-        if value <= 0 and (name in ("sigma", "a", "b") or (name == "min" and "values" in kind)):
-            raise Refused(f"{where}: {name} {value:g} of a {kind} distribution must be above 0")
-    if kind == "int_uniform" and not (low.is_integer() and high.is_integer()):
-        raise Refused(f"{where}: min and max of an int_uniform distribution must be whole numbers")
-    if q <= 0:
-        raise Refused(f"{where}: q {q:g} must be above 0")
-    made = Distribution(kind, bounds=(low, high), q=q)
-    try:
-        made.at(0.0), made.at(1.0)
-    except OverflowError:
-        raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number") from None
+    made = read_distribution(f"{path}: {key}", key, given)
     if method == "grid" and made.choices is None:
-        raise Refused(f"{where}: a grid needs values to list, not a {kind} distribution; give `values: […]`")
+        raise Refused(f"{path}: {key}: a grid needs values to list, not a {made.kind} distribution; give `values: […]`")
     return made
-
-
-def _implied(where: str, given: Mapping[str, Any]) -> str:
-    if "values" in given:
-        return "categorical"
-    if "value" in given:
-        return "constant"
-    if "min" in given and "max" in given:
-        whole = [isinstance(given[name], int) for name in ("min", "max")]
-        if whole[0] != whole[1]:
-            raise Refused(f"{where}: min and max must both be whole or both have a dot, or give a distribution")
-        return "int_uniform" if all(whole) else "uniform"
-    raise Refused(f"{where}: give `value`, `values`, or `min` and `max`")
-
-
-def _listed(where: str, key: str, kind: str, given: Mapping[str, Any]) -> Distribution:
-    values = [given.get("value")] if kind == "constant" else given.get("values")
-    if not isinstance(values, list) or not values:
-        raise Refused(f"{where}: values must be a list with at least one entry")
-    shares = given.get("probabilities", [])
-    if not isinstance(shares, list):
-        raise Refused(f"{where}: probabilities must be a list")
-    shares = [_number(where, "a probability", share) for share in shares]
-    if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0):
-        raise Refused(f"{where}: probabilities must be {len(values)} shares that sum to 1")
-    return Distribution(kind, tuple(_value(where, key, value) for value in values), tuple(shares))
-
-
-def _value(where: str, key: str, value: Any) -> Any:
-    """One listed value with the type of its key."""
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, dict):
-            raise Refused(f"{where}: a value cannot be a mapping; sweep its keys one by one")
-        if part is not None and not isinstance(part, str | int | float):
-            raise Refused(f"{where}: {part} is a {type(part).__name__}; give numbers, words, or lists of them")
-        if isinstance(part, float) and not math.isfinite(part):
-            raise Refused(f"{where}: {part} is not a finite number")
-    try:
-        made = typed(key, value)
-    except ValueError:
-        raise Refused(f"{where}: {value!r} is not a number") from None
-    if isinstance(value, str) and not isinstance(made, str):
-        raise Refused(f"{where}: YAML reads {value} as text; write {_dotted(made)}")
-    return made
-
-
-def _dotted(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:.1e} with a dot"
-
-
-def _number(where: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = f"; write {float(value):.1e} with a dot" if isinstance(value, str) and _is_float(value) else ""
-        raise Refused(f"{where}: {name} must be a number, not {value!r}{hint}")
-    if not math.isfinite(value):
-        raise Refused(f"{where}: {name} {value} is not a finite number")
-    return float(value)
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class _OnceLoader(yaml.SafeLoader):

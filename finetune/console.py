@@ -1,0 +1,109 @@
+"""What the terminal shows: tables, and a sweep under way."""
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+if TYPE_CHECKING:
+    from finetune.report.table import Table
+    from finetune.result import Result
+    from finetune.sweep.run import Sweep
+
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def plain_table(title: str) -> RichTable:
+    """A table without lines between its rows."""
+    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def print_table(table: "Table") -> None:
+    """What a sweep found: a row per freeze depth, then the winner."""
+    from finetune.report.table import accuracy_text, label, verdict
+
+    shown = plain_table("validation accuracy per frozen depth")
+    for name in ("freeze depth", "trials", "best val/acc", "s a trial", "with"):
+        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=True)
+    trials = Counter[int]()
+    for group in table.groups:
+        trials[group.freeze_depth] += len(group.accuracies)
+    for group in table.best_per_depth:
+        style = "bold" if group == table.winner else None
+        how = label(group.params, table.swept)
+        shown.add_row(
+            str(group.freeze_depth),
+            str(trials[group.freeze_depth]),
+            accuracy_text(group),
+            f"{group.seconds:.1f}",
+            how,
+            style=style,
+        )
+    console.print(shown)
+    console.print(verdict(table))
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
+    """A live display on a terminal, a line a trial elsewhere."""
+    from finetune.report.table import label
+
+    def line(sweep: "Sweep", result: "Result") -> str:
+        done, best = len(sweep.finished), sweep.best
+        keys = list(sweep.spec.parameters)
+        found = (
+            f"val/acc {result.val_acc_best:.3f}" if result.status == "complete" else f"{result.status}: {result.reason}"
+        )
+        top = f"  (best {best.val_acc_best:.3f} at k={best.freeze_depth})" if best and best.val_acc_best else ""
+        seconds = f"  {result.seconds['total']:.0f} s" if result.seconds else ""
+        return f"[{done}/{sweep.total}] {label(result.params, keys)}  {found}{top}{seconds}"
+
+    if not console.is_terminal:
+
+        def plain(sweep: "Sweep", ended: "Result | None") -> None:
+            if ended is not None:
+                console.print(line(sweep, ended), markup=False)
+
+        yield plain
+        return
+
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as display:
+        bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
+
+        def live(sweep: "Sweep", ended: "Result | None") -> None:
+            display.update(bars[""], total=sweep.total, completed=len(sweep.finished))
+            running = {trial.folder.name: trial for trial in sweep.running}
+            for name in bars.keys() - running.keys() - {""}:
+                display.remove_task(bars.pop(name))
+            for name, trial in running.items():
+                if name not in bars:
+                    bars[name] = display.add_task("", total=None)
+                best = max((epoch["val/acc"] for epoch in trial.history), default=None)
+                accuracy = "" if best is None else f"  val/acc {best:.3f}"
+                text = f"  {label(trial.params, list(trial.params))}{accuracy}"
+                display.update(bars[name], description=text, total=trial.epochs, completed=len(trial.history))
+            if ended is not None:
+                console.print(line(sweep, ended), markup=False)
+
+        yield live
