@@ -27,7 +27,7 @@ def start_up(scratch: Path, repeats: int = 9) -> None:
     launcher = LocalLauncher([Slot(None, 1)])
 
     def forked() -> None:
-        job = launcher.start([ABSENT], scratch / "trial")
+        (job,) = launcher.start([([ABSENT], scratch / "trial")])
         while job.exitcode is None:
             launcher.wait([job])
         assert job.exitcode == 2

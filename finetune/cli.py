@@ -34,10 +34,11 @@ def sweep(
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
     ] = None,
+    launcher: Annotated[str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.")] = "local",
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
-    """Run a sweep on this machine; the same command continues one that was stopped."""
+    """Run a sweep on this machine or a cluster; the same command continues one that was stopped."""
     from finetune.data.shapes import EMBEDDED
     from finetune.report.html import write_report
     from finetune.report.table import read_records, tabulate
@@ -47,7 +48,7 @@ def sweep(
     spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
     folder = out or Path("runs") / spec.name
     limit = None if budget is None else _seconds(budget)
-    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), retry_failed)
+    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed)
     try:
         with watching() as watch:
             ended = run_sweep(spec, folder, options, seed, watch)

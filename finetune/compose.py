@@ -124,7 +124,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> Refused:
 
 def known_keys() -> set[str]:
     """What can stand before the `=` of an override: dotted keys and groups."""
-    return {*flat(Config()), *(group.name for group in shipped("conf").iterdir() if group.is_dir())}
+    return {
+        *flat(Config()),
+        *(group.name for group in shipped("conf").iterdir() if group.is_dir() and group.name != "launcher"),
+    }
 
 
 def no_such_key(key: str) -> str:

@@ -231,9 +231,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     raise Interrupted(130 if number == signal.SIGINT else 143)
 
 
-def run_trial(overrides: Sequence[str]) -> int:
-    """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code."""
-    return _exit_code(lambda: _train_and_tell(compose_config(overrides), overrides), debug=True)
+def run_trial(overrides: Sequence[str], signals: bool = True) -> int:
+    """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code.
+
+    With `signals`, SIGINT and SIGTERM end the trial as interrupted; otherwise they are left alone.
+    """
+    return _exit_code(lambda: _train_and_tell(compose_config(overrides), overrides), debug=True, signals=signals)
 
 
 def main() -> int:
@@ -267,9 +270,9 @@ def _from_command_line() -> None:
         raise raised[0]
 
 
-def _exit_code(run: Callable[[], None], debug: bool) -> int:
+def _exit_code(run: Callable[[], None], debug: bool, signals: bool = True) -> int:
     """Run; what went wrong is told in one line, and as a traceback under `debug`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
         signal.signal(number, _on_signal)
     try:
         run()

@@ -103,7 +103,7 @@ def test_no_module_knows_what_uses_it(lower: str) -> None:
 
 def test_entries_are_imported_by_the_command_line_and_by_children_only_and_late() -> None:
     users = {(user, name) for user, found in ALL.items() for name in ours(found) if name in ENTRIES}
-    known = {("sweep.launch", "train"), ("console", "sweep.run")}  # the second for a type alone
+    known = {("sweep.launch", "train"), ("sweep.cluster", "train"), ("console", "sweep.run")}  # the last for a type
     assert {(user, name) for user, name in users if user != "cli"} == known
     assert not {(user, name) for user, name in users if f"finetune.{name}" in AT_START[user]}
 
@@ -114,7 +114,7 @@ ONLY_IN = {
     "wandb": ("trainer", "sweep.agent", "report.dashboard"),
     "plotly": ("report.html",),
     "typer": ("cli",),
-    "yaml": ("sweep.spec", "sweep.agent"),
+    "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
     "torchvision": ("backbone", "train"),
     "pytorch_lightning": ("module", "trainer", "train", "data.datamodule"),
     "pickle": (),

@@ -2,6 +2,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import signal
 import subprocess
@@ -229,28 +230,47 @@ def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[st
     assert records(tmp_path / "s") == before
 
 
-def test_a_killed_sweep_run_again_gives_the_records_of_an_undisturbed_one(tmp_path: Path, fast: list[str]) -> None:
-    spec = spec_of(tmp_path, fast, GRID)
+def test_a_sweep_killed_at_five_random_moments_ends_with_the_records_of_an_undisturbed_one(
+    tmp_path: Path, fast: list[str]
+) -> None:
+    grid = {"optim.lr": {"values": [0.01, 0.001, 0.0001]}, "seed": {"values": list(range(10))}}
+    overrides = [*fast, "model.freeze_depth=17"]
+    spec = spec_of(tmp_path, overrides, grid)
     run_sweep(spec, tmp_path / "whole", Options(workers=2))
-    command = [
-        sys.executable, "-m", "finetune.cli", "sweep", "s.yaml", *fast, "trainer.epochs=1", "--out", "killed",
-        "--workers", "2",
-    ]  # fmt: skip
+    assert len(records(tmp_path / "whole")) == 30
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    for kills in range(2):
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli",
+        "sweep",
+        "s.yaml",
+        *spec.fixed,
+        "--out",
+        "killed",
+        "--workers",
+        "2",
+    ]
+    moments = random.Random(7)
+    for kill in range(5):
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
-        deadline = time.monotonic() + 120
-        while len(records(tmp_path / "killed")) <= kills and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        before, deadline = len(records(tmp_path / "killed")), time.monotonic() + 120
+        more = moments.randint(0, 4)
+        while len(records(tmp_path / "killed")) < before + more and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(moments.random() if more else 4 * moments.random())  # also while it starts
         process.kill()
         process.communicate()
         wait_until_alone(process.pid)
+        assert len(records(tmp_path / "killed")) < 30, f"kill {kill} came too late to mean anything"
     survivors = records(tmp_path / "killed")
     assert survivors
-    run_sweep(read_sweep(tmp_path / "s.yaml", (*fast, "trainer.epochs=1")), tmp_path / "killed", Options(workers=2))
+    run_sweep(spec, tmp_path / "killed", Options(workers=2))
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert not list(tmp_path.glob("killed/**/*.tmp"))
 
 
 def wait_until_alone(session: int) -> None:

@@ -15,7 +15,8 @@ from finetune.sweep.search import corners
 from finetune.sweep.spec import find_sweep, read_sweep
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = sorted(str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*/*.yaml"))
+FILES = sorted(str(path.relative_to(ROOT / "conf").with_suffix("")) for path in (ROOT / "conf").rglob("*/*.yaml"))
+OPTIONS = [file for file in FILES if not file.startswith("launcher/")]
 EXPERIMENTS = [option for option in OPTIONS if option.startswith("experiment/")]
 SWEEPS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sweeps").rglob("*.yaml"))
 

@@ -115,7 +115,7 @@ def _trial(fixed: tuple[str, ...], folder: Path, slot: Slot, leaving: threading.
     (place / STOP).unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     launcher = LocalLauncher([slot], environment)
-    job = launcher.start(words, place)
+    (job,) = launcher.start([(words, place)])
     print(f"{multiprocessing.current_process().name}: {' '.join(words[len(fixed) :])} → {place}", flush=True)
     try:
         while job.exitcode is None:

@@ -46,8 +46,11 @@ class Launcher(Protocol):
     capacity: int
     """Trials at a time."""
 
-    def start(self, overrides: Sequence[str], folder: Path) -> Job:
-        """Run `python -m finetune.train OVERRIDES out=FOLDER` in the background; its output goes to `log.txt` there."""
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> Sequence[Job]:
+        """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
+
+        There are never more of them under way than `capacity`.
+        """
 
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return when one of `jobs` may have ended, or after a moment."""
@@ -86,8 +89,11 @@ class LocalLauncher:
         self._environment = dict(environment or {})
         self._taken: dict[int, ForkServerProcess] = {}
 
-    def start(self, overrides: Sequence[str], folder: Path) -> ForkServerProcess:
-        """Fork a child in the first free slot."""
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> list[ForkServerProcess]:
+        """Fork a child for each trial, in the first free slot."""
+        return [self._fork(overrides, folder) for overrides, folder in trials]
+
+    def _fork(self, overrides: Sequence[str], folder: Path) -> ForkServerProcess:
         free = [i for i in range(self.capacity) if i not in self._taken or self._taken[i].exitcode is not None]
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
@@ -152,9 +158,7 @@ def check_and_prepare(configs: Sequence[Sequence[str]]) -> list[str]:
 
 def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[str, str]) -> None:
     end_with_parent()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    log_to(log)
     os.environ.update(environment)
     if slot.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
@@ -165,6 +169,13 @@ def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[st
 
     torch.set_num_threads(slot.threads)
     sys.exit(train.run_trial(arguments))
+
+
+def log_to(file: Path) -> None:
+    """Send what this process prints to `file`."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
 
 
 def _prepare(configs: list[list[str]], sender: Connection) -> None:

@@ -14,6 +14,7 @@ from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, PROGRESS, RECORD, STOP, Result
+from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.launch import (
     LOG,
     Job,
@@ -46,6 +47,8 @@ class Options:
     """Seconds after which running trials are stopped and no other starts."""
     reuse: tuple[Path, ...] = ()
     """Folders of sweeps, or of runs, whose records count as this sweep's where the settings are the same."""
+    launcher: str = "local"
+    """Where trials run: `local`, `slurm`, or a file of settings like conf/launcher/slurm.yaml."""
     retry_failed: bool = False
     """Run failed trials again; otherwise their records stand."""
 
@@ -125,11 +128,16 @@ def run_sweep(
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
     _same_sweep(spec, folder, seed)
+    cluster = None if options.launcher == "local" else read_cluster(options.launcher)
     checks = [_overrides(spec, params) for params in corners(spec)]
     gpus = chosen_gpus(check_and_prepare(checks), options.gpus)
-    slots = local_slots(gpus, options.workers, options.trials_per_gpu)
-    launcher = LocalLauncher(slots, {"WANDB_RUN_GROUP": spec.name})
     write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
+    environment = {"WANDB_RUN_GROUP": spec.name}
+    launcher: Launcher
+    if cluster is None:
+        launcher = LocalLauncher(local_slots(gpus, options.workers, options.trials_per_gpu), environment)
+    else:
+        launcher = ClusterLauncher(cluster, folder, environment)
     sweep = Sweep(spec, folder, size(spec))
     _Loop(sweep, Search(spec, seed), launcher, options, watch).run()
     return sweep
@@ -150,7 +158,6 @@ class _Loop:
         self.options = options
         self.deadline = None if options.budget is None else time.monotonic() + options.budget
         self.key_of = trial_keys(sweep.spec)
-        self.exhausted = False
         self.tried: list[Tried] = []
         """What a bayes search learns from."""
         self.curves: list[list[float]] = []
@@ -164,8 +171,7 @@ class _Loop:
                 self._finish(params, result)
         try:
             while True:
-                while len(sweep.running) < self.launcher.capacity and not (self.exhausted or sweep.ended):
-                    self._start_next()
+                self._start()
                 if not sweep.running:
                     return
                 self.watch(sweep, None)
@@ -191,21 +197,25 @@ class _Loop:
         if len(sweep.finished) == _ALIKE and len(reasons) == 1 and result.status == "failed":
             sweep.ended = f"the first {_ALIKE} trials failed alike: {result.reason}"
 
-    def _start_next(self) -> None:
-        sweep = self.sweep
-        running = [Tried(trial.params, None, running=True) for trial in sweep.running]
-        params = self.search.propose([*self.tried, *running] if sweep.spec.method == "bayes" else ())
-        if params is None:
-            self.exhausted = True
-            return
-        place = sweep.folder / TRIALS / self.key_of(params)
-        record = finished_record(place) or self._reused(params, place)
-        if record is not None and not (record.status == "failed" and self.options.retry_failed):
-            self._finish(params, record)
-            return
-        shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
-        job = self.launcher.start(_overrides(sweep.spec, params), place)
-        sweep.running.append(Running(params, place, job))
+    def _start(self) -> None:
+        """Start trials until all places are taken or none is left."""
+        sweep, waiting = self.sweep, list[tuple[Params, Path]]()
+        while len(sweep.running) + len(waiting) < self.launcher.capacity and not sweep.ended:
+            under_way = [*(trial.params for trial in sweep.running), *(params for params, _ in waiting)]
+            tried = [*self.tried, *(Tried(params, None, running=True) for params in under_way)]
+            params = self.search.propose(tried if sweep.spec.method == "bayes" else ())
+            if params is None:
+                break
+            place = sweep.folder / TRIALS / self.key_of(params)
+            record = finished_record(place) or self._reused(params, place)
+            if record is not None and not (record.status == "failed" and self.options.retry_failed):
+                self._finish(params, record)
+                continue
+            shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
+            waiting.append((params, place))
+        if waiting:
+            jobs = self.launcher.start([(_overrides(sweep.spec, params), place) for params, place in waiting])
+            sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
 
     def _reused(self, params: Params, place: Path) -> Result | None:
         """The finished record of the same settings in another folder, now also in this sweep's."""
@@ -313,7 +323,8 @@ def _same_sweep(spec: SweepSpec, folder: Path, seed: int) -> None:
 def _record_death(trial: Running) -> Result:
     """The record of a trial that ended without leaving one: refused, or killed from outside."""
     code = trial.job.exitcode or 0
-    words = (trial.folder / LOG).read_text(errors="replace").strip().splitlines() if code > 0 else []
+    log = trial.folder / LOG
+    words = log.read_text(errors="replace").strip().splitlines() if code > 0 and log.exists() else []
     how = f"killed by signal {-code}" if code < 0 else words[-1] if words else f"exit code {code}"
     depth = trial.params.get("model.freeze_depth")
     result = Result(

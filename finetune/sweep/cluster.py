@@ -1,0 +1,159 @@
+"""Trials as jobs of a SLURM cluster, through submitit. Imports no torch; the function that does runs in a job."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune.compose import override, shipped
+from finetune.errors import Refused
+from finetune.sweep.launch import LOG, Job, log_to
+
+_JOBS = "jobs"
+
+
+@dataclass
+class ClusterSettings:
+    """`conf/launcher/slurm.yaml`, or a file like it."""
+
+    cluster: str = MISSING
+    """`slurm`, or `local` for processes of this machine."""
+    parallel: int = MISSING
+    """Jobs at a time."""
+    minutes: int = MISSING
+    """Longest trial."""
+    partition: str | None = None
+    gpus: int = 0
+    cpus: int = 1
+    memory_gib: float = 8
+    poll_seconds: float = 10
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Other options of sbatch."""
+
+
+def read_cluster(name: str) -> ClusterSettings:
+    """The settings called `name` in conf/launcher, or those of a YAML file.
+
+    Raises:
+        Refused: there are none, or one is unknown or of the wrong type; submitit or SLURM is missing here.
+    """
+    path = Path(name) if name.endswith(".yaml") else shipped("conf") / "launcher" / f"{name}.yaml"
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ClusterSettings), OmegaConf.load(path))
+        settings = cast(ClusterSettings, OmegaConf.to_object(merged))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        why = str(error).splitlines()[0]
+        raise Refused(f"--launcher {name}: {path} cannot be used: {why}; give slurm, or a copy of its file") from error
+    if settings.cluster not in ("slurm", "local") or settings.parallel < 1 or settings.minutes < 1:
+        raise Refused(f"--launcher {name}: {path} needs cluster: slurm or local, and parallel and minutes above 0")
+    if importlib.util.find_spec("submitit") is None:
+        raise Refused(f"--launcher {name} needs submitit; pip install 'finetune[cluster]'")
+    if settings.cluster == "slurm" and shutil.which("sbatch") is None:
+        raise Refused(f"--launcher {name}: there is no sbatch here; run it on a node of the cluster")
+    return settings
+
+
+class ClusterLauncher:
+    """Jobs whose records appear on a file system that they share with this process."""
+
+    def __init__(self, settings: ClusterSettings, folder: Path, environment: Mapping[str, str]):
+        """`folder` is the sweep's; submitit's own files go below it. `environment` is added to every job's."""
+        import submitit
+
+        # a trial that took too long once would take too long again
+        self._executor = submitit.AutoExecutor(folder / _JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
+        self.capacity = settings.parallel
+        self._environment, self._poll = dict(environment), settings.poll_seconds
+        self._slurm = settings.cluster == "slurm"
+        self._executor.update_parameters(
+            name=folder.name,
+            timeout_min=settings.minutes,
+            gpus_per_node=settings.gpus,
+            cpus_per_task=settings.cpus,
+            mem_gb=settings.memory_gib,
+            slurm_partition=settings.partition,
+            slurm_additional_parameters=settings.sbatch,
+        )
+
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> list[Job]:
+        """Submit trials, several as one job array."""
+        functions = []
+        for overrides, folder in trials:
+            folder.mkdir(parents=True, exist_ok=True)
+            arguments = [*overrides, override("out", str(folder.absolute()))]
+            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment))
+        with self._executor.batch():
+            jobs = [self._executor.submit(function) for function in functions]
+        return [ClusterJob(job) for job in jobs]
+
+    def wait(self, jobs: Sequence[Job]) -> None:
+        """Return when one of `jobs` has ended, or after `poll_seconds`."""
+        deadline = time.monotonic() + self._poll
+        while time.monotonic() < deadline and all(job.exitcode is None for job in jobs):
+            time.sleep(min(1.0, self._poll))
+        if self._slurm:
+            queued = _queue()
+            for job in jobs:
+                if queued is not None and isinstance(job, ClusterJob):
+                    job.absences = 0 if job.name in queued else job.absences + 1
+
+
+class ClusterJob:
+    """A submitted trial."""
+
+    def __init__(self, job: Any):
+        """`job` is submitit's."""
+        self._job = job
+        self.name = str(job.job_id)
+        self.absences = 0
+        """Looks in a row at which the cluster's queue did not have it."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """None until it has ended; that of SIGTERM when the cluster ended it and nothing came back."""
+        if self._job.paths.result_pickle.exists():
+            return 1 if self._job.exception() is not None else int(self._job.result())
+        return -signal.SIGTERM if self.absences > 1 else None
+
+    def terminate(self) -> None:
+        """Take it out of the queue, or end it."""
+        self._job.cancel(check=False)
+
+    kill = terminate
+
+
+def _queue() -> set[str] | None:
+    """The jobs that SLURM has waiting or running; None when it does not answer. One question for all of them."""
+    asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)  # noqa: S607
+    return set(asked.stdout.split()) if asked.returncode == 0 else None
+
+
+class _Trial:
+    """What a job runs. A preempted job is queued again by SLURM and starts its trial over."""
+
+    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]):
+        self.arguments, self.log, self.environment = arguments, log, environment
+
+    def __call__(self) -> int:
+        log_to(self.log)
+        os.environ.update(self.environment)
+
+        from finetune import train
+
+        return train.run_trial(self.arguments, signals=False)  # submitit has handlers of its own
+
+    def checkpoint(self) -> Any:
+        """What submitit submits again when the job is preempted."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)

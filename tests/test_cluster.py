@@ -1,0 +1,116 @@
+"""Trials as cluster jobs: by submitit's local executor, and on a real SLURM where tests/slurm.sh has started one."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune.errors import Refused
+from finetune.result import Result
+from finetune.sweep.cluster import read_cluster
+from finetune.sweep.run import Options, Sweep, run_sweep
+from finetune.sweep.spec import SweepSpec, read_sweep
+
+slurm = pytest.mark.slurm
+needs_slurm = pytest.mark.skipif(
+    shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ, reason="needs a SLURM: see tests/slurm.sh"
+)
+
+
+def settings(tmp_path: Path, **given: Any) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"cluster": "local", "parallel": 3, "minutes": 9, "poll_seconds": 1, **given}))
+    return str(path)
+
+
+def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, Any], epochs: int = 1) -> SweepSpec:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    return read_sweep(tmp_path / "s.yaml", (*fast, f"trainer.epochs={epochs}"))
+
+
+def statuses(sweep: Sweep) -> dict[Any, str]:
+    return {params["optim.lr"]: result.status for params, result in sweep.finished}
+
+
+GRID = {"optim.lr": {"values": [0.01, 1.0e30, 0.001, 0.0001]}, "model.freeze_depth": {"values": [0]}}
+EXPECTED = {0.01: "complete", 1.0e30: "failed", 0.001: "complete", 0.0001: "complete"}
+
+
+def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    jobs = run_sweep(spec, tmp_path / "jobs", Options(launcher=settings(tmp_path)))
+    assert statuses(jobs) == EXPECTED
+    ended: list[Result] = []
+    run_sweep(
+        spec,
+        tmp_path / "jobs",
+        Options(launcher=settings(tmp_path)),
+        watch=lambda sweep, result: ended.append(result) if result else None,
+    )
+    assert ended == []
+    here = run_sweep(spec, tmp_path / "here", Options(workers=1))
+    assert {result.key for _, result in here.finished} == {result.key for _, result in jobs.finished}
+
+
+REFUSED = {
+    "parallel": ("many", "could not be converted to Integer"),
+    "paralel": (3, "Key 'paralel' not in 'ClusterSettings'"),
+    "cluster": ("pbs", "needs cluster: slurm or local"),
+    "minutes": (0, "parallel and minutes above 0"),
+    "sbatch": ("--qos x", "give slurm, or a copy of its file"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_bad_settings_are_refused_by_name(tmp_path: Path, key: str) -> None:
+    value, message = REFUSED[key]
+    with pytest.raises(Refused, match=message):
+        read_cluster(settings(tmp_path, **{key: value}))
+    with pytest.raises(Refused, match=r"none\.yaml.*No such file"):
+        read_cluster("none.yaml")
+
+
+def test_the_shipped_settings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert (read_cluster("slurm").cluster, read_cluster("slurm").gpus) == ("slurm", 1)
+
+
+def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Refused, match="there is no sbatch here"):
+        read_cluster("slurm")
+
+
+@slurm
+@needs_slurm
+def test_slurm_runs_a_sweep_as_a_job_array(tmp_path: Path, fast: list[str]) -> None:
+    launcher = settings(tmp_path, cluster="slurm", cpus=1, memory_gib=2)
+    sweep = run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(launcher=launcher))
+    assert statuses(sweep) == EXPECTED
+    assert len(list((tmp_path / "s" / "jobs").glob("*_2_submitted.pkl"))) == 1  # three at once make an array
+
+
+@slurm
+@needs_slurm
+def test_a_cancelled_job_is_recorded_and_a_requeued_one_starts_over(tmp_path: Path, fast: list[str]) -> None:
+    """Takes two minutes: SLURM lets a requeued job wait."""
+    launcher = settings(tmp_path, cluster="slurm", cpus=1, memory_gib=2)
+    spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01, 0.001]}}, epochs=60)
+    done: list[str] = []
+
+    def disturb(sweep: Sweep, ended: Result | None) -> None:
+        if not done and len(sweep.running) == 2 and all(trial.history for trial in sweep.running):
+            for trial, command in zip(sweep.running, (["scontrol", "requeue"], ["scancel"]), strict=True):
+                subprocess.run([*command, trial.job.name], check=True)  # type: ignore[attr-defined]
+                done.append(command[0])
+
+    started = time.monotonic()
+    sweep = run_sweep(spec, tmp_path / "s", Options(launcher=launcher), watch=disturb)
+    assert done == ["scontrol", "scancel"]
+    assert statuses(sweep) == {0.01: "complete", 0.001: "failed"}
+    assert time.monotonic() - started < 400
