@@ -1,9 +1,11 @@
 """What a sweep costs besides training: `python benchmarks/overhead.py`.
 
 Start-up: from launching a trial until it looks for its images, as a forked child and as a cold process, in turn.
-Bookkeeping: reading 10,000 finished trials again at the start of a sweep, and the loop's time for each.
+Bookkeeping: reading 10,000 finished trials again at the start of a sweep, and a look at 1,000 running ones, which a
+sweep on a cluster takes at every poll.
 """
 
+import json
 import statistics
 import subprocess
 import sys
@@ -13,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.result import Result
+from finetune.result import PROGRESS, Result
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.launch import LocalLauncher, Slot, check_and_prepare
-from finetune.sweep.run import TRIALS, Options, Sweep, _Loop, trial_keys
+from finetune.sweep.run import TRIALS, Options, Running, Sweep, _Loop, trial_keys
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec
 
@@ -66,6 +68,27 @@ def bookkeeping(scratch: Path, count: int = 10_000) -> None:
     print(f"bookkeeping: {count} records read again in {took:.2f} s, {took / count * 1e6:.0f} µs a trial")
 
 
+class Pending:
+    """A job that goes on."""
+
+    exitcode = None
+
+
+def look(scratch: Path, count: int = 1_000) -> None:
+    lr = Distribution("log_uniform_values", bounds=(1e-5, 0.1))
+    spec = SweepSpec("many", "random", "maximize", "val/acc_best", {"optim.lr": lr}, (), count)
+    sweep = Sweep(spec, scratch, count)
+    loop = _Loop(sweep, Search(spec), LocalLauncher([Slot(None, 1)]), Options(), lambda sweep, result: None)
+    history = [{"epoch": i, "val/acc": 0.5, "val/loss": 1.0, "train/acc": 0.5, "train/loss": 1.0} for i in range(20)]
+    for i in range(count):
+        place = scratch / f"running{i}"
+        place.mkdir()
+        (place / PROGRESS).write_text(json.dumps({"epochs": 20, "history": history}))
+        sweep.running.append(Running({"optim.lr": 0.1}, place, Pending()))
+    took = seconds(loop._look)
+    print(f"a look at {count} running trials: {took:.3f} s")
+
+
 def seconds(run: Callable[[], None]) -> float:
     start = time.perf_counter()
     run()
@@ -76,3 +99,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         start_up(Path(folder))
         bookkeeping(Path(folder))
+        look(Path(folder))
