@@ -111,3 +111,12 @@ def test_an_agent_of_wandb_passes_the_same_words_as_our_runner(file: str) -> Non
     for params in corners(read_sweep(ROOT / file)):
         agent = create_sweep_command_args({"args": {key: {"value": value} for key, value in params.items()}})
         assert agent["args_no_hyphens"] == [override(key, value) for key, value in params.items()]
+
+
+@pytest.mark.filterwarnings("ignore")  # the package's own
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_fits_the_schema_of_wandbs_own_engine(name: str) -> None:
+    import sweeps
+
+    raw = yaml.safe_load((ROOT / name).read_text())
+    assert sweeps.SweepConfig(raw)["parameters"].keys() == raw["parameters"].keys()
