@@ -18,7 +18,8 @@ from pathlib import Path
 from finetune.result import PROGRESS, Result
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.launch import LocalLauncher, Slot, check_and_prepare
-from finetune.sweep.run import TRIALS, Options, Running, Sweep, _Loop, trial_keys
+from finetune.sweep.records import TRIALS, trial_keys
+from finetune.sweep.run import Options, Running, Sweep, _Loop
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec
 

@@ -101,7 +101,7 @@ def agent(
 def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
     """How far a sweep is: trials by status, those under way, the best so far."""
     from finetune.report.table import label, read_records, tabulate, verdict
-    from finetune.sweep.run import TRIALS, progress_of
+    from finetune.sweep.records import TRIALS, progress_of
 
     records = read_records(folder)
     table = tabulate(records)
@@ -169,13 +169,13 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
     """Check a sweep file and print what it would run, here or under W&B's agents; nothing is run."""
-    from finetune.compose import compose_config, override
+    from finetune.compose import compose_config
     from finetune.sweep.search import Search, corners, size
     from finetune.sweep.spec import find_sweep, read_sweep
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
     for params in corners(spec):
-        compose_config([*spec.fixed, *(override(key, value) for key, value in params.items())])
+        compose_config(spec.overrides(params))
     console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
         console.print(f"  {key}: {distribution.text}", markup=False)
@@ -184,8 +184,7 @@ def plan(
         console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
     search = Search(spec, seed)
     for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
-        words = [*spec.fixed, *(override(key, value) for key, value in trial.items())]
-        console.print("python -m finetune.train " + shlex.join(words), markup=False)
+        console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)
     for problem in spec.not_for_agents:
         console.print(f"W&B's own agents cannot run this file: {problem}", markup=False)
     return 0

@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from finetune import train
-from finetune.compose import compose_config, override
+from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, RECORD, Result, outcome
 from finetune.sweep.launch import local_slots
-from finetune.sweep.run import Options, Sweep, finished_record, run_sweep, trial_keys
+from finetune.sweep.records import finished_record, trial_keys
+from finetune.sweep.run import Options, Sweep, run_sweep
 from finetune.sweep.search import Search
 from finetune.sweep.spec import SweepSpec, read_sweep
 
@@ -85,8 +86,7 @@ def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path,
     key, search = trial_keys(spec), Search(spec)
     trials = [params for i in range(144) if (params := search.propose()) is not None and i % 7 == 0]
     for params in trials:
-        words = [*spec.fixed, *(override(name, value) for name, value in params.items())]
-        assert key(params) == trial_key(compose_config(words))
+        assert key(params) == trial_key(compose_config(spec.overrides(params)))
     assert len({key(params) for params in trials}) == len(trials) == 21
 
 

@@ -29,9 +29,9 @@ from finetune.sweep.launch import (
     local_slots,
     stop_jobs,
 )
+from finetune.sweep.records import TRIALS
 from finetune.sweep.spec import command_overrides
 
-TRIALS = "trials"
 _PATIENCE = 20.0
 """Seconds that a trial W&B stopped may take to end by itself; the server waits 30."""
 

@@ -1,22 +1,16 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from finetune.compose import compose_config, override, override_values
-from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
-from finetune.errors import Refused
-from finetune.result import CHECKPOINT, PROGRESS, RECORD, STOP, Result
+from finetune.result import CHECKPOINT, STOP, Result
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.launch import (
-    LOG,
     Job,
     Launcher,
     LocalLauncher,
@@ -25,11 +19,20 @@ from finetune.sweep.launch import (
     local_slots,
     stop_jobs,
 )
+from finetune.sweep.records import (
+    TRIALS,
+    claim,
+    finished_record,
+    progress_of,
+    record_death,
+    records_by_age,
+    refuse_another,
+    reused_record,
+    trial_keys,
+)
 from finetune.sweep.search import Params, Search, Tried, corners, size
 from finetune.sweep.spec import SweepSpec
 
-SWEEP = "sweep.json"
-TRIALS = "trials"
 _ALIKE = 3
 """So many first trials that fail for the same reason end a sweep."""
 
@@ -127,11 +130,11 @@ def run_sweep(
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
-    _same_sweep(spec, folder, seed)
+    refuse_another(spec, folder, seed)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    checks = [_overrides(spec, params) for params in corners(spec)]
+    checks = [spec.overrides(params) for params in corners(spec)]
     gpus = chosen_gpus(check_and_prepare(checks), options.gpus)
-    write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
+    claim(spec, folder, seed)
     environment = {"WANDB_RUN_GROUP": spec.name}
     launcher: Launcher
     if cluster is None:
@@ -166,9 +169,10 @@ class _Loop:
 
     def run(self) -> None:
         sweep = self.sweep
-        for params, result in _learned_from(sweep.spec, sweep.folder):
-            if not (result.status == "failed" and self.options.retry_failed):
-                self._finish(params, result)
+        if sweep.spec.method == "bayes":  # the other searches come to each record in its turn
+            for result in records_by_age(sweep.folder):
+                if not (result.status == "failed" and self.options.retry_failed):
+                    self._finish({key: result.params[key] for key in sweep.spec.parameters}, result)
         try:
             while True:
                 self._start()
@@ -201,37 +205,23 @@ class _Loop:
         """Start trials until all places are taken or none is left."""
         sweep, waiting = self.sweep, list[tuple[Params, Path]]()
         while len(sweep.running) + len(waiting) < self.launcher.capacity and not sweep.ended:
-            under_way = [*(trial.params for trial in sweep.running), *(params for params, _ in waiting)]
-            tried = [*self.tried, *(Tried(params, None, running=True) for params in under_way)]
-            params = self.search.propose(tried if sweep.spec.method == "bayes" else ())
+            params = self.search.propose(self._tried(waiting) if sweep.spec.method == "bayes" else ())
             if params is None:
                 break
             place = sweep.folder / TRIALS / self.key_of(params)
-            record = finished_record(place) or self._reused(params, place)
+            record = finished_record(place) or reused_record(sweep.spec, params, place, self.options.reuse)
             if record is not None and not (record.status == "failed" and self.options.retry_failed):
                 self._finish(params, record)
                 continue
             shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
             waiting.append((params, place))
         if waiting:
-            jobs = self.launcher.start([(_overrides(sweep.spec, params), place) for params, place in waiting])
+            jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting])
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
 
-    def _reused(self, params: Params, place: Path) -> Result | None:
-        """The finished record of the same settings in another folder, now also in this sweep's."""
-        for other in (
-            folder for base in self.options.reuse for folder in (base / TRIALS / place.name, base / place.name)
-        ):
-            result = finished_record(other)
-            if result is not None and result.status != "failed":
-                fixed = override_values(self.sweep.spec.fixed)
-                shown = {key: result.config[key] for key in (*fixed, *params) if key in result.config}
-                result = replace(result, params=shown)
-                result.save(place)
-                if (other / CHECKPOINT).is_file():
-                    shutil.copyfile(other / CHECKPOINT, place / CHECKPOINT)
-                return result
-        return None
+    def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:
+        under_way = [*(trial.params for trial in self.sweep.running), *(params for params, _ in waiting)]
+        return [*self.tried, *(Tried(params, None, running=True) for params in under_way)]
 
     def _look(self) -> None:
         """Take note of new epochs and of trials that ended."""
@@ -244,7 +234,9 @@ class _Loop:
                 self._stop_if_behind(trial)
             if ended:
                 sweep.running.remove(trial)
-                result = finished_record(trial.folder) or _record_death(trial)
+                result = finished_record(trial.folder) or record_death(
+                    trial.folder, trial.params, trial.job.exitcode or 0
+                )
                 best = sweep.best
                 self._finish(trial.params, result)
                 for loser in {trial.folder.name, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
@@ -263,81 +255,3 @@ class _Loop:
             side = "below" if self.sign > 0 else "above"
             reason = f"stopped at epoch {len(own)}: {value:.4g} {side} {threshold:.4g}"
             write_durably(trial.folder / STOP, reason.encode())
-
-
-def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
-    """From the parameters of a trial to its key, as composing its config would give it, but in microseconds."""
-    base = flat(compose_config(_overrides(spec, corners(spec)[0])))
-    return lambda params: key_of({**base, **{key: typed(key, value) for key, value in params.items()}})
-
-
-def finished_record(trial: Path) -> Result | None:
-    """The record of a trial that need not run again: complete, pruned or failed."""
-    try:
-        result = Result.load(trial)
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if result.status == "interrupted" else result
-
-
-def progress_of(trial: Path) -> dict[str, Any]:
-    """What a running trial last said: its `history` and the number of `epochs`; empty before its first epoch's end."""
-    try:
-        state: dict[str, Any] = json.loads((trial / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state
-
-
-def _learned_from(spec: SweepSpec, folder: Path) -> list[tuple[Params, Result]]:
-    """The records a bayes search starts from, oldest first; the other searches come to each in its turn."""
-    if spec.method != "bayes":
-        return []
-    records = sorted((folder / TRIALS).glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime_ns)
-    results = [result for record in records if (result := finished_record(record.parent)) is not None]
-    return [({key: result.params[key] for key in spec.parameters}, result) for result in results]
-
-
-def _overrides(spec: SweepSpec, params: Params) -> list[str]:
-    return [*spec.fixed, *(override(key, value) for key, value in params.items())]
-
-
-def _identity(spec: SweepSpec, seed: int) -> dict[str, Any]:
-    return {"name": spec.name, "digest": spec.digest, "seed": seed, "swept": list(spec.parameters), "fixed": spec.fixed}
-
-
-def _same_sweep(spec: SweepSpec, folder: Path, seed: int) -> None:
-    if not (folder / SWEEP).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise Refused(f"{folder} holds other files and no sweep; give --out another folder")
-        return
-    old, new = json.loads((folder / SWEEP).read_text()), json.loads(json.dumps(_identity(spec, seed)))
-    for name in ("fixed", "seed", "digest"):
-        if old[name] != new[name]:
-            raise Refused(
-                f"{folder} holds a sweep whose {name} was {old[name]} and would now be {new[name]}; give the same file "
-                f"and overrides to continue it, or `--out ANOTHER --reuse {folder}` to extend it"
-            )
-
-
-def _record_death(trial: Running) -> Result:
-    """The record of a trial that ended without leaving one: refused, or killed from outside."""
-    code = trial.job.exitcode or 0
-    log = trial.folder / LOG
-    words = log.read_text(errors="replace").strip().splitlines() if code > 0 and log.exists() else []
-    how = f"killed by signal {-code}" if code < 0 else words[-1] if words else f"exit code {code}"
-    depth = trial.params.get("model.freeze_depth")
-    result = Result(
-        key=trial.folder.name,
-        status="failed",
-        reason=how,
-        freeze_depth=depth if isinstance(depth, int) else None,
-        freeze_unit="block",
-        seed=0,
-        val_acc_best=None,
-        best_epoch=None,
-        trained_parameters=0,
-        params=trial.params,
-    )
-    result.save(trial.folder)
-    return result

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from finetune.compose import nearest, no_such_key, shipped
+from finetune.compose import nearest, no_such_key, override, shipped
 from finetune.config import Config as Schema
 from finetune.config import digest_of, flat
 from finetune.errors import Refused
@@ -61,6 +61,10 @@ class SweepSpec:
         space = {key: vars(distribution) for key, distribution in self.parameters.items()}
         stopping = vars(self.stopping) if self.stopping else None
         return digest_of([self.method, self.goal, self.metric, space, list(self.fixed), self.target, stopping])
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """What `python -m finetune.train` gets for a trial with these parameters."""
+        return [*self.fixed, *(override(key, value) for key, value in params.items())]
 
     def better(self, value: float, than: float) -> bool:
         """Whether one value of the metric is ahead of another."""
@@ -119,10 +123,10 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     flattened = list(_flattened(path, raw["parameters"]))
     parameters = {key: _parameter(path, key, given, method) for key, given, _ in flattened}
     fixed = (*command_overrides(str(path), raw.get("command", [])), *overrides)
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
         if key in parameters:
-            raise Refused(f"{override}: {key} is swept by {path}; remove it from one of the two")
+            raise Refused(f"{word}: {key} is swept by {path}; remove it from one of the two")
     return SweepSpec(
         name=name,
         method=method,
