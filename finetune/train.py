@@ -273,7 +273,8 @@ def _from_command_line() -> None:
 def _exit_code(run: Callable[[], None], debug: bool, signals: bool = True) -> int:
     """Run; what went wrong is told in one line, and as a traceback under `debug`."""
     for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
-        signal.signal(number, _on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+            signal.signal(number, _on_signal)
     try:
         run()
         return 0

@@ -20,7 +20,7 @@ from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, RECORD, Result, outcome
-from finetune.sweep.launch import local_slots
+from finetune.sweep.launch import LOG, LocalLauncher, Slot, local_slots
 from finetune.sweep.records import finished_record, trial_keys
 from finetune.sweep.run import Options, Sweep, run_sweep
 from finetune.sweep.search import Search
@@ -164,6 +164,16 @@ def test_slots_share_gpus_and_cores() -> None:
     assert all(slot.threads == max(1, cores // 2) for slot in local_slots([], workers=2))
 
 
+def test_a_trial_sees_the_gpu_of_its_slot_and_no_other(tmp_path: Path) -> None:
+    launcher = LocalLauncher([Slot("3", 1), Slot("GPU-ab12", 1)])
+    jobs = launcher.start([(["data.root=${oc.env:CUDA_VISIBLE_DEVICES}"], tmp_path / name) for name in ("a", "b")])
+    while any(job.exitcode is None for job in jobs):
+        launcher.wait(jobs)
+    assert [job.exitcode for job in jobs] == [2, 2]
+    assert "data.root=3 is not a folder" in (tmp_path / "a" / LOG).read_text()
+    assert "data.root=GPU-ab12 is not a folder" in (tmp_path / "b" / LOG).read_text()
+
+
 def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, fast: list[str]) -> None:
     grid = {"model.freeze_depth": {"values": [0]}, "optim.lr": {"values": [1e30, 0.001]}}
     sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", Options(workers=1))
@@ -295,6 +305,7 @@ def test_interrupting_a_sweep_stops_its_children_and_says_how_to_go_on(tmp_path:
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background ignores it
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("s/trials/*/progress.json")) and time.monotonic() < deadline:
