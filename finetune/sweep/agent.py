@@ -61,7 +61,10 @@ def run_agents(
     name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
     slots = local_slots(chosen_gpus(check_and_prepare([]), gpus), workers, trials_per_gpu)
-    agents = [CONTEXT.Process(target=_agent, args=(sweep, fixed, folder, slot, count)) for slot in slots]
+    agents = [
+        CONTEXT.Process(name=f"agent {i}", target=_agent, args=(sweep, fixed, folder, slot, count))
+        for i, slot in enumerate(slots)
+    ]
     try:
         for agent in agents:
             agent.start()
@@ -98,11 +101,18 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
         leaving.set()
         raise KeyboardInterrupt
 
+    threading.excepthook = _leave_out_finalizer
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     entity, project, _ = sweep.split("/")
     os.environ.setdefault("WANDB_SILENT", "true")
     wandb.agent(sweep, lambda: _trial(fixed, folder, slot, leaving), entity=entity, project=project, count=count)
+
+
+def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
+    """Print what failed in a thread, but not that wandb's clean-up between two runs came too late for its service."""
+    if failure.thread is None or failure.thread.name != "wandb-ServiceFinalizer":
+        threading.__excepthook__(failure)
 
 
 def _trial(fixed: tuple[str, ...], folder: Path, slot: Slot, leaving: threading.Event) -> None:
