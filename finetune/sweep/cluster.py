@@ -57,7 +57,7 @@ def read_cluster(name: str) -> ClusterSettings:
     if settings.cluster not in ("slurm", "local") or settings.parallel < 1 or settings.minutes < 1:
         raise Refused(f"--launcher {name}: {path} needs cluster: slurm or local, and parallel and minutes above 0")
     if importlib.util.find_spec("submitit") is None:
-        raise Refused(f"--launcher {name} needs submitit; pip install 'finetune[cluster]'")
+        raise Refused(f"--launcher {name} needs submitit; pip install submitit")
     if settings.cluster == "slurm" and shutil.which("sbatch") is None:
         raise Refused(f"--launcher {name}: there is no sbatch here; run it on a node of the cluster")
     return settings
