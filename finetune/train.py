@@ -36,7 +36,7 @@ from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Interrupted, Pruned, Refused
 from finetune.freeze import depth_table
 from finetune.module import FineTune
-from finetune.result import CHECKPOINT, Result
+from finetune.result import CHECKPOINT, STOP, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
@@ -103,7 +103,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     out = Path(config.out)
     module = build_module(network.prefix, network.suffix, network.head, len(data.classes), config.optim)
     trainer = build_trainer(config.trainer, config.logger, out)
-    _write_config(out, config, overrides)
+    _open_folder(out, config, overrides)
     status, reason = "complete", ""
     test: dict[str, float] = {}
     error: BaseException | None = None
@@ -199,8 +199,9 @@ class _Clock:
         self.last = now
 
 
-def _write_config(out: Path, config: Config, overrides: Sequence[str]) -> None:
+def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
     (out / ".hydra").mkdir(parents=True, exist_ok=True)
+    (out / STOP).unlink(missing_ok=True)  # meant for an earlier attempt
     (out / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     (out / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 

@@ -57,6 +57,14 @@ def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str])
     assert {result.key for _, result in here.finished} == {result.key for _, result in jobs.finished}
 
 
+def test_a_spent_budget_ends_jobs_that_run(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01]}}, epochs=1000)
+    sweep = run_sweep(spec, tmp_path / "s", Options(launcher=settings(tmp_path), budget=12))
+    assert (sweep.finished, sweep.out_of_time) == ([], True)
+    (job,) = (trial.job for trial in sweep.running)
+    assert job.exitcode is not None
+
+
 REFUSED = {
     "parallel": ("many", "could not be converted to Integer"),
     "paralel": (3, "Key 'paralel' not in 'ClusterSettings'"),

@@ -228,3 +228,10 @@ def test_sigterm_stops_a_run_with_143_and_a_record(fast: list[str], tmp_path: Pa
     result = Result.load(tmp_path / "r")
     assert (result.status, result.reason) == ("interrupted", "stopped by a signal (exit 143)")
     assert json.loads((tmp_path / "r" / "result.json").read_text())["history"]
+
+
+def test_a_stop_meant_for_an_earlier_attempt_stops_no_other(fast: list[str], tmp_path: Path) -> None:
+    words = [*fast, f"out={tmp_path / 'r'}"]
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "stop").write_text("stopped by W&B")
+    assert train.train(compose_config(words), words).status == "complete"

@@ -87,9 +87,8 @@ def write_dashboard(entity: str, project: str) -> str:
 
     depth, accuracy = panels.SummaryMetric("frozen/depth"), panels.SummaryMetric("val/acc_best")
     rate = panels.Config("optim.lr")
-    columns = [panels.ParallelCoordinatesPlotColumn(metric) for metric in (depth, panels.Config("model.head.hidden"))]
-    columns.insert(1, panels.ParallelCoordinatesPlotColumn(rate, log=True))
-    columns.append(panels.ParallelCoordinatesPlotColumn(accuracy))
+    column = panels.ParallelCoordinatesPlotColumn
+    columns = [column(depth), column(rate, log=True), column(panels.Config("model.head.hidden")), column(accuracy)]
     sections = [
         workspaces.Section(
             name="Frozen depth",

@@ -122,7 +122,6 @@ def _trial(fixed: tuple[str, ...], folder: Path, slot: Slot, leaving: threading.
     words = [*fixed, *(override(key, value) for key, value in given.items())]
     key = trial_key(compose_config(words))
     place = folder / TRIALS / key
-    (place / STOP).unlink(missing_ok=True)
     environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     launcher = LocalLauncher([slot], environment)
     (job,) = launcher.start([(words, place)])

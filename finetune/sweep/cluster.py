@@ -101,11 +101,11 @@ class ClusterLauncher:
         deadline = time.monotonic() + self._poll
         while time.monotonic() < deadline and all(job.exitcode is None for job in jobs):
             time.sleep(min(1.0, self._poll))
-        if self._slurm:
-            queued = _queue()
-            for job in jobs:
-                if queued is not None and isinstance(job, ClusterJob):
-                    job.absences = 0 if job.name in queued else job.absences + 1
+        queued = _queue() if self._slurm else None
+        for job in jobs:
+            if isinstance(job, ClusterJob) and (queued is not None or not self._slurm):
+                there = job.name in queued if queued is not None else job.runs_here
+                job.absences = 0 if there else job.absences + 1
 
 
 class ClusterJob:
@@ -124,6 +124,11 @@ class ClusterJob:
         if self._job.paths.result_pickle.exists():
             return 1 if self._job.exception() is not None else int(self._job.result())
         return -signal.SIGTERM if self.absences > 1 else None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether a job of the `local` cluster is still a process of this machine."""
+        return not self._job.done()
 
     def terminate(self) -> None:
         """Take it out of the queue, or end it."""

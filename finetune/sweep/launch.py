@@ -24,6 +24,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finetune.train"])
 _GRACE = 5.0
 """Seconds that a trial asked to end may take before it is killed."""
+_LAST = 60.0
+"""Seconds that a killed one may take to be gone."""
 
 
 class Job(Protocol):
@@ -57,7 +59,7 @@ class Launcher(Protocol):
 
 
 def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
-    """End jobs and wait until they have: asked first, killed after a grace."""
+    """End jobs and wait until they have: asked first, killed after a grace; a cluster that is silent is left."""
     for job in jobs:
         job.terminate()
     deadline = time.monotonic() + _GRACE
@@ -65,7 +67,8 @@ def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
         launcher.wait(left)
     for job in left:
         job.kill()
-    while any(job.exitcode is None for job in left):
+    deadline = time.monotonic() + _LAST
+    while any(job.exitcode is None for job in left) and time.monotonic() < deadline:
         launcher.wait(left)
 
 
