@@ -1,6 +1,7 @@
 """The main picture as a PNG, drawn with Pillow: no browser is needed. Imports no torch."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def _plot(draw: ImageDraw.ImageDraw, complete: Sequence[Result], table: Table) -
         x = _LEFT + (_RIGHT - _LEFT) * (depth - first) / (last - first)
         return x, _BOTTOM - (_BOTTOM - _TOP) * (min(max(accuracy, low), high) - low) / (high - low)
 
-    for i in range(6):
-        level = low + (high - low) * i / 5
+    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8 or step == 0.2)
+    for level in (i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)):
         y = at(first, level)[1]
         draw.line([(_LEFT, y), (_RIGHT, y)], fill=_LINE, width=2)
-        draw.text((_LEFT - 15, y), f"{level:.1%}", fill=_QUIET, font=_font(24), anchor="rm")
+        draw.text((_LEFT - 15, y), f"{level:.0%}", fill=_QUIET, font=_font(24), anchor="rm")
     kinds = {(str(r.config.get("model.backbone")), r.freeze_unit) for r in complete}
     known = depths_of(*next(iter(kinds))) if len(kinds) == 1 else None
     for depth in depths if len(depths) <= 20 else depths[:: len(depths) // 10]:

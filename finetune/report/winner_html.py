@@ -67,7 +67,7 @@ def _mistakes(found: Predictions, record: Result) -> str:
         name = "/".join(PurePath(found.paths[position]).parts[-3:]) if found.paths else ""
         words = f"{said} ({found.probabilities[position].max():.0%}), is {is_}"
         items.append(
-            f'<li><img src="{data_uri(thumbnail)}" alt="{html.escape(words)}" loading="lazy">'
+            f'<li><img src="{data_uri(thumbnail)}" alt="{html.escape(words)}">'
             f'{html.escape(words)}<br><span class="quiet">{html.escape(name)}</span></li>'
         )
     return (
@@ -101,8 +101,8 @@ def confusion_figure(counts: NDArray[np.int64], classes: list[str]) -> go.Figure
     ticks = {"tickvals": at, "ticktext": names} if len(names) <= 40 else {}
     plot.update_layout(
         template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", height=440,
-        xaxis={"title": "predicted", "automargin": True, "tickangle": -45, "showgrid": False, **ticks},
-        yaxis={"title": "true", "autorange": "reversed", "automargin": True, "showgrid": False, **ticks},
+        xaxis={"title": "predicted class; rows are the true one", "automargin": True, "tickangle": -45, **ticks},
+        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False, **ticks},
         margin={"l": 60, "r": 10, "t": 10, "b": 60},
     )  # fmt: skip
     return plot
