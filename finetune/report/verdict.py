@@ -104,7 +104,9 @@ def _about_depth(depths: Sequence[Depth]) -> list[str]:
             f"({_test(by['worse'])}, corrected for {compared} depths)."
         )
     else:
-        words.append(f"No depth is distinguishably worse than k={best.freeze_depth}: depth may not matter here.")
+        words.append(
+            f"No depth is distinguishably worse than k={best.freeze_depth}; that is no proof that depth does not matter."
+        )
     words += [f"k={d.group.freeze_depth} cannot be told from the best: {_open(d, compared)}." for d in by["open"]]
     if by["few"]:
         names = ", ".join(f"k={d.group.freeze_depth}" for d in by["few"])
@@ -123,9 +125,9 @@ def _open(depth: Depth, compared: int) -> str:
     if depth.behind.mean == 0:
         advice = "no number of runs tells equals apart"
     elif more is None:
-        advice = f"more than {MANY} seeds would be needed to settle a difference of that size"
+        advice = f"more than {MANY} seeds would be needed to settle that"
     else:
-        advice = f"{more} more seed{'s' * (more > 1)} at both depths would probably settle a difference of that size"
+        advice = f"{more} more seed{'s' * (more > 1)} at both would probably settle it"
     return f"{_size(depth)}; {advice}"
 
 
