@@ -69,9 +69,7 @@ def train(
     print(f"activations: {given.cache['reason']}")
     clock.stop("data")
     out = Path(config.out)
-    module = build_module(
-        given.prefix, network.suffix, network.head, len(images.classes), config.optim, frozenset(given.stored)
-    )
+    module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
     precision = Precision.of(config.trainer)
     trainer = build_trainer(config.trainer, config.logger, out, precision)
     batches = PixelData(images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
