@@ -187,8 +187,8 @@ def plan(
     if all(config.data.root or config.data.csv for config in configs):
         from finetune.inputs import planned_stores
 
-        for what, size in planned_stores(configs).items():
-            console.print(f"  store: {what}: {size / 1e6:,.1f} MB")
+        for what, count in planned_stores(configs).items():
+            console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
     search = Search(spec, seed)
     for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
         console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)
