@@ -90,8 +90,9 @@ def train(
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
-    if batches.augment_seconds:
-        clock.seconds["augment"] = round(batches.augment_seconds, 3)
+    if augmenting := batches.augmenting.seconds:
+        clock.seconds["augment"] = round(augmenting, 3)
+        print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
     result = Result(
         key=trial_key(config),
         status=status,
