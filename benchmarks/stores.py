@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from common import DEPTHS, Figure, base, make_images, print_rows, weights_file, write_json
 
-from finetune import inputs
+from finetune.activation_plan import preprocess_of
 from finetune.activations import Source, build, measure_costs, row_shapes
+from finetune.checkpoint import build_network
 from finetune.compose import compose_config
 from finetune.cost import Costs, decide
 from finetune.freeze import SharedPrefix
-from finetune.inputs import Shared, find_images, find_weights
 from finetune.precision import Precision
+from finetune.shared import Shared, find_images, find_weights
 from finetune.store import open_store, store_bytes
 
 SIZE = 224
@@ -84,8 +85,8 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
     config = compose_config([*base(data, weights, scratch / "cache", SIZE, 5), "model.freeze_depth=all"])
     shared = Shared()
     images = find_images(config, shared)
-    prefix = SharedPrefix.of(inputs.build_network(config.model, 10).prefix)
-    preprocess = inputs._preprocess(config, find_weights(config.model, shared))
+    prefix = SharedPrefix.of(build_network(config.model, 10).prefix)
+    preprocess = preprocess_of(config, find_weights(config.model, shared))
     source = Source("train", images.splits["train"], preprocess, 0, None)
     cpu = Precision(torch.device("cpu"), bf16=False)
     costs = measure_costs(prefix, source, cpu, scratch)

@@ -185,7 +185,7 @@ def plan(
         bands = [str(band) for band in spec.stopping.bands[:4]]
         console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
     if all(config.data.root or config.data.csv for config in configs):
-        from finetune.inputs import planned_stores
+        from finetune.activation_plan import planned_stores
 
         for what, count in planned_stores(configs).items():
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")

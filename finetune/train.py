@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import inputs
+from finetune import activation_plan
 from finetune.backbone import build_backbone
 from finetune.checkpoint import Network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
@@ -32,12 +32,13 @@ from finetune.config import Config, flat, trial_key
 from finetune.data.datamodule import PixelData
 from finetune.errors import Interrupted, Pruned, Refused
 from finetune.freeze import depth_table
-from finetune.inputs import Progress, Shared, gather
+from finetune.inputs import gather
 from finetune.metric import Beat
 from finetune.module import FineTune
 from finetune.precision import Precision
 from finetune.progress import stages
 from finetune.result import CHECKPOINT, STOP, Result
+from finetune.shared import Progress, Shared
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
@@ -204,7 +205,9 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
         Refused: the first config, data set or weights that cannot be used.
     """
     shared = Shared()
-    inputs.prepare([(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress)
+    activation_plan.prepare(
+        [(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress
+    )
     return shared.to_text()
 
 
