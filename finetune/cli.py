@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from finetune.commands import report as report_commands
 from finetune.console import plain_table, print_table, watching
 from finetune.errors import Interrupted, Refused
 from finetune.progress import console
@@ -43,7 +44,7 @@ def sweep(
     """Run a sweep on this machine or a cluster; the same command continues one that was stopped."""
     from finetune.data.shapes import EMBEDDED
     from finetune.report.html import write_report
-    from finetune.report.table import read_records, tabulate
+    from finetune.report.table import read_records
     from finetune.sweep.run import Options, run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
 
@@ -63,7 +64,7 @@ def sweep(
         console.print("no trial finished; the same command continues: " + _this_command())
         return 4
     records = read_records(folder)
-    print_table(tabulate(records))
+    report_commands.print_conclusions([folder], records)
     console.print(f"plot and table: {write_report(folder, records)}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
@@ -121,16 +122,8 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -
     return 0
 
 
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
-    """Print the table of a sweep and write its plot, report.html."""
-    from finetune.report.html import write_report
-    from finetune.report.table import read_records, tabulate
-
-    records = read_records(folder)
-    print_table(tabulate(records))
-    console.print(f"plot and table: {write_report(folder, records)}")
-    return 0
+app.command()(report_commands.report)
+app.command()(report_commands.compare)
 
 
 @app.command()

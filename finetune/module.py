@@ -41,6 +41,9 @@ class FineTune(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.best_acc, self.best_epoch = -1.0, -1
         self.best_state: dict[str, Tensor] = {}
+        self.best_probabilities = torch.empty(0)
+        """Of the best epoch, for the validation images in order: N x classes, float32, on the CPU."""
+        self._epoch_logits: list[Tensor] = []
         self._last_loss: Tensor | None = None
         self._learning_rate = 0.0
 
@@ -77,7 +80,7 @@ class FineTune(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collect loss and accuracy."""
-        self._evaluate("val", self.val_figures, batch)
+        self._epoch_logits.append(self._evaluate("val", self.val_figures, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
@@ -92,6 +95,8 @@ class FineTune(pl.LightningModule):
         if epoch["val/acc"] > self.best_acc:
             self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
             self.best_state = self.trained_state()
+            self.best_probabilities = torch.cat(self._epoch_logits).softmax(1).cpu()
+        self._epoch_logits = []
         self.log_dict({**epoch, "val/acc_best": self.best_acc})
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -128,10 +133,11 @@ class FineTune(pl.LightningModule):
             for name, value in own.items():
                 value.copy_(state[name])
 
-    def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         logits = self._logits(split, x).float()
         figures.update(F.cross_entropy(logits, y), logits, y)
+        return logits
 
     def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:
         values = {f"{split}/{name}": value for name, value in figures.compute().items()}

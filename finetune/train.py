@@ -3,6 +3,7 @@
 The composition root: it sees the whole config and hands its parts on.
 """
 
+import contextlib
 import os
 import platform
 import signal
@@ -36,9 +37,10 @@ from finetune.inputs import gather
 from finetune.metric import Beat
 from finetune.module import FineTune
 from finetune.precision import Precision
+from finetune.predictions import predictions_of
 from finetune.progress import stages
 from finetune.result import CHECKPOINT, STOP, Result
-from finetune.shared import Progress, Shared
+from finetune.shared import Images, Progress, Shared, find_data
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
@@ -84,6 +86,7 @@ def train(
         if beat is None or beat.by(module.history):
             model = replace(config.model, freeze_depth=network.cut.plan.depth)
             save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, network.cut.frozen_digest)
+            _save_predictions(out, config, module, images)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
     except Pruned as pruned:
@@ -142,6 +145,15 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
         return {}
     module.load_trained_state(module.best_state)
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
+
+
+def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:
+    """What the best epoch said of each validation image, for the report on the winner."""
+    val, root, paths = images.splits["val"], config.data.root, tuple[Path, ...]()
+    with contextlib.suppress(Refused, OSError):  # the images may be gone by now
+        paths = find_data(config).splits["val"].paths
+    folder = Path(root).expanduser() if root and Path(root).expanduser().is_dir() else None
+    predictions_of(module.best_probabilities.numpy(), val.labels, paths, folder, lambda i: val.images[i]).save(out)
 
 
 def _summary(config: Config, network: Network, result: Result) -> dict[str, Any]:

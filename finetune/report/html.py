@@ -1,115 +1,160 @@
 """The report as one self-contained HTML page. Imports no torch."""
 
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
-import plotly.graph_objects as go
+import plotly.offline
 
 from finetune.durable import write_durably
-from finetune.report.table import Group, Table, accuracy_text, label, tabulate, verdict
-from finetune.result import Result
+from finetune.predictions import Predictions
+from finetune.repeat import repeat_command
+from finetune.report.doubts import doubts
+from finetune.report.figures import Picture, pictures
+from finetune.report.table import Table, accuracy_text, label, tabulate
+from finetune.report.verdict import Conclusions, Depth, conclude
+from finetune.report.winner_html import winner_section
+from finetune.result import RECORD, Result
 
 REPORT = "report.html"
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # from Okabe and Ito's colour-blind safe palette
-_PLOT = {"responsive": True, "displayModeBar": False}
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #1b1b1b;
-  background: #fff }}
-h1 {{ font-size: 1.5rem }} table {{ border-collapse: collapse }} .wide {{ overflow-x: auto }}
-th, td {{ padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th:last-child, td:last-child {{ text-align: left }} tr.winner td {{ font-weight: 600 }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{verdict}</p>
-{figure}
-<div class="wide"><table><tr><th>freeze depth</th><th>trials</th><th>best val/acc</th><th>s a trial</th>
-<th>with</th></tr>
-{rows}
-</table></div>
-<p>{counts}. Points are trials; the line joins the best configuration of each depth; bars are 95 % intervals over
-seeds.</p>
-</body></html>
-"""
+SHOWN = 1000
+"""Trials in the page's table and plots at the most, the best ones."""
 
 
-def write_report(folder: Path, records: Sequence[Result]) -> Path:
-    """Write `report.html` into `folder`: no script, font or image is fetched when it is opened. Returns its path."""
-    table = tabulate(records)
-    title = f"Validation accuracy against frozen depth: {folder.name}"
+def write_report(folder: Path, records: Sequence[Result], others: Sequence[Path] = ()) -> Path:
+    """Write `report.html` into `folder`: no script, font or image is fetched when it is opened. Returns its path.
+
+    Args:
+        folder: Of the sweep.
+        records: Of it, and of the sweeps in `others`.
+        others: Further folders that trials lie in.
+    """
     path = folder / REPORT
-    page = _PAGE.format(
-        title=html.escape(title),
-        verdict=html.escape(verdict(table)),
-        figure=figure(table, records).to_html(full_html=False, include_plotlyjs=True, config=_PLOT),
-        rows="\n".join(_rows(table)),
-        counts=", ".join(f"{count} {status}" for status, count in table.counts.items()),
-    )
-    write_durably(path, page.encode())
+    write_durably(path, page([folder, *others], records).encode())
     return path
 
 
-def figure(table: Table, records: Sequence[Result]) -> go.Figure:
-    """Validation accuracy against frozen depth: every trial a point, the best of each depth a line."""
-    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
-    best = table.best_per_depth
-    widths = [group.half_width for group in best]
-    units = sorted({r.freeze_unit for r in complete}) or ["block"]
-    plot = go.Figure()
-    plot.add_scatter(
-        x=[r.freeze_depth for r in complete],
-        y=[r.val_acc_best for r in complete],
-        mode="markers",
-        name="trial",
-        marker={"color": _BLUE, "opacity": 0.55, "size": 8},
-        text=[f"{label(r.params, table.swept)} seed={r.seed}" for r in complete],
-        hovertemplate="k=%{x}<br>val/acc %{y:.4f}<br>%{text}<extra></extra>",
+def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> str:
+    """The page's text.
+
+    Args:
+        folders: Where the trials lie; the page is named after the first.
+        records: Of the trials.
+        live: What a server's `/state` says as long as nothing is new; empty for a page that nobody refreshes.
+    """
+    ranked = sorted(records, key=lambda r: (r.status != "complete", -(r.val_acc_best or 0), r.key))
+    table, shown = tabulate(records), ranked[:SHOWN]
+    keys = table.swept
+    conclusions = conclude(records, table)
+    kept = predictions_of(folders, records, table)
+    drawn = pictures([*shown, *(r for r in ranked[SHOWN:] if r.status == "failed")], table, ended_at(folders, records))
+    extra = winner_section(*kept, table) if kept else ("", list[Picture]())
+    trials = {r.key: {"name": _name(r, keys), "command": repeat_command(r.config)} for r in shown if r.config}
+    figures = {p.name: json.loads(p.figure.to_json()) for p in (*drawn, *extra[1])}
+    names = ", ".join(folder.resolve().name for folder in folders)
+    return Template(_file("page.html")).substitute(
+        title=html.escape(f"Validation accuracy against frozen depth: {names}"),
+        connect="'self'" if live else "'none'",
+        live=html.escape(live),
+        css=_file("page.css"),
+        js=_file("page.js"),
+        plotly=plotly.offline.get_plotlyjs(),
+        counts=", ".join(f"{count} {status}" for status, count in table.counts.items()),
+        verdict=_verdict(conclusions),
+        doubts=_doubts(doubts(records, table, kept[1] if kept else None)),
+        rows="\n".join(_depth(depth, table) for depth in conclusions.depths),
+        pictures="\n".join(map(picture_html, drawn)),
+        winner=extra[0],
+        shown=f"The {SHOWN} best of {len(records)} are shown." if len(records) > SHOWN else "",
+        trials="\n".join(_trial(r, keys, first=i == 0) for i, r in enumerate(shown)),
+        data=json.dumps({"figures": figures, "trials": trials}).replace("<", "\\u003c"),
     )
-    plot.add_scatter(
-        x=[group.freeze_depth for group in best],
-        y=[group.mean for group in best],
-        mode="lines+markers",
-        name="best per depth",
-        line={"color": _ORANGE, "width": 3},
-        marker={"size": 9, "symbol": "diamond"},
-        error_y={"array": [w or 0 for w in widths], "visible": any(w is not None for w in widths)},
-        text=[label(group.params, table.swept) for group in best],
-        hovertemplate="k=%{x}<br>mean val/acc %{y:.4f}<br>%{text}<extra></extra>",
+
+
+def ended_at(folders: Sequence[Path], records: Sequence[Result]) -> dict[str, float]:
+    """When each trial's record was written, by its key, in seconds since 1970."""
+    found = {}
+    for key in (record.key for record in records):
+        for folder in folders:
+            file = folder / "trials" / key / RECORD
+            if file.is_file():
+                found[key] = file.stat().st_mtime
+                break
+    return found
+
+
+def predictions_of(
+    folders: Sequence[Path], records: Sequence[Result], table: Table
+) -> tuple[Result, Predictions] | None:
+    """The best trial that still has its predictions, those of the winning configuration first."""
+    won = table.winner.keys if table.winner else ()
+    complete = [r for r in records if r.status == "complete"]
+    for record in sorted(complete, key=lambda r: (r.key not in won, -(r.val_acc_best or 0))):
+        for folder in folders:
+            found = Predictions.load(folder / "trials" / record.key)
+            if found is not None and found.probabilities.shape[1] == len(record.classes):
+                return record, found
+    return None
+
+
+def picture_html(picture: Picture) -> str:
+    """A heading, a place for the plot and how to read it."""
+    return (
+        f'<figure class="picture" style="margin:0"><h3>{html.escape(picture.title)}</h3>'
+        f'<div class="plot" id="plot-{picture.name}" role="img" aria-label="{html.escape(picture.title)}"></div>'
+        f'<figcaption class="quiet">{html.escape(picture.note)}</figcaption></figure>'
     )
-    plot.update_layout(
-        template="plotly_white",
-        xaxis={"title": f"freeze depth k ({units[0]}s frozen, counted from the input)", **_ticks(best)},
-        yaxis={"title": "best validation accuracy", "tickformat": ".0%"},
-        legend={"orientation": "h", "y": 1.08},
-        margin={"l": 60, "r": 20, "t": 30, "b": 55},
-        height=480,
+
+
+def _verdict(conclusions: Conclusions) -> str:
+    first, *rest = conclusions.sentences
+    return f'<p class="lead">{html.escape(first)}</p>' + "".join(f"<p>{html.escape(words)}</p>" for words in rest)
+
+
+def _doubts(found: Sequence[str]) -> str:
+    if not found:
+        return ""
+    items = "".join(f"<li>{html.escape(words)}</li>" for words in found)
+    head = '<section id="doubts" aria-labelledby="doubts-title"><h2 id="doubts-title">Doubts</h2>'
+    return f"{head}<ul>{items}</ul></section>"
+
+
+def _depth(depth: Depth, table: Table) -> str:
+    group, behind = depth.group, depth.behind
+    trials = sum(len(g.accuracies) for g in table.groups if g.freeze_depth == group.freeze_depth)
+    noise = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}[depth.standing]
+    p = "" if depth.p is None else " (p<0.001)" if depth.p < 0.001 else f" (p={depth.p:.2g})"
+    cells = [group.freeze_depth, trials, accuracy_text(group), f"{group.seconds:.1f}", label(group.params, table.swept)]
+    cells += ["" if behind is None else f"{behind.mean:.3f} [{behind.low:.3f}..{behind.high:.3f}]", noise + p]
+    mark = ' class="winner"' if depth.standing == "best" else ""
+    return f"<tr{mark}>{_cells(cells, text=(4, 6))}</tr>"
+
+
+def _trial(record: Result, keys: Sequence[str], first: bool) -> str:
+    accuracy = "" if record.val_acc_best is None else f"{record.val_acc_best:.4f}"
+    status = record.status if record.status == "complete" else f"{record.status}: {record.reason[:80]}"
+    seconds = f"{record.seconds.get('total', 0):.1f}"
+    depth = "" if record.freeze_depth is None else record.freeze_depth
+    cells = [accuracy, depth, record.seed, status, seconds, label(record.params, keys)]
+    key = html.escape(record.key)
+    return (
+        f'<tr data-key="{key}" tabindex="{0 if first else -1}" aria-selected="false">{_cells(cells, text=(3, 5))}</tr>'
     )
-    return plot
 
 
-def _ticks(best: Sequence[Group]) -> dict[str, Any]:
-    """Every depth of a backbone counted in blocks gets its number; the axis ends beside the outermost points."""
-    depths = [group.freeze_depth for group in best]
-    if not depths:
-        return {}
-    return {"range": [min(depths) - 0.5, max(depths) + 0.5]} | ({"dtick": 1} if max(depths) <= 20 else {})
+def _cells(cells: Sequence[Any], text: Sequence[int]) -> str:
+    return "".join(
+        f"<td{' class=text' if i in text else ''}>{html.escape(str(cell))}</td>" for i, cell in enumerate(cells)
+    )
 
 
-def _rows(table: Table) -> list[str]:
-    rows = []
-    for group in table.best_per_depth:
-        mark = ' class="winner"' if group == table.winner else ""
-        trials = sum(len(g.accuracies) for g in table.groups if g.freeze_depth == group.freeze_depth)
-        cells = (
-            group.freeze_depth,
-            trials,
-            accuracy_text(group),
-            f"{group.seconds:.1f}",
-            label(group.params, table.swept),
-        )
-        rows.append(f"<tr{mark}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return rows
+def _name(record: Result, keys: Sequence[str]) -> str:
+    accuracy = record.status if record.val_acc_best is None else f"val/acc {record.val_acc_best:.4f}"
+    return f"k={record.freeze_depth} {label(record.params, keys)} seed={record.seed}: {accuracy}"
+
+
+def _file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Records to what they say: per freeze depth the best configuration, its mean and interval. Imports no torch."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from finetune.config import digest_of
 from finetune.errors import Refused
+from finetune.report.stats import half_width
 from finetune.result import RECORD, STATUSES, Result
 
 
@@ -23,6 +23,15 @@ class Group:
     """Best val/acc of each seed, 0..1."""
     seconds: float
     """Mean per trial."""
+    seeds: tuple[int, ...] = ()
+    """Of each accuracy, ascending."""
+    keys: tuple[str, ...] = ()
+    """Of each trial."""
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Accuracy by seed."""
+        return dict(zip(self.seeds, self.accuracies, strict=True))
 
     @property
     def mean(self) -> float:
@@ -32,12 +41,7 @@ class Group:
     @property
     def half_width(self) -> float | None:
         """Of the 95 % interval of the mean (Student's t over seeds); None for a single seed."""
-        from scipy.stats import t
-
-        n = len(self.accuracies)
-        if n < 2:
-            return None
-        return float(t.ppf(0.975, n - 1) * statistics.stdev(self.accuracies) / math.sqrt(n))
+        return half_width(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,15 @@ def read_records(folder: Path) -> list[Result]:
     return records
 
 
+def read_all(folders: Sequence[Path]) -> list[Result]:
+    """The records of several sweeps as of one; a trial that is in two of them counts once.
+
+    Raises:
+        Refused: a folder holds none.
+    """
+    return list({record.key: record for folder in reversed(folders) for record in read_records(folder)}.values())
+
+
 def tabulate(records: Sequence[Result]) -> Table:
     """Group complete trials by configuration and rank them."""
     complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
@@ -89,21 +102,24 @@ def tabulate(records: Sequence[Result]) -> Table:
     for record in complete:
         settings = {key: value for key, value in record.params.items() if key not in ("seed", "model.freeze_depth")}
         by_config.setdefault(digest_of([record.freeze_depth, settings]), []).append(record)
-    groups = [
-        Group(
-            freeze_depth=int(members[0].freeze_depth or 0),
-            params=_without_seed(members[0].params),
-            accuracies=tuple(float(r.val_acc_best or 0) for r in sorted(members, key=lambda r: r.seed)),
-            seconds=statistics.fmean(r.seconds.get("total", 0.0) for r in members),
-        )
-        for members in by_config.values()
-    ]
+    groups = [_group(sorted(members, key=lambda r: (r.seed, r.key))) for members in by_config.values()]
     keys = sorted({key for record in complete for key in record.params} - {"seed", "model.freeze_depth"})
     swept = [key for key in keys if len({repr(record.params.get(key)) for record in complete}) > 1]
     statuses = [record.status for record in records]
     counts = {status: statuses.count(status) for status in STATUSES if status in statuses}
     ranked = sorted(groups, key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
     return Table(tuple(ranked), tuple(swept), counts)
+
+
+def _group(members: Sequence[Result]) -> Group:
+    return Group(
+        freeze_depth=int(members[0].freeze_depth or 0),
+        params=_without_seed(members[0].params),
+        accuracies=tuple(float(r.val_acc_best or 0) for r in members),
+        seconds=statistics.fmean(r.seconds.get("total", 0.0) for r in members),
+        seeds=tuple(r.seed for r in members),
+        keys=tuple(r.key for r in members),
+    )
 
 
 def short(key: str) -> str:

@@ -11,6 +11,7 @@ from finetune.compose import compose_config, override_values
 from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
 from finetune.errors import Refused
+from finetune.predictions import PREDICTIONS
 from finetune.result import CHECKPOINT, PROGRESS, RECORD, Result
 from finetune.sweep.launch import LOG
 from finetune.sweep.search import Params, corners
@@ -80,8 +81,9 @@ def reused_record(spec: SweepSpec, params: Params, place: Path, others: Sequence
             shown = {key: result.config[key] for key in (*override_values(spec.fixed), *params) if key in result.config}
             result = replace(result, params=shown)
             result.save(place)
-            if (other / CHECKPOINT).is_file():
-                shutil.copyfile(other / CHECKPOINT, place / CHECKPOINT)
+            for kept in (CHECKPOINT, PREDICTIONS):
+                if (other / kept).is_file():
+                    shutil.copyfile(other / kept, place / kept)
             return result
     return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.config import digest_of
 from finetune.durable import write_durably
 from finetune.metric import Beat, metric_values
+from finetune.predictions import PREDICTIONS
 from finetune.result import CHECKPOINT, STOP, Result
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.launch import (
@@ -283,7 +284,8 @@ class _Loop:
                 best = sweep.best
                 self._finish(trial.params, result)
                 for loser in {trial.folder.name, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
-                    (sweep.folder / TRIALS / loser / CHECKPOINT).unlink(missing_ok=True)
+                    for kept in (CHECKPOINT, PREDICTIONS):
+                        (sweep.folder / TRIALS / loser / kept).unlink(missing_ok=True)
                 self.watch(sweep, result)
 
     def _stop_if_behind(self, trial: Running) -> None:

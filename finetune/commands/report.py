@@ -1,0 +1,119 @@
+"""What a sweep found: in the terminal, as a page, as a picture, as a database."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.console import plain_table
+from finetune.errors import Refused
+from finetune.progress import console
+
+if TYPE_CHECKING:
+    from finetune.result import Result
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps; the page goes into the first.")],
+    png: Annotated[Path | None, typer.Option(help="Also write the main picture to this PNG file.")] = None,
+    serve: Annotated[bool, typer.Option(help="Show the page on this machine, and refresh it as trials end.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes a free one.")] = 8081,
+    optuna: Annotated[Path | None, typer.Option(help="Also write an Optuna database, for optuna-dashboard.")] = None,
+) -> int:
+    """Say what a sweep found, how sure that is and what to doubt, and write it as a page, report.html."""
+    from finetune.report.html import ended_at, write_report
+    from finetune.report.png import write_png
+    from finetune.report.study import export
+    from finetune.report.table import read_all, tabulate
+
+    records = read_all(folders)
+    name = ", ".join(folder.resolve().name for folder in folders)
+    print_conclusions(folders, records)
+    if png is not None:
+        if png.suffix.lower() != ".png":
+            raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
+        write_png(png, records, tabulate(records), f"Validation accuracy against frozen depth: {name}")
+        console.print(f"picture: {png}", markup=False)
+    if optuna is not None:
+        swept = ["model.freeze_depth", *tabulate(records).swept]
+        export(records, swept, ended_at(folders, records), optuna, name)
+        console.print(f"database: {optuna} (open it with: optuna-dashboard sqlite:///{optuna})", markup=False)
+    if serve:
+        _serve(folders, port)
+    else:
+        console.print(f"page: {write_report(folders[0], records, folders[1:])}", markup=False)
+    return 0
+
+
+def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
+    """The table of depths, the verdict and the doubts, as on the page."""
+    from finetune.report.doubts import doubts
+    from finetune.report.html import predictions_of
+    from finetune.report.table import accuracy_text, label, tabulate
+    from finetune.report.verdict import conclude
+
+    table = tabulate(records)
+    found = conclude(records, table)
+    console.print(", ".join(f"{count} {status}" for status, count in table.counts.items()))
+    if found.depths:
+        shown = plain_table("validation accuracy per frozen depth")
+        for column in ("freeze depth", "trials", "best val/acc", "s a trial", "with", "beyond noise?"):
+            shown.add_column(column, justify="left" if column in ("with", "beyond noise?") else "right", no_wrap=True)
+        words = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
+        for depth in found.depths:
+            group = depth.group
+            trials = sum(len(g.accuracies) for g in table.groups if g.freeze_depth == group.freeze_depth)
+            cells = (str(group.freeze_depth), str(trials), accuracy_text(group), f"{group.seconds:.1f}")
+            style = "bold" if depth.standing == "best" else None
+            shown.add_row(*cells, label(group.params, table.swept), words[depth.standing], style=style)
+        console.print(shown)
+    for sentence in found.sentences:
+        console.print(sentence, markup=False)
+    kept = predictions_of(folders, records, table)
+    doubted = doubts(records, table, kept[1] if kept else None)
+    if doubted:
+        console.print("Doubts:")
+    for sentence in doubted:
+        console.print(f"- {sentence}", markup=False)
+
+
+def _serve(folders: Sequence[Path], port: int) -> None:
+    from finetune.report.serve import server
+
+    with server(folders, port) as running:
+        console.print(f"http://127.0.0.1:{running.server_address[1]}/ refreshes as trials end; Ctrl-C ends it")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            console.print("")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of a sweep.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of another.")],
+) -> int:
+    """Set two sweeps side by side: depth by depth, winner against winner, and which settings differ."""
+    from finetune.report.compare import compare as rows_of
+    from finetune.report.compare import conclusions, setting_lines
+    from finetune.report.table import accuracy_text, read_all
+
+    ours, theirs = read_all([a]), read_all([b])
+    names = (str(a), str(b))
+    shown = plain_table(f"best validation accuracy per frozen depth: A is {a}, B is {b}")
+    for column in ("freeze depth", "A", "B", "B - A", "95 % interval", "p"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in rows_of(ours, theirs):
+        found = [accuracy_text(group) if group else "–" for group in (row.a, row.b)]
+        gap = f"{row.b.mean - row.a.mean:+.3f}" if row.a and row.b else ""
+        ends = f"{row.ahead.low:+.3f}..{row.ahead.high:+.3f}" if row.ahead else ""
+        shown.add_row(str(row.freeze_depth), *found, gap, ends, "" if row.p is None else f"{row.p:.2g}")
+    console.print(shown)
+    for sentence in conclusions(names, ours, theirs):
+        console.print(sentence, markup=False)
+    lines = setting_lines(ours, theirs)
+    if lines:
+        console.print("Settings that differ throughout:")
+    for line in lines:
+        console.print(f"  {line}", markup=False)
+    return 0

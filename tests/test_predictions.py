@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.compose import compose_config
+from finetune.durable import write_durably
+from finetune.predictions import PREDICTIONS, THUMBNAIL, Predictions, confident_mistakes, predictions_of
+from finetune.result import Result
+from finetune.train import train
+
+
+def some(count: int = 6) -> Predictions:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), count).astype(np.float32)
+    labels = rng.integers(0, 3, count)
+    images = rng.integers(0, 256, (count, 20, 20, 3), dtype=np.uint8)
+    paths = [Path("/data/val") / f"{i}.png" for i in range(count)]
+    return predictions_of(probabilities, labels, paths, Path("/data"), lambda chosen: images[chosen])
+
+
+def test_the_mistakes_are_the_wrong_ones_surest_first() -> None:
+    sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3]])
+    assert confident_mistakes(sure, np.array([1, 0, 0, 0])).tolist() == [0, 1, 2]
+    assert confident_mistakes(sure, np.array([1, 0, 0, 0]), 2).tolist() == [0, 1]
+    assert confident_mistakes(sure, np.array([0, 1, 1, 0])).tolist() == []
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    saved = some()
+    saved.save(tmp_path)
+    loaded = Predictions.load(tmp_path)
+    assert loaded is not None
+    for name in ("probabilities", "labels", "mistakes", "thumbnails"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(saved, name))
+    assert loaded.paths == tuple(f"val/{i}.png" for i in range(6))
+    assert loaded.thumbnails.shape[1:] == (THUMBNAIL, THUMBNAIL, 3)
+
+
+def test_no_file_a_broken_one_and_one_with_a_pickle_are_none(tmp_path: Path) -> None:
+    assert Predictions.load(tmp_path) is None
+    some().save(tmp_path)
+    whole = (tmp_path / PREDICTIONS).read_bytes()
+    for broken in (b"", whole[:100], whole[: len(whole) // 2]):
+        write_durably(tmp_path / PREDICTIONS, broken)
+        assert Predictions.load(tmp_path) is None
+    fields = {name: getattr(some(), name) for name in ("probabilities", "labels", "mistakes", "thumbnails")}
+    np.savez(tmp_path / PREDICTIONS, paths=np.array([print] * 6, dtype=object), **fields)
+    assert Predictions.load(tmp_path) is None
+    np.savez(tmp_path / PREDICTIONS, paths=np.array([], dtype=str), **{**fields, "labels": np.full(6, 7)})
+    assert Predictions.load(tmp_path) is None
+
+
+def test_a_trial_leaves_those_of_its_best_epoch(fast: list[str], images: Path, tmp_path: Path) -> None:
+    result = train(compose_config([*fast, "model.freeze_depth=all", "optim.lr=0.01", f"out={tmp_path / 'run'}"]))
+    found = Predictions.load(tmp_path / "run")
+    assert found is not None
+    assert result.val_acc_best == Result.load(tmp_path / "run").val_acc_best
+    assert (found.predicted == found.labels).mean() == pytest.approx(result.val_acc_best)
+    assert found.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert found.paths[0] == "val/class0/0.png"
+    for mistake, thumbnail in zip(found.mistakes, found.thumbnails, strict=True):
+        path = images / found.paths[mistake]
+        assert path.parent.name == f"class{found.labels[mistake]}"
+        with Image.open(path) as image:
+            assert np.asarray(image).mean((0, 1)) == pytest.approx(thumbnail.mean((0, 1)), abs=6)
+
+
+def test_images_that_are_gone_cost_the_names_and_not_the_trial(tmp_path: Path) -> None:
+    labels = np.array([0, 1])
+    blank = np.zeros((2, 8, 8, 3), np.uint8)
+    probabilities = np.array([[0.1, 0.9], [0.2, 0.8]], np.float32)
+    kept = predictions_of(probabilities, labels, (), None, lambda chosen: blank[chosen])
+    assert (kept.paths, kept.mistakes.tolist()) == ((), [0])
+    kept.save(tmp_path)
+    assert Predictions.load(tmp_path) is not None
