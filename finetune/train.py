@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.backbone import build_backbone
-from finetune.checkpoint import Network, build_network, save_checkpoint
+from finetune.checkpoint import Network, Preprocessing, build_network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
 from finetune.config import Config, HeadConfig, flat, trial_key
 from finetune.data.augment import Augment
@@ -110,7 +110,9 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     try:
         test = _fit(config, module, trainer, stores, network)
         model = replace(config.model, freeze_depth=network.plan.depth)
-        save_checkpoint(out / CHECKPOINT, module.best_state, model, data.classes, network.frozen_digest)
+        pixels = config.data.size, config.data.resize, config.data.interpolation
+        preprocessing = Preprocessing(*pixels, network.weights.mean, network.weights.std)
+        save_checkpoint(out / CHECKPOINT, module.best_state, model, data.classes, network.frozen_digest, preprocessing)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
     except Pruned as pruned:
