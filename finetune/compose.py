@@ -69,12 +69,24 @@ def checked(cfg: DictConfig) -> Config:
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "
             "set model.freeze_depth=0 or name the weights"
         )
+    if config.trainer.refit and config.trainer.patience is not None:
+        raise Refused(
+            f"trainer.patience={config.trainer.patience} stops by val/acc, which says nothing with trainer.refit=true; "
+            "set trainer.patience=null"
+        )
     return config
 
 
 def override(key: str, value: Any) -> str:
     """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can."""
     return f"{key}={_spelled(value)}"
+
+
+def repeating(settings: Mapping[str, Any]) -> list[str]:
+    """The fewest overrides that compose to `settings`, by dotted key; what changes no result is left out."""
+    usual, idle = flat(compose_config([])), tuple(f"{name}." for name in NOT_MEANINGFUL)
+    asked = {key: value for key, value in settings.items() if key in usual and not f"{key}.".startswith(idle)}
+    return [override(key, value) for key, value in asked.items() if value != usual[key]]
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:

@@ -40,6 +40,8 @@ from finetune.result import CHECKPOINT, STOP, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
+REFIT = "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
+"""What the record of a refit says."""
 
 
 def find_data(config: Config) -> DataSet:
@@ -51,7 +53,8 @@ def find_data(config: Config) -> DataSet:
     data, root = config.data, config.data.root
     if root == EMBEDDED:
         root = str(embedded_folder(Path(config.cache.dir).expanduser()))
-    return load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+    found = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+    return found.with_val_in_train() if config.trainer.refit else found
 
 
 def store_pixels(config: Config, data: DataSet) -> dict[str, PixelStore]:
@@ -96,7 +99,8 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     network = build_network(config.model, len(data.classes))
     clock.stop("setup")
     stores = store_pixels(config, data)
-    warnings = [*data.warnings, *(text for store in stores.values() for text in store.warnings)]
+    refit = [REFIT] if config.trainer.refit else []
+    warnings = [*refit, *data.warnings, *(text for store in stores.values() for text in store.warnings)]
     for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
     clock.stop("data")
@@ -127,8 +131,8 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
         freeze_depth=network.plan.depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
-        val_acc_best=module.best_acc if module.history else None,
-        best_epoch=module.best_epoch if module.history else None,
+        val_acc_best=module.best_acc if module.history and not config.trainer.refit else None,
+        best_epoch=module.best_epoch if module.history and not config.trainer.refit else None,
         trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         params=_params(config, overrides),
         config=flat(config),
@@ -167,6 +171,8 @@ def _fit(
     for logger in trainer.loggers:
         logger.log_hyperparams(flat(config))
     trainer.fit(module, datamodule=batches)
+    if config.trainer.refit:
+        module.best_state = module.trained_state()
     if "test" not in stores:
         return {}
     module.load_trained_state(module.best_state)
@@ -252,7 +258,8 @@ def main() -> int:
 
 def _train_and_tell(config: Config, overrides: Sequence[str]) -> None:
     result = train(config, overrides)
-    print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+    found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
+    print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
 
 
 def _from_command_line() -> None:
