@@ -35,6 +35,8 @@ class Backbone:
     """Last unit's output, N x C x H x W, to features, N x width."""
     width: int
     """Features per image."""
+    classifier: str = "fc"
+    """What torchvision calls the layers that the head replaces; weight files may hold them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def read_weights(backbone: Backbone, weights: str) -> Weights:
         state, mean, std = _read_file(Path(weights).expanduser())
     else:
         state, mean, std = _download(backbone.name, weights)
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    state = {name: value for name, value in state.items() if not name.startswith(f"{backbone.classifier}.")}
     _must_fit(backbone, state, weights)
     return Weights(state, mean, std, state_digest(state))
 

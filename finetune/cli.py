@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from finetune.commands import data, model, use
 from finetune.console import console, plain_table, print_table, watching
 from finetune.errors import Interrupted, Refused
 
@@ -220,6 +221,13 @@ def depths(
         )
     console.print(table)
     return 0
+
+
+app.command()(data.check)
+app.command()(model.best)
+app.command()(model.export)
+app.command("predict")(use.name_images)
+app.command("test")(use.measure)
 
 
 def main() -> int:
