@@ -191,13 +191,18 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
 
 
 def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, tmp_path: Path) -> None:
-    words = ["model=narrow_resnet50", "model.freeze_depth=16", "data.size=32", "data.batch_size=8", "trainer.epochs=2"]
+    words = ["model=narrow_resnet50", "model.freeze_depth=16", "data.size=32", "data.batch_size=8", "trainer.epochs=3"]
     images = trained / "images"
     given = [f"data.root={images}", *words, "trainer.refit=true"]
     assert len(train.find_data(compose_config(given)).splits["train"]) == 36
     assert len(train.find_data(compose_config(given)).splits["val"]) == 12
-    result = train.train(compose_config([*given, f"out={tmp_path / 'refit'}"]))
-    assert result.history[0]["val/acc"] != result.history[1]["val/acc"]  # so that the choice can be seen
+    for seed in range(20):
+        words = [*given, "optim.lr=0.03", f"seed={seed}", f"out={tmp_path / 'refit'}"]
+        result = train.train(compose_config(words))
+        accuracies = [epoch["val/acc"] for epoch in result.history]
+        if accuracies[-1] < max(accuracies):
+            break
+    assert accuracies[-1] < max(accuracies)  # so that the choice can be seen
     files = sorted((images / "val").rglob("*.png"))
     said = [row for _, row in predict(load_classifier(tmp_path / "refit" / CHECKPOINT), files, device="cpu")]
     classes = ["blue", "green", "red"]

@@ -11,7 +11,7 @@ from finetune.console import console, plain_table
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder of class folders, a CSV file, or shapes10.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="As for training: data.on_bad=skip …")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for training: data.on_bad=skip …")
     ] = None,
 ) -> int:
     """Look at images before training.

@@ -20,7 +20,7 @@ BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images compute
 
 def name_images(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Image files, or folders that hold some.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders that hold some.")],
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write every probability into a CSV file.")
     ] = None,
