@@ -1,9 +1,11 @@
 """Pretrained networks as units in forward order, and the weights they start from."""
 
+import functools
 import hashlib
 import itertools
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,19 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Per-channel normalisation the weights were trained with, for pixels in 0..1."""
-    digest: str
-    """SHA-256 over names, dtypes, shapes and values; `none` where there are no weights."""
+    digests: Mapping[str, str]
+    """SHA-256 of each tensor's dtype, shape and values, by name."""
+
+    @property
+    def digest(self) -> str:
+        """Of all tensors; `none` where there are no weights."""
+        return self.digest_of(self.digests.keys())
+
+    def digest_of(self, names: Collection[str]) -> str:
+        """Of the tensors among `names`; `none` where there are none."""
+        chosen = sorted(name for name in names if name in self.digests)
+        text = "".join(f"{name} {self.digests[name]}\n" for name in chosen)
+        return hashlib.sha256(text.encode()).hexdigest() if chosen else "none"
 
 
 class NarrowResNet50(ResNet):
@@ -82,6 +95,13 @@ def build_backbone(name: str) -> Backbone:
     return Backbone(name, model, {"stem": stem, **blocks}, nn.Sequential(model.avgpool, nn.Flatten(1)), width)
 
 
+@functools.cache
+def backbone_shapes(name: str) -> Backbone:
+    """A backbone without values, to look at."""
+    with torch.device("meta"):
+        return build_backbone(name)
+
+
 def _cnn5() -> Backbone:
     """Five 3 x 3 convolutions, each followed by BatchNorm, ReLU and 2 x 2 max pooling: the study's baseline."""
     channels = (3, 32, 64, 128, 256, 256)
@@ -103,60 +123,73 @@ def _cnn5() -> Backbone:
     return Backbone("cnn5", nn.Sequential(units), units, pool, channels[-1])
 
 
-def read_weights(backbone: Backbone, weights: str) -> Weights:
+def read_weights(
+    backbone: Backbone, weights: str, digests: Mapping[str, str] | None = None, only: Collection[str] | None = None
+) -> Weights:
     """Read the weights a backbone starts from, running no code that they may carry.
 
     Args:
         backbone: What they are for; every parameter and buffer must be there in its shape.
         weights: A weight name (torchvision's for this network), a .pth or .safetensors path, or `none`.
+        digests: What an earlier call found in the same file, which is then not checked and hashed again.
+        only: The tensors to read; all by default.
 
     Raises:
         Refused: no such name or file, not loadable, or not this network's; random weights are never used instead.
     """
     if weights == "none":
-        return Weights({}, IMAGENET_MEAN, IMAGENET_STD, "none")
+        return Weights({}, IMAGENET_MEAN, IMAGENET_STD, {})
     if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
-        state, mean, std = _read_file(SHAPES_FILE)
+        state, mean, std = _read_file(SHAPES_FILE, only)
     elif weights.endswith((".pth", ".pt", ".safetensors")):
-        state, mean, std = _read_file(Path(weights).expanduser())
+        state, mean, std = _read_file(Path(weights).expanduser(), only)
     else:
-        state, mean, std = _download(backbone.name, weights)
+        state, mean, std = _download(backbone.name, weights, only)
     state = {name: value for name, value in state.items() if not name.startswith(f"{backbone.classifier}.")}
-    _must_fit(backbone, state, weights)
-    return Weights(state, mean, std, state_digest(state))
+    if digests is None:
+        _must_fit(backbone, state, weights)
+        digests = {name: _tensor_digest(value) for name, value in state.items()}
+    return Weights(state, mean, std, digests)
 
 
 def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[str] | None = None) -> None:
-    """Copy `state` into the backbone; with `only`, the named entries and nothing else."""
-    chosen = {name: value for name, value in state.items() if only is None or name in only}
-    backbone.model.load_state_dict(chosen, strict=False)
+    """Give the backbone a copy of the tensors of `state`; with `only`, of the named ones and nothing else.
+
+    A backbone that was built on the meta device is real afterwards as far as `state` goes; its BatchNorms' counters,
+    which old weight files lack, start at 0.
+    """
+    own = backbone.model.state_dict()
+    chosen = {
+        name: value.to(own[name].dtype, copy=True)
+        for name, value in state.items()
+        if name in own and (only is None or name in only)
+    }
+    counters = {n: torch.zeros_like(v, device="cpu") for n, v in own.items() if v.is_meta and v.dtype == torch.int64}
+    backbone.model.load_state_dict(counters | chosen, strict=False, assign=True)
 
 
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, of names, dtypes, shapes and values; equal for equal states in any order."""
-    total = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+def _tensor_digest(value: Tensor) -> str:
+    total = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
+    total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 Read = tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]
 
 
-def _read_file(path: Path) -> Read:
+def _read_file(path: Path, only: Collection[str] | None) -> Read:
     if not path.is_file():
         raise Refused(f"model.weights={path}: there is no such file; give the path of a .pth or .safetensors file")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in names}
             state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
             mean, std = (tuple(map(float, about[key].split())) if key in about else None for key in ("mean", "std"))
             return state, mean or IMAGENET_MEAN, std or IMAGENET_STD
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise Refused(f"model.weights={path} cannot be read: {_first_line(error)}; give an intact file") from error
     except Exception as error:  # torch.load's own pickle error derives from none of the above
@@ -166,10 +199,11 @@ def _read_file(path: Path) -> Read:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise Refused(f"model.weights={path} is not a state_dict of tensors; save model.state_dict() and nothing else")
-    return state, IMAGENET_MEAN, IMAGENET_STD
+    chosen = {name: value for name, value in state.items() if only is None or name in only}
+    return chosen, IMAGENET_MEAN, IMAGENET_STD
 
 
-def _download(backbone: str, weights: str) -> Read:
+def _download(backbone: str, weights: str, only: Collection[str] | None) -> Read:
     if backbone in ("cnn5", "narrow_resnet50"):
         known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
@@ -180,15 +214,16 @@ def _download(backbone: str, weights: str) -> Read:
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(name, known)}")
     entry = entries[name]
     preset = entry.transforms()
-    try:
-        state = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        where = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
-        raise Refused(
-            f"model.weights={weights} could not be downloaded ({_first_line(error)}); "
-            f"put the file at {where}, or give model.weights=PATH to one you have"
-        ) from error
-    return state, tuple(preset.mean), tuple(preset.std)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
+    if not file.is_file():
+        try:
+            entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise Refused(
+                f"model.weights={weights} could not be downloaded ({_first_line(error)}); "
+                f"put the file at {file}, or give model.weights=PATH to one you have"
+            ) from error
+    return _read_file(file, only)[0], tuple(preset.mean), tuple(preset.std)
 
 
 def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> None:

@@ -1,15 +1,17 @@
 """A trained network on disk: what was trained, plus what names the frozen weights it stands on."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from finetune.backbone import Weights, build_backbone, load_state, read_weights, state_digest
+from finetune.backbone import Backbone, Weights, backbone_shapes, build_backbone, load_state, read_weights
 from finetune.config import ModelConfig
 from finetune.durable import write_durably
 from finetune.errors import Refused
@@ -19,7 +21,7 @@ from finetune.module import FineTune
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class InputSpec:
     """How an image of any size becomes the network's input: resized, divided by 255, then normalised."""
 
     size: int
@@ -37,7 +39,7 @@ class Preprocessing:
         return json.dumps(asdict(self))
 
     @classmethod
-    def parse(cls, text: str) -> "Preprocessing":
+    def parse(cls, text: str) -> "InputSpec":
         """What `text` was made from.
 
         Raises:
@@ -48,32 +50,73 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a freeze depth means for a backbone and its weights."""
+
+    plan: FreezePlan
+    modules: int
+    """Before the cut; with everything frozen the pooling is one of them."""
+    frozen_digest: str
+    """Of the frozen part's values; `none` at freeze depth 0."""
+    prefix_digest: str
+    """Of the values before the cut; `none` where it lies at the input."""
+
+
+@dataclass(frozen=True)
 class Network:
     """A backbone cut at its freeze depth, with a new head."""
 
     prefix: FrozenPrefix
     suffix: Suffix
     head: nn.Sequential
-    plan: FreezePlan
+    cut: Cut
     weights: Weights
-    frozen_digest: str
-    """Of the frozen part's values; `none` at freeze depth 0."""
 
 
-def build_network(model: ModelConfig, num_classes: int) -> Network:
-    """Build, load and cut the network of a composed config; what is random comes from torch's global generator.
+def find_cut(model: ModelConfig, weights: Weights) -> Cut:
+    """Where the network of a composed config is cut; nothing is computed but names.
+
+    Raises:
+        Refused: a freeze depth out of range.
+    """
+    backbone = backbone_shapes(model.backbone)
+    plan = plan_freeze(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    modules = plan.cut + (plan.cut == len(backbone.units))
+    return Cut(plan, modules, weights.digest_of(plan.part), weights.digest_of(_before(backbone, plan.cut)))
+
+
+def build_network(
+    model: ModelConfig, num_classes: int, seed: int = 0, known: Weights | None = None, with_prefix: bool = True
+) -> Network:
+    """Build, load and cut the network of a composed config.
+
+    Args:
+        model: Its settings.
+        num_classes: Logits of the head.
+        seed: Of torch's global generator, set anew before the random layers and again before the head.
+        known: The same weights, checked and hashed by an earlier call.
+        with_prefix: Load the frozen units too; without, they have shapes but no values, and cannot run.
 
     Raises:
         Refused: weights that are missing or do not fit, or a freeze depth out of range.
     """
-    backbone = build_backbone(model.backbone)
+    pretrained = model.rest == "pretrained" and model.weights != "none"
+    torch.manual_seed(seed)
+    with torch.device("meta") if pretrained else contextlib.nullcontext():
+        backbone = build_backbone(model.backbone)
     plan = plan_freeze(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
-    weights = read_weights(backbone, model.weights)
-    load_state(backbone, weights.state, only=plan.part if model.rest == "scratch" else None)
+    needed = None if with_prefix else backbone.model.state_dict().keys() - _before(backbone, plan.cut)
+    weights = read_weights(backbone, model.weights, None if known is None else known.digests, needed)
+    load_state(backbone, weights.state, only=None if pretrained else plan.part)
     prefix, suffix = split_at(backbone, plan)
+    torch.manual_seed(seed)
     head = build_head(backbone.width, model.head.hidden, num_classes, model.head.dropout, model.head.activation)
-    frozen = {name: value for name, value in backbone.model.state_dict().items() if name in plan.part}
-    return Network(prefix, suffix, head, plan, weights, state_digest(frozen) if frozen else "none")
+    return Network(prefix, suffix, head, find_cut(model, weights), weights)
+
+
+def _before(backbone: Backbone, cut: int) -> frozenset[str]:
+    """Names of all that the first `cut` units hold."""
+    return plan_freeze(backbone, cut, "block").part
 
 
 def save_checkpoint(
@@ -82,7 +125,7 @@ def save_checkpoint(
     model: ModelConfig,
     classes: tuple[str, ...],
     frozen_digest: str,
-    preprocessing: Preprocessing,
+    preprocessing: InputSpec,
 ) -> None:
     """Write `state`, with what is needed to rebuild the network around it and to feed it, as one safetensors file."""
     about = {"model": json.dumps(asdict(model)), "classes": json.dumps(classes), "frozen": frozen_digest}
@@ -107,10 +150,10 @@ def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
         raise Refused(f"{path} is not a checkpoint of finetune ({error}); give a best.safetensors file") from error
     assert isinstance(model, ModelConfig)
     network = build_network(model, len(classes))
-    if network.frozen_digest != about["frozen"]:
+    if network.cut.frozen_digest != about["frozen"]:
         raise Refused(
             f"{path} was trained on frozen weights {about['frozen'][:12]}, but model.weights={model.weights} gives "
-            f"{network.frozen_digest[:12]}; restore the weights it was trained on"
+            f"{network.cut.frozen_digest[:12]}; restore the weights it was trained on"
         )
     module = FineTune.of_parts(network.prefix, network.suffix, network.head, len(classes))
     module.load_trained_state(state)

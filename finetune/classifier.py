@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.backbone import Backbone, build_backbone
-from finetune.checkpoint import Preprocessing, load_checkpoint
+from finetune.checkpoint import InputSpec, load_checkpoint
 from finetune.config import ModelConfig
 from finetune.errors import Refused
 from finetune.head import build_head
@@ -31,7 +31,7 @@ class Classifier:
     model: ModelConfig
     classes: tuple[str, ...]
     """In the order of the logits."""
-    preprocessing: Preprocessing
+    preprocessing: InputSpec
 
     @property
     def network(self) -> nn.Sequential:
@@ -74,7 +74,7 @@ def load_classifier(path: Path) -> Classifier:
         backbone = build_backbone(model.backbone)
         head = _head(model, backbone, len(classes))
     try:
-        classifier = Classifier(backbone, head, model, classes, Preprocessing.parse(about["preprocessing"]))
+        classifier = Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]))
         if _ABOUT in about:
             _fill(classifier, safetensors.torch.load_file(path))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

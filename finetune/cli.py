@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from finetune.commands import data, model, use
-from finetune.console import console, plain_table, print_table, watching
+from finetune.console import plain_table, print_table, watching
 from finetune.errors import Interrupted, Refused
+from finetune.progress import console
 
 app = typer.Typer(
     help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
@@ -82,8 +83,8 @@ def sweep(
     limit = None if budget is None else _seconds(budget)
     options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed)
     try:
-        with watching() as watch:
-            ended = run_sweep(spec, folder, options, seed, watch)
+        with watching() as (watch, show):
+            ended = run_sweep(spec, folder, options, seed, watch, show)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + _this_command())
         raise

@@ -121,9 +121,15 @@ class TrainerConfig:
 
 @dataclass
 class CacheConfig:
-    """Where shared stores live."""
+    """What trials share, and where it lives."""
 
     dir: str = "${oc.env:FINETUNE_CACHE,${oc.env:HOME,.}/.cache/finetune}"
+    mode: str = _one_of("auto", ("auto", "on", "off"))
+    """Store the frozen part's activations: where that is cheaper than computing them again, always, or never."""
+    views: int | None = _number(None, low=1)
+    """Augmented views of each training image, repeated in turn, which can be stored; null draws one an epoch."""
+    max_gb: float = _number(20.0, above=0)
+    """Disk for stores, 10^9 bytes; the least recently used go first."""
 
 
 @dataclass
@@ -152,7 +158,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
-NOT_MEANINGFUL = ("out", "cache", "logger", "data.workers")
+NOT_MEANINGFUL = ("out", "cache.dir", "cache.mode", "cache.max_gb", "logger", "data.workers")
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
 
 

@@ -1,21 +1,19 @@
 """What the terminal shows: tables, and a sweep under way."""
 
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
+
+from finetune.progress import Show, console, plain_stage, stage_bars
 
 if TYPE_CHECKING:
     from finetune.report.table import Table
     from finetune.result import Result
     from finetune.sweep.run import Sweep
-
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def plain_table(title: str) -> RichTable:
@@ -49,8 +47,8 @@ def print_table(table: "Table") -> None:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
-    """A live display on a terminal, a line a trial elsewhere."""
+def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Show]]:
+    """A live display on a terminal, a line a trial elsewhere: for the trials, and for what comes before them."""
     from finetune.report.table import label
 
     def line(sweep: "Sweep", result: "Result") -> str:
@@ -69,7 +67,7 @@ def watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
             if ended is not None:
                 console.print(line(sweep, ended), markup=False)
 
-        yield plain
+        yield plain, plain_stage
         return
 
     from rich.progress import (
@@ -106,4 +104,4 @@ def watching() -> Iterator[Callable[["Sweep", "Result | None"], None]]:
             if ended is not None:
                 console.print(line(sweep, ended), markup=False)
 
-        yield live
+        yield live, stage_bars(display)

@@ -31,13 +31,18 @@ def published_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        temporary.rename(folder)
+        publish_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish_folder(finished: Path, folder: Path) -> None:
+    """Rename a filled folder to `folder`, a neighbour of it, once all of it is on the disk."""
+    for file in finished.rglob("*"):
+        _sync(file)
+    _sync(finished)
+    finished.rename(folder)
     _sync(folder.parent)
 
 

@@ -2,11 +2,12 @@
 
 import bisect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,6 +44,53 @@ class FrozenPrefix(nn.Sequential):
         """Activations at the cut."""
         with torch.no_grad():
             return torch.as_tensor(super().forward(x))
+
+
+class SharedPrefix(FrozenPrefix):
+    """The frozen units as they run: BatchNorm folded into the convolutions, channels last.
+
+    On a CPU the images go through in chunks of one size, the last one filled up, because there the last bits of an
+    image's activations depend on how many images are computed together; so they depend on the image alone.
+    """
+
+    CHUNK = 16
+
+    @classmethod
+    def of(cls, prefix: FrozenPrefix) -> "SharedPrefix":
+        """A folded copy of `prefix`; in fp32 it agrees to about 1e-6."""
+        made = cls(*(fuse(unit) for unit in prefix)).to(memory_format=torch.channels_last).requires_grad_(False)
+        made.train()
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations at the cut."""
+        return self.taps(x, [len(self)])[0]
+
+    def taps(self, x: Tensor, at: Sequence[int], start: int = 0) -> list[Tensor]:
+        """Activations after the modules `at`, counted from 1 and ascending, of images or of activations at `start`."""
+        with torch.no_grad():
+            if x.device.type != "cpu":
+                return self._run(x, at, start)
+            chunks = [self._run(_filled(chunk, self.CHUNK), at, start) for chunk in x.split(self.CHUNK)]
+            return [torch.cat(parts)[: len(x)] for parts in zip(*chunks, strict=True)]
+
+    def _run(self, x: Tensor, at: Sequence[int], start: int) -> list[Tensor]:
+        found = [x] if start in at else []
+        for i, module in enumerate(itertools.islice(self, start, at[-1]), start=start + 1):
+            x = module(x)
+            if i in at:
+                found.append(x)
+        return found
+
+
+def _filled(x: Tensor, count: int) -> Tensor:
+    if len(x) == count:
+        return x
+    full = x.new_zeros(count, *x.shape[1:])
+    if x.ndim == 4:
+        full = full.contiguous(memory_format=torch.channels_last)
+    full[: len(x)] = x
+    return full
 
 
 class Suffix(nn.Sequential):

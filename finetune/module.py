@@ -30,9 +30,14 @@ class FineTune(pl.LightningModule):
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         schedule: Callable[[float], float] = lambda progress: 1.0,
         label_smoothing: float = 0.0,
+        stored: frozenset[str] = frozenset(),
     ):
-        """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate."""
+        """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
+
+        The batches of the `stored` splits, of `train`, `val` and `test`, are what the prefix would have made of them.
+        """
         super().__init__()
+        self._entry = {split: nn.Identity() if split in stored else prefix for split in ("train", "val", "test")}
         self.prefix, self.suffix, self.head = prefix, suffix, head
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
         self.train_figures, self.val_figures, self.test_figures = (_Figures(num_classes) for _ in range(3))
@@ -51,6 +56,9 @@ class FineTune(pl.LightningModule):
         """Logits, N x classes."""
         return torch.as_tensor(self.head(self.suffix(self.prefix(x))))
 
+    def _logits(self, split: str, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.suffix(self._entry[split](x))))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch.
 
@@ -60,7 +68,7 @@ class FineTune(pl.LightningModule):
         """
         x, y = batch
         self._refuse_divergence()
-        logits = self(x)
+        logits = self._logits("train", x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         self._last_loss = loss.detach()
         self.train_figures.update(self._last_loss, logits.detach(), y)
@@ -72,7 +80,7 @@ class FineTune(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collect loss and accuracy."""
-        self._evaluate(self.val_figures, batch)
+        self._evaluate("val", self.val_figures, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
@@ -91,7 +99,7 @@ class FineTune(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collect loss and accuracy."""
-        self._evaluate(self.test_figures, batch)
+        self._evaluate("test", self.test_figures, batch)
 
     def on_test_epoch_end(self) -> None:
         """Log `test/loss` and `test/acc`."""
@@ -123,9 +131,9 @@ class FineTune(pl.LightningModule):
             for name, value in own.items():
                 value.copy_(state[name])
 
-    def _evaluate(self, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> None:
         x, y = batch
-        logits = self(x).float()
+        logits = self._logits(split, x).float()
         figures.update(F.cross_entropy(logits, y), logits, y)
 
     def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:

@@ -47,6 +47,9 @@ class Result:
     """Of the device that trained: the GPU's allocator, or the process's resident set."""
     digests: dict[str, str] = field(default_factory=dict)
     """`weights`, `frozen`, `dataset`, `split`, `augmentation`."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """`mode`; `train` and `val`, each `stored` or `computed`; `reason`; `saved_seconds`, at the speed of this machine;
+    `views` where they are fixed."""
     versions: dict[str, str] = field(default_factory=dict)
     host: str = ""
     device: str = ""
@@ -88,5 +91,5 @@ class Result:
 
 def outcome(result: Result) -> dict[str, Any]:
     """The part of a record that repeating the trial must reproduce: all but time, place and cost."""
-    varying = {"seconds", "images_per_second", "peak_memory_mb", "host", "device", "versions", "config"}
+    varying = {"seconds", "images_per_second", "peak_memory_mb", "host", "device", "versions", "config", "cache"}
     return {name: value for name, value in asdict(result).items() if name not in varying}

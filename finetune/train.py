@@ -24,67 +24,35 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune import inputs
 from finetune.backbone import build_backbone
-from finetune.checkpoint import Network, Preprocessing, build_network, save_checkpoint
+from finetune.checkpoint import InputSpec, Network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
-from finetune.config import Config, HeadConfig, flat, trial_key
-from finetune.data.augment import Augment
+from finetune.config import Config, flat, trial_key
 from finetune.data.datamodule import PixelData
-from finetune.data.pixels import PixelStore, Transform, pixel_store
-from finetune.data.samples import DataSet, load_samples
-from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Interrupted, Pruned, Refused
 from finetune.freeze import depth_table
+from finetune.inputs import Progress, Shared, gather
+from finetune.metric import Beat
 from finetune.module import FineTune
+from finetune.precision import Precision
+from finetune.progress import stages
 from finetune.result import CHECKPOINT, STOP, Result
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
 
 
-def find_data(config: Config) -> DataSet:
-    """The images of `config` by name, split.
-
-    Raises:
-        Refused: folders or tables that cannot be used, by name.
-    """
-    data, root = config.data, config.data.root
-    if root == EMBEDDED:
-        root = str(embedded_folder(Path(config.cache.dir).expanduser()))
-    found = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
-    return found.with_val_in_train() if config.trainer.refit else found
-
-
-def store_pixels(config: Config, data: DataSet) -> dict[str, PixelStore]:
-    """The images of every split decoded and resized; what the cache has already is not done again.
-
-    Raises:
-        Refused: unreadable images, by name.
-    """
-    transform = Transform(config.data.size, config.data.resize, config.data.interpolation)
-    cache, threads = Path(config.cache.dir).expanduser(), config.data.workers or None
-    return {
-        split: pixel_store(samples, transform, cache, config.data.on_bad, threads, _show(split))
-        for split, samples in data.splits.items()
-    }
-
-
-def prepare(configs: Sequence[Sequence[str]]) -> None:
-    """Check the configs of a sweep's trials, given as overrides, and fill the stores that they share.
-
-    Raises:
-        Refused: the first config, data set or weights that cannot be used.
-    """
-    composed = [compose_config(overrides) for overrides in configs]
-    datasets = {repr(config.data): (config, find_data(config)) for config in composed}
-    for model in {repr(replace(c.model, head=HeadConfig())): c.model for c in composed}.values():
-        build_network(model, num_classes=2)
-    for config, data in datasets.values():
-        store_pixels(config, data)
-
-
-def train(config: Config, overrides: Sequence[str] = ()) -> Result:
+def train(
+    config: Config, overrides: Sequence[str] = (), shared: Shared | None = None, beat: Beat | None = None
+) -> Result:
     """Run one trial in this process and leave its record and checkpoint in `config.out`.
+
+    Args:
+        config: The trial's.
+        overrides: What it was composed from.
+        shared: What other trials found out about data, weights and stores.
+        beat: What the trial must be better than for its checkpoint to be kept.
 
     Raises:
         Refused: the config, the data or the weights cannot be used; nothing was written to `config.out`.
@@ -92,28 +60,34 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     """
     clock = _Clock()
     quieten()
-    data = find_data(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    network = build_network(config.model, len(data.classes))
-    clock.stop("setup")
-    stores = store_pixels(config, data)
-    warnings = [*data.warnings, *(text for store in stores.values() for text in store.warnings)]
-    for text in warnings:
+    with stages() as progress:
+        given = gather(config, shared or Shared(), progress)
+    images, network = given.images, given.network
+    for text in images.warnings:
         print(f"warning: {text}", file=sys.stderr)
+    print(f"activations: {given.cache['reason']}")
     clock.stop("data")
     out = Path(config.out)
-    module = build_module(network.prefix, network.suffix, network.head, len(data.classes), config.optim)
-    trainer = build_trainer(config.trainer, config.logger, out)
+    module = build_module(
+        given.prefix, network.suffix, network.head, len(images.classes), config.optim, frozenset(given.stored)
+    )
+    precision = Precision.of(config.trainer)
+    trainer = build_trainer(config.trainer, config.logger, out, precision)
+    batches = PixelData(images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
     _open_folder(out, config, overrides)
+    clock.stop("setup")
     status, reason = "complete", ""
     test: dict[str, float] = {}
     error: BaseException | None = None
     try:
-        test = _fit(config, module, trainer, stores, network)
-        model = replace(config.model, freeze_depth=network.plan.depth)
-        pixels = config.data.size, config.data.resize, config.data.interpolation
-        preprocessing = Preprocessing(*pixels, network.weights.mean, network.weights.std)
-        save_checkpoint(out / CHECKPOINT, module.best_state, model, data.classes, network.frozen_digest, preprocessing)
+        test = _fit(config, module, trainer, batches)
+        if beat is None or beat.by(module.history):
+            model = replace(config.model, freeze_depth=network.cut.plan.depth)
+            pixels = config.data.size, config.data.resize, config.data.interpolation
+            given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
+            digest = network.cut.frozen_digest
+            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, digest, given_to)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
     except Pruned as pruned:
@@ -121,11 +95,13 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
+    if batches.augment_seconds:
+        clock.seconds["augment"] = round(batches.augment_seconds, 3)
     result = Result(
         key=trial_key(config),
         status=status,
         reason=reason,
-        freeze_depth=network.plan.depth,
+        freeze_depth=network.cut.plan.depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
         val_acc_best=module.best_acc if module.history and not config.trainer.refit else None,
@@ -135,21 +111,22 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
         config=flat(config),
         history=module.history,
         last={**(module.history[-1] if module.history else {}), **test},
-        classes=list(data.classes),
+        classes=list(images.classes),
         seconds=clock.seconds,
-        images_per_second=round(len(stores["train"].images) * len(module.history) / clock.seconds["train"], 1),
-        peak_memory_mb=peak_memory_mb(trainer),
+        images_per_second=round(len(images.splits["train"].images) * len(module.history) / clock.seconds["train"], 1),
+        peak_memory_mb=peak_memory_mb(precision.device),
         digests={
             "weights": network.weights.digest,
-            "frozen": network.frozen_digest,
-            "dataset": "-".join(store.digest for store in stores.values()),
-            "split": data.split_digest,
-            "augmentation": Augment.from_config(config.augment).digest,
+            "frozen": network.cut.frozen_digest,
+            "dataset": "-".join(store.digest for store in images.splits.values()),
+            "split": images.split_digest,
+            "augmentation": given.preprocess.augment.digest,
         },
+        cache=given.cache,
         versions=_versions(),
         host=platform.node(),
-        device=device_name(trainer),
-        warnings=warnings,
+        device=device_name(precision.device),
+        warnings=list(images.warnings),
     )
     result.save(out)
     close_loggers(trainer, error, lambda: _summary(config, network, result))
@@ -158,19 +135,15 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Result:
     return result
 
 
-def _fit(
-    config: Config, module: FineTune, trainer: pl.Trainer, stores: dict[str, PixelStore], network: Network
-) -> dict[str, float]:
+def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelData) -> dict[str, float]:
     """Train; then, where there is a test set, the figures of the best epoch on it."""
-    augment = Augment.from_config(config.augment)
-    mean, std = network.weights.mean, network.weights.std
-    batches = PixelData(stores, augment, mean, std, config.data.batch_size, config.seed)
     for logger in trainer.loggers:
         logger.log_hyperparams(flat(config))
+    torch.manual_seed(config.seed)  # dropout draws the same whatever was computed before
     trainer.fit(module, datamodule=batches)
     if config.trainer.refit:
         module.best_state = module.trained_state()
-    if "test" not in stores:
+    if "test" not in batches.stores:
         return {}
     module.load_trained_state(module.best_state)
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
@@ -180,7 +153,7 @@ def _summary(config: Config, network: Network, result: Result) -> dict[str, Any]
     """What a dashboard shows of a run besides its metrics: its cost, and its row of the depth table."""
     with torch.device("meta"):
         table = depth_table(build_backbone(config.model.backbone), config.model.freeze_unit, config.data.size)
-    row = table[network.plan.depth]
+    row = table[network.cut.plan.depth]
     return {
         **result.figures(),
         "frozen/last": row.name,
@@ -216,14 +189,6 @@ def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
     return {key: settings[key] for key in override_values(overrides) if key in settings and key != "out"}
 
 
-def _show(split: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        if done == total or (sys.stdout.isatty() and done % 50 == 0):
-            print(f"\rdecoded {done}/{total} {split} images", end="\n" if done == total else "", flush=True)
-
-    return show
-
-
 def _versions() -> dict[str, str]:
     modules = {"torch": torch, "torchvision": torchvision, "pytorch_lightning": pl}
     return {"python": platform.python_version(), **{name: str(m.__version__) for name, m in modules.items()}}
@@ -237,12 +202,30 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     raise Interrupted(130 if number == signal.SIGINT else 143)
 
 
-def run_trial(overrides: Sequence[str], signals: bool = True) -> int:
+def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> str:
+    """Check the configs of a sweep's trials, given as overrides with the number of trials like them, and store what
+    they share, activations only if `stores`; returns what `run_trial` wants to know of it.
+
+    Raises:
+        Refused: the first config, data set or weights that cannot be used.
+    """
+    shared = Shared()
+    inputs.prepare([(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress)
+    return shared.to_text()
+
+
+def run_trial(overrides: Sequence[str], shared: str = "", beat: Beat | None = None, signals: bool = True) -> int:
     """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code.
 
-    With `signals`, SIGINT and SIGTERM end the trial as interrupted; otherwise they are left alone.
+    Args:
+        overrides: The trial's.
+        shared: What `prepare` returned.
+        beat: What the trial must be better than for its checkpoint to be kept.
+        signals: SIGINT and SIGTERM end the trial as interrupted; otherwise they are left alone.
     """
-    return _exit_code(lambda: _train_and_tell(compose_config(overrides), overrides), debug=True, signals=signals)
+    known = Shared.from_text(shared) if shared else Shared()
+    run = lambda: _train_and_tell(compose_config(overrides), overrides, known, beat)  # noqa: E731
+    return _exit_code(run, debug=True, signals=signals)
 
 
 def main() -> int:
@@ -253,8 +236,10 @@ def main() -> int:
     return _exit_code(_from_command_line, debug)
 
 
-def _train_and_tell(config: Config, overrides: Sequence[str]) -> None:
-    result = train(config, overrides)
+def _train_and_tell(
+    config: Config, overrides: Sequence[str], shared: Shared | None = None, beat: Beat | None = None
+) -> None:
+    result = train(config, overrides, shared, beat)
     found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
     print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.durable import write_durably
-from finetune.errors import Interrupted, Pruned, Refused
+from finetune.errors import Interrupted, Pruned
 from finetune.module import FineTune, constant, cosine
+from finetune.precision import Precision
 from finetune.result import PROGRESS, STOP
 
 EXPECTED_WARNINGS = (
@@ -41,37 +42,37 @@ def quieten() -> None:
 
 
 def build_optimizer(optim: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over `parameters`."""
+    """AdamW, or SGD with Nesterov momentum, over `parameters`, in one kernel."""
     if optim.name == "sgd":
         return torch.optim.SGD(
-            parameters, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.momentum > 0
+            parameters,
+            optim.lr,
+            optim.momentum,
+            weight_decay=optim.weight_decay,
+            nesterov=optim.momentum > 0,
+            fused=True,
         )
-    return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=True)
 
 
 def build_module(
-    prefix: nn.Module, suffix: nn.Module, head: nn.Module, num_classes: int, optim: OptimConfig
+    prefix: nn.Module,
+    suffix: nn.Module,
+    head: nn.Module,
+    num_classes: int,
+    optim: OptimConfig,
+    stored: frozenset[str] = frozenset(),
 ) -> FineTune:
-    """The module to train, in channels-last layout."""
+    """The module to train, in channels-last layout; `stored` splits skip the prefix."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
     module = FineTune(
-        prefix, suffix, head, num_classes, partial(build_optimizer, optim), schedule, optim.label_smoothing
+        prefix, suffix, head, num_classes, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored
     )
     return module.to(memory_format=torch.channels_last)
 
 
-def build_trainer(settings: TrainerConfig, logger: LoggerConfig, out: Path) -> pl.Trainer:
-    """A Trainer on one device that prints a line an epoch and keeps its files in `out`.
-
-    Raises:
-        Refused: a GPU was asked for and there is none.
-    """
-    if settings.accelerator == "gpu" and not torch.cuda.is_available():
-        raise Refused("trainer.accelerator=gpu, but torch finds no GPU here; set it to auto or cpu")
-    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+def build_trainer(settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision) -> pl.Trainer:
+    """A Trainer on one device that prints a line an epoch and keeps its files in `out`."""
     terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [EpochLines(out)]
     if settings.patience is not None:
@@ -79,9 +80,9 @@ def build_trainer(settings: TrainerConfig, logger: LoggerConfig, out: Path) -> p
     if terminal:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        accelerator="gpu" if precision.device.type == "cuda" else "cpu",
         devices=1,
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if precision.bf16 else "32-true",
         max_epochs=settings.epochs,
         gradient_clip_val=settings.grad_clip,
         logger=build_loggers(logger, out),
@@ -154,15 +155,13 @@ class EpochLines(Callback):
         write_durably(self.out / PROGRESS, json.dumps({"epochs": total, "history": pl_module.history}).encode())
 
 
-def device_name(trainer: pl.Trainer) -> str:
+def device_name(device: torch.device) -> str:
     """What trained: the GPU's name, or the CPU with its number of threads."""
-    if trainer.strategy.root_device.type == "cuda":
-        return torch.cuda.get_device_name(trainer.strategy.root_device)
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
-def peak_memory_mb(trainer: pl.Trainer) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """MiB at the most: the GPU's allocator, or this process's resident set."""
-    if trainer.strategy.root_device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -85,7 +85,7 @@ def test_its_exit_code_says_whether_training_would_be_refused(
     FAULTS[fault](images)
     words = [f"data.root={images}", "data.size=32", f"data.on_bad={on_bad}", "model=narrow_resnet50"]
     try:
-        train.prepare([words])
+        train.prepare([(words, 1)], False, lambda what, done, total: None)
         refused = False
     except Refused:
         refused = True

@@ -1,17 +1,23 @@
+import tempfile
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision.transforms.functional as vision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finetune.data.augment import Augment
 from finetune.data.datamodule import Batch, PixelData
 from finetune.data.pixels import PixelStore
+from finetune.data.preprocess import Preprocess
+from finetune.store import Rows
 
 NONE = Augment(flip=0.0, min_area=1.0, rotate=0.0, color=0.0, erase=0.0)
 FLIP = replace(NONE, flip=1.0)
@@ -23,11 +29,21 @@ HIGH, WIDE = 6, 8
 def store(count: int, seed: int = 0) -> PixelStore:
     """Images of noise; an image's label is its position plus 100, by which the tests know it again."""
     images = np.random.default_rng(seed).integers(0, 256, (count, HIGH, WIDE, 3), dtype=np.uint8)
-    return PixelStore(images, np.arange(count) + 100, f"digest {seed}")
+    return PixelStore(rows_of(images), np.arange(count) + 100, f"digest {seed}")
+
+
+def rows_of(images: NDArray[Any]) -> Rows:
+    """They are in a file that has no name any more, which does not keep it from being read."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(images.tobytes())
+        file.flush()
+        rows = Rows(Path(file.name), len(images), images.shape[1:], str(images.dtype))
+        rows[0:1]
+    return rows
 
 
 def normalised(images: PixelStore) -> Tensor:
-    return torch.stack([vision.normalize(vision.to_tensor(image), MEAN, STD) for image in images.images])
+    return torch.stack([vision.normalize(vision.to_tensor(image), MEAN, STD) for image in images.images[:]])
 
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -59,7 +75,7 @@ def run(
     stores: dict[str, PixelStore], augment: Augment = NONE, batch_size: int = 4, seed: int = 0, epochs: int = 1
 ) -> dict[str, Batches]:
     """Train, validate and, where there is a test set, test; what came, by stage and epoch."""
-    data, module = PixelData(stores, augment, MEAN, STD, batch_size, seed), Recorder()
+    data, module = PixelData(stores, Preprocess(MEAN, STD, augment), batch_size, seed), Recorder()
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -154,7 +170,7 @@ SIZES = {
 def test_a_last_batch_of_one_image_is_left_out_of_training_alone(case: str) -> None:
     count, batch_size, expected = SIZES[case]
     stores = {name: store(count) for name in ("train", "val", "test")}
-    data = PixelData(stores, NONE, MEAN, STD, batch_size, seed=0)
+    data = PixelData(stores, Preprocess(MEAN, STD, NONE), batch_size, seed=0)
     assert sizes(data.train_dataloader()) == expected
     whole = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
     assert sizes(data.val_dataloader()) == sizes(data.test_dataloader()) == whole

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from finetune import cli
-from finetune.checkpoint import Preprocessing
+from finetune.checkpoint import InputSpec
 from finetune.classifier import Classifier, load_classifier
 from finetune.errors import Refused
 from finetune.export import CARD, CLASSES, INPUT, MODEL, ONNX, PT2, export
@@ -125,11 +125,11 @@ def test_the_files_say_what_goes_in_and_comes_out(case: tuple[str, Path, Path, P
     onnx.checker.check_model(model)
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(about["classes"]) == list(ours.classes)
-    assert Preprocessing.parse(about["preprocessing"]) == ours.preprocessing
+    assert InputSpec.parse(about["preprocessing"]) == ours.preprocessing
     assert ours.preprocessing.resize == {"resnet18": "crop", "deep_head": "pad", "cnn5": "squash"}[name]
     extra = {"preprocessing": "", "classes": ""}
     torch.export.load(out / PT2, extra_files=extra)
-    assert Preprocessing.parse(extra["preprocessing"]) == ours.preprocessing
+    assert InputSpec.parse(extra["preprocessing"]) == ours.preprocessing
     (given,), (answer,) = model.graph.input, model.graph.output
     shapes = [[d.dim_param or d.dim_value for d in io.type.tensor_type.shape.dim] for io in (given, answer)]
     assert (given.name, answer.name, shapes) == ("pixels", "probabilities", [["batch", 3, 32, 32], ["batch", 3]])
@@ -172,7 +172,7 @@ def test_damaged_files_are_refused(change: object, why: str, tmp_path: Path) -> 
     from finetune.config import ModelConfig
     from finetune.head import build_head
 
-    pixels = Preprocessing(32, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    pixels = InputSpec(32, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     model = ModelConfig(backbone="cnn5", weights="none", freeze_depth=0)
     whole = exported_bytes(Classifier(build_backbone("cnn5"), build_head(256, [], 2), model, ("a", "b"), pixels))
     (tmp_path / MODEL).write_bytes(whole)

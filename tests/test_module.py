@@ -50,8 +50,8 @@ def test_the_frozen_part_is_bit_equal_after_training_and_the_rest_is_not(depth: 
     fitted(parts)
     after = state_of(parts)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert not changed & parts.plan.part
-    moving = {name for name in after if not name.endswith("num_batches_tracked")} - parts.plan.part
+    assert not changed & parts.cut.plan.part
+    moving = {name for name in after if not name.endswith("num_batches_tracked")} - parts.cut.plan.part
     assert moving <= changed
 
 
@@ -73,8 +73,8 @@ def test_the_optimizer_holds_what_trains_and_nothing_frozen(depth: int | str, un
     optimizer = module.trainer.optimizers[0]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in parts_named(parts)}
-    assert {names[i] for i in held} == {name for name, _ in parts_named(parts)} - parts.plan.frozen
-    assert all(p.grad is None for name, p in parts_named(parts) if name in parts.plan.frozen)
+    assert {names[i] for i in held} == {name for name, _ in parts_named(parts)} - parts.cut.plan.frozen
+    assert all(p.grad is None for name, p in parts_named(parts) if name in parts.cut.plan.frozen)
 
 
 def parts_named(parts: Network) -> list[tuple[str, nn.Parameter]]:

@@ -179,12 +179,13 @@ def sown(folder: Path, good: int, bad: tuple[str, ...] = ()) -> Samples:
 
 def levels(store: pixels.PixelStore) -> list[int]:
     """The grey level of each image, all of whose pixels must have it."""
-    assert (store.images == store.images[:, :1, :1, :1]).all()
-    return [int(image[0, 0, 0]) for image in store.images]
+    images = store.images[:]
+    assert (images == images[:, :1, :1, :1]).all()
+    return [int(image[0, 0, 0]) for image in images]
 
 
 def stores_in(cache: Path) -> list[str]:
-    return [path.name for path in (cache / "pixels").iterdir() if path.suffix != ".lock"]
+    return [path.name for path in (cache / "pixels").iterdir() if path.suffix not in (".lock", ".bad")]
 
 
 def never(*_: object) -> NoReturn:
@@ -199,7 +200,7 @@ def test_a_store_keeps_order_and_labels_and_reports_its_progress(tmp_path: Path)
     assert levels(store) == [30, 80, 0, 50, 10]
     assert store.labels.tolist() == [3, 1, 0, 5, 1]
     assert store.images.shape == (5, 8, 8, 3)
-    assert store.images.dtype == np.uint8
+    assert store.images[:].dtype == np.uint8
     assert store.labels.dtype == np.int64
     assert store.warnings == ()
     assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
@@ -251,7 +252,7 @@ def test_a_store_is_used_again_by_whoever_has_the_same_bytes(tmp_path: Path, mon
     again = pixel_store(Samples(same.paths, (4, 3, 2, 1, 0)), SQUASH, tmp_path / "c", progress=never)
     assert again.digest == first.digest
     assert again.labels.tolist() == [4, 3, 2, 1, 0]
-    np.testing.assert_array_equal(again.images, first.images)
+    np.testing.assert_array_equal(again.images[:], first.images[:])
 
 
 def test_another_order_is_another_store(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_another_transform_is_another_store(tmp_path: Path, change: dict[str, An
     new = pixel_store(samples, replace(SQUASH, **change), tmp_path / "c")
     assert sorted(stores_in(tmp_path / "c")) == sorted([old.digest, new.digest])
     assert old.digest != new.digest
-    assert not np.array_equal(old.images, new.images)
+    assert not np.array_equal(old.images[:], new.images[:])
 
 
 def test_changed_content_is_another_store_though_size_and_time_are_kept(tmp_path: Path) -> None:
@@ -294,17 +295,17 @@ def cut_in_half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("name", ["pixels.npy", "manifest.json"])
+@pytest.mark.parametrize("name", ["rows.bin", "manifest.json"])
 @pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, Path.unlink, lambda file: file.write_bytes(b"{}")])
 def test_a_damaged_store_is_built_anew(tmp_path: Path, name: str, damage: Callable[[Path], object]) -> None:
     samples = sown(tmp_path / "a", 3)
     whole = pixel_store(samples, SQUASH, tmp_path / "c")
     folder = tmp_path / "c" / "pixels" / whole.digest
-    before = (folder / "pixels.npy").read_bytes()
+    before = (folder / "rows.bin").read_bytes()
     damage(folder / name)
     again = pixel_store(samples, SQUASH, tmp_path / "c")
     assert again.warnings == (f"{folder} was damaged, and was built anew",)
-    assert (folder / "pixels.npy").read_bytes() == before
+    assert (folder / "rows.bin").read_bytes() == before
     assert pixel_store(samples, SQUASH, tmp_path / "c").warnings == ()
 
 
@@ -325,7 +326,7 @@ def test_the_number_of_threads_does_not_change_a_byte(tmp_path: Path) -> None:
     files = []
     for threads in (1, 8):
         store = pixel_store(samples, SQUASH, tmp_path / f"{threads}", "skip", threads)
-        files.append((tmp_path / f"{threads}" / "pixels" / store.digest / "pixels.npy").read_bytes())
+        files.append((tmp_path / f"{threads}" / "pixels" / store.digest / "rows.bin").read_bytes())
     assert files[0] == files[1]
 
 
@@ -338,5 +339,27 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_is_whole(tmp_path: Pat
     samples = sown(tmp_path / "a", 6)
     with pytest.raises(type(error)):
         pixel_store(samples, SQUASH, tmp_path / "c", progress=stop)
-    assert stores_in(tmp_path / "c") == []
+    assert [Path(name).suffix for name in stores_in(tmp_path / "c")] == [".part"]
     assert levels(pixel_store(samples, SQUASH, tmp_path / "c")) == [0, 10, 20, 30, 40, 50]
+    assert [Path(name).suffix for name in stores_in(tmp_path / "c")] == [""]
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_BLOCK", 4)
+    samples = sown(tmp_path / "a", 11, ("cut.png", "empty.jpg"))
+    whole = pixel_store(samples, SQUASH, tmp_path / "whole", "skip")
+
+    def stop(done: int, total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pixel_store(samples, SQUASH, tmp_path / "c", "skip", progress=stop)
+    part = tmp_path / "c" / "pixels" / f"{whole.digest}.part"
+    assert len((part / "blocks.jsonl").read_text().splitlines()) == 2
+    decoded: list[Path] = []
+    monkeypatch.setattr(pixels, "decode", lambda path: (decoded.append(path), decode(path))[1])
+    again = pixel_store(samples, SQUASH, tmp_path / "c", "skip")
+    assert sorted(decoded) == sorted(samples.paths[8:])
+    np.testing.assert_array_equal(again.images[:], whole.images[:])
+    assert (again.labels.tolist(), again.warnings) == (whole.labels.tolist(), whole.warnings)

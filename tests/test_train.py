@@ -17,6 +17,7 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.data.datamodule import StoredImages
 from finetune.errors import Refused
+from finetune.inputs import Shared, find_images
 from finetune.result import CHECKPOINT, Result, outcome
 
 
@@ -70,10 +71,11 @@ def test_a_checkpoint_on_its_weights_gives_the_exact_validation_predictions(
     network, weights, classes = load_checkpoint(tmp_path / "r" / CHECKPOINT)
     assert list(classes) == result.classes
     config = compose_config(overrides)
-    store = train.store_pixels(config, train.find_data(config))["val"]
+    store = find_images(config, Shared()).splits["val"]
     right = 0
     for start in range(0, 12, 8):  # the batches of the run
-        pixels, labels, _ = StoredImages(store).__getitems__(list(range(start, min(12, start + 8))))
+        chosen = list(range(start, min(12, start + 8)))
+        pixels, labels, _ = StoredImages([store.images], store.labels, None).__getitems__(chosen)
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - torch.tensor(weights.mean).view(1, 3, 1, 1)) / torch.tensor(
             weights.std
         ).view(1, 3, 1, 1)

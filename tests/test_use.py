@@ -18,6 +18,7 @@ from finetune.compose import compose_config, repeating
 from finetune.config import flat, trial_key
 from finetune.errors import Refused
 from finetune.evaluate import Confusion
+from finetune.inputs import find_data
 from finetune.predict import predict
 from finetune.report.winner import find_winner, model_file
 from finetune.result import CHECKPOINT, Result
@@ -194,8 +195,8 @@ def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, t
     words = ["model=narrow_resnet50", "model.freeze_depth=16", "data.size=32", "data.batch_size=8", "trainer.epochs=3"]
     images = trained / "images"
     given = [f"data.root={images}", *words, "trainer.refit=true"]
-    assert len(train.find_data(compose_config(given)).splits["train"]) == 36
-    assert len(train.find_data(compose_config(given)).splits["val"]) == 12
+    assert len(find_data(compose_config(given)).splits["train"]) == 36
+    assert len(find_data(compose_config(given)).splits["val"]) == 12
     for seed in range(20):
         words = [*given, "optim.lr=0.03", f"seed={seed}", f"out={tmp_path / 'refit'}"]
         result = train.train(compose_config(words))

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from finetune.console import console, plain_table
+from finetune.console import plain_table
+from finetune.progress import console
 
 
 def check(

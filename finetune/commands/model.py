@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.console import console
+from finetune.progress import console
 
 if TYPE_CHECKING:
     from finetune.result import Result

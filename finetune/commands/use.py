@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.commands.model import Model
-from finetune.console import console, plain_table
+from finetune.console import plain_table
 from finetune.errors import Refused
+from finetune.progress import console
 
 if TYPE_CHECKING:
     from finetune.classifier import Classifier

@@ -1,65 +1,99 @@
-"""Stored pixels as batches, augmented and normalised on the training device. Knows no k and no model."""
+"""Stored pixels, or stored activations, as batches on the training device. Knows no k and no model."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from finetune.data.augment import Augment
 from finetune.data.pixels import PixelStore
+from finetune.data.preprocess import Preprocess
+from finetune.store import Rows
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Pixels, uint8, N x H x W x 3; labels, int64, N; positions in the split, int64, N."""
+"""Rows; labels, int64, N; positions in the split, int64, N."""
 
 
 class StoredImages(Dataset[Batch]):
-    """A pixel store whose items are fetched a batch at a time."""
+    """Rows of stores that are fetched a batch at a time, each epoch from the next of the `views`."""
 
-    def __init__(self, store: PixelStore):
-        self.store = store
+    def __init__(
+        self, views: Sequence[Rows], labels: NDArray[Any], order: "DistributedSampler[Batch] | None", fetch: bool = True
+    ):
+        """`order` knows the epoch; without `fetch` a batch has no rows, which are on the device already."""
+        self.views, self.labels, self.order, self.fetch = views, labels, order, fetch
 
     def __len__(self) -> int:
-        return len(self.store.images)
+        return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One gather for the whole batch."""
-        index = torch.as_tensor(indices)
-        return torch.from_numpy(self.store.images[indices]), torch.from_numpy(self.store.labels[indices]), index
+        rows = self.views[self.order.epoch % len(self.views) if self.order else 0]
+        x = as_tensor(rows, indices) if self.fetch else torch.empty(0)
+        return x, torch.from_numpy(self.labels[indices]), torch.as_tensor(indices)
+
+
+def as_tensor(rows: Rows, chosen: slice | list[int]) -> Tensor:
+    """Rows of a store, in its dtype."""
+    x = torch.from_numpy(rows[chosen])
+    return x.view(torch.bfloat16) if rows.dtype == "bfloat16" else x
 
 
 class PixelData(pl.LightningDataModule):
-    """Batches of normalised images N x 3 x H x W, channels last, with labels N.
+    """Batches for the network with labels N: normalised images N x 3 x H x W, or what was stored at a cut.
 
-    The training order depends on (seed, epoch), an image's augmentation on (seed, epoch, image).
+    The training order depends on (seed, epoch), an image's augmentation on (seed, view of the epoch, image).
     """
 
     def __init__(
         self,
-        stores: dict[str, PixelStore],
-        augment: Augment,
-        mean: Sequence[float],
-        std: Sequence[float],
+        stores: Mapping[str, PixelStore],
+        preprocess: Preprocess,
         batch_size: int,
         seed: int,
+        stored: Mapping[str, Sequence[Rows]] | None = None,
     ):
-        """`stores` has `train` and `val`, and `test` where there is one; `mean` and `std` are for pixels in 0..1."""
+        """`stores` has `train` and `val`, and `test` where there is one.
+
+        `stored` has the activations of some of them, N x H x W x C or N x features, for training one store a view.
+        """
         super().__init__()
-        self.stores, self.augment, self.batch_size, self.seed = stores, augment, batch_size, seed
-        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(std).view(1, 3, 1, 1)
-        self._draws: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.stores, self.preprocess, self.batch_size, self.seed = stores, preprocess, batch_size, seed
+        self.stored = stored or {}
+        self.augment_seconds = 0.0
+        """Spent on augmentation so far, on a CPU."""
+        self._draws: tuple[int, Tensor | None] = (-1, None)
+        self._resident: dict[str, list[Tensor]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Put on a GPU what fits into half of its free memory."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda" and not self._resident:
+            room = torch.cuda.mem_get_info(device)[0] // 2
+            for split in self.stores:
+                views = self._views(split)
+                room -= sum(len(rows) * rows.row_bytes for rows in views)
+                if room >= 0:
+                    self._resident[split] = [as_tensor(rows, slice(None)).to(device) for rows in views]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
-        images = StoredImages(self.stores["train"])
+        labels = self.stores["train"].labels
         # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
         order: DistributedSampler[Batch] = DistributedSampler(
-            images, num_replicas=1, rank=0, shuffle=True, seed=self.seed * 1_000_003
+            range(len(labels)),  # type: ignore[arg-type]
+            num_replicas=1,
+            rank=0,
+            shuffle=True,
+            seed=self.seed * 1_000_003,
         )
-        alone = len(images) > self.batch_size and len(images) % self.batch_size == 1
+        alone = len(labels) > self.batch_size and len(labels) % self.batch_size == 1
+        images = StoredImages(self._views("train"), labels, order, "train" not in self._resident)
         return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=alone)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -71,21 +105,34 @@ class PixelData(pl.LightningDataModule):
         return self._in_order("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Pixels as the network wants them, augmented while training."""
-        pixels, labels, index = batch
-        x = pixels.permute(0, 3, 1, 2).float().div_(255)
+        """What the network takes, augmented while training."""
+        x, labels, index = batch
         assert self.trainer is not None
-        if self.trainer.training and self.augment.random:
-            x = self.augment(x, self._epoch_draws(self.trainer.current_epoch)[index.cpu()].to(x.device))
-        x = (x - self._mean.to(x.device)) / self._std.to(x.device)
-        return x.contiguous(memory_format=torch.channels_last), labels
+        split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
+        epoch = self.trainer.current_epoch if split == "train" else 0
+        if split in self._resident:
+            views = self._resident[split]
+            x = views[epoch % len(views)][index]
+        if split in self.stored:
+            return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x), labels
+        draws = self._epoch_draws(epoch, x.device) if split == "train" else None
+        started = time.perf_counter()
+        x = self.preprocess(x, None if draws is None else draws[index])
+        if draws is not None and x.device.type == "cpu":
+            self.augment_seconds += time.perf_counter() - started
+        return x, labels
+
+    def _views(self, split: str) -> Sequence[Rows]:
+        return self.stored.get(split) or [self.stores[split].images]
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
-        return DataLoader(StoredImages(self.stores[split]), self.batch_size, collate_fn=_as_is)
+        images = StoredImages(self._views(split), self.stores[split].labels, None, split not in self._resident)
+        return DataLoader(images, self.batch_size, collate_fn=_as_is)
 
-    def _epoch_draws(self, epoch: int) -> Tensor:
+    def _epoch_draws(self, epoch: int, device: torch.device) -> Tensor | None:
         if self._draws[0] != epoch:
-            self._draws = epoch, self.augment.draws(len(self.stores["train"].images), self.seed, epoch)
+            draws = self.preprocess.draws(len(self.stores["train"].labels), self.seed, self.preprocess.view(epoch))
+            self._draws = epoch, None if draws is None else draws.to(device)
         return self._draws[1]
 
 

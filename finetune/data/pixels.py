@@ -1,29 +1,30 @@
 """Images decoded and resized once, into a memory-mapped uint8 store that every trial shares."""
 
-import json
-import shutil
-import zlib
+import contextlib
+import os
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.config import digest_of
 from finetune.data.samples import Samples, content_digests
-from finetune.durable import published_folder
 from finetune.errors import Refused
+from finetune.parallel import in_order
+from finetune.store import Building, Rows, locked, make_room, open_store, store_bytes
 
 ALPHA_BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 PAD_COLOR = (124, 116, 104)
 """ImageNet's mean colour, close to 0 after normalisation."""
-VERSION = 1
+_BLOCK = 64
+"""Images that are written, and checked, at once."""
+VERSION = 2
 """Part of every store's name; changes when the same file would come out as other pixels."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,8 +70,8 @@ class Transform:
 class PixelStore:
     """The pixels of one split."""
 
-    images: NDArray[np.uint8]
-    """N x size x size x 3, memory-mapped."""
+    images: Rows
+    """N x size x size x 3, uint8, on disk."""
     labels: NDArray[np.int64]
     """N."""
     digest: str
@@ -120,8 +121,9 @@ def pixel_store(
     on_bad: str = "refuse",
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_bytes: int = 2**63,
 ) -> PixelStore:
-    """The decoded samples, read from the cache or decoded into it first.
+    """The decoded samples, read from the cache or decoded into it first; an interrupted build is continued.
 
     Args:
         samples: Images and labels; the store keeps their order.
@@ -130,45 +132,37 @@ def pixel_store(
         on_bad: `refuse`, or `skip` to leave unreadable images out with a warning.
         threads: Decoding threads; one per core by default.
         progress: Called with images done and total.
+        max_bytes: Of all stores together; older ones go first.
 
     Raises:
-        Refused: unreadable images, all of them listed, or none left.
+        Refused: unreadable images, all of them listed, or none left; or no room for the pixels.
     """
-    digests = content_digests(samples.paths)
-    key = digest_of([digests, asdict(transform), PIL.__version__, VERSION])
+    key = digest_of([content_digests(samples.paths), asdict(transform), PIL.__version__, VERSION])
     folder = cache / "pixels" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    warnings: list[str] = []
-    with FileLock(f"{folder}.lock"):
-        stored = _read(folder)
-        if stored is None:
-            if folder.exists():
-                warnings.append(f"{folder} was damaged, and was built anew")
-                shutil.rmtree(folder)
+    with locked(folder):
+        damaged = folder.is_dir()
+        store = open_store(folder)
+        damaged = damaged and store is None
+        if store is None:
+            need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
+            if not make_room(cache, need, max_bytes):
+                raise Refused(
+                    f"{len(samples)} images of {transform.size} px need {need / 1e9:.1f} GB in {cache}, which may hold "
+                    f"{max_bytes / 1e9:g} GB, or whose disk is full; raise cache.max_gb or set cache.dir elsewhere"
+                )
             _build(folder, samples, transform, on_bad, threads, progress)
-            stored = _read(folder)
-    assert stored is not None
-    images, unreadable = stored
-    bad = {samples.paths[i]: why for i, why in unreadable.items()}
+            store = open_store(folder, verify=False)
+    assert store is not None
+    bad = {samples.paths[int(i)]: why for i, why in store.about["bad"].items()}
     if bad and on_bad == "refuse":
         raise _unreadable(bad)
     kept = samples.without(frozenset(bad))
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
+    warnings = [f"{folder} was damaged, and was built anew"] if damaged else []
     if bad:
         warnings.append(f"left out {len(bad)} unreadable images: {_listed(bad)}")
-    return PixelStore(images, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings))
-
-
-def _read(folder: Path) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
-    """The pixels of a store, and why images are missing by their position; None if it is absent or damaged."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        images = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
-        whole = zlib.crc32(images.data) == manifest["crc32"]
-        return (images, {int(i): why for i, why in manifest["bad"].items()}) if whole else None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
-        return None
+    return PixelStore(store.rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings))
 
 
 def _build(
@@ -185,27 +179,27 @@ def _build(
         except ValueError as error:
             return str(error)
 
-    shape = (len(samples), transform.size, transform.size, 3)
-    bad: dict[int, str] = {}
-    with published_folder(folder) as building, ThreadPoolExecutor(threads) as pool:
-        images = np.lib.format.open_memmap(building / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        for i, decoded in enumerate(pool.map(pixels, samples.paths)):
-            if isinstance(decoded, str):
-                bad[i] = decoded
-            else:
-                images[i - len(bad)] = decoded
-            progress(i + 1, len(samples))
-        if bad and on_bad == "refuse":
-            raise _unreadable({samples.paths[i]: why for i, why in bad.items()})
-        if bad:
-            kept = np.array(images[: len(samples) - len(bad)])
-            del images
-            np.save(building / "pixels.npy", kept)
-        else:
-            images.flush()
-            kept = images
-        manifest = {"images": len(kept), "transform": asdict(transform), "bad": bad, "crc32": zlib.crc32(kept.data)}
-        (building / "manifest.json").write_text(json.dumps(manifest))
+    building = Building(folder, (transform.size, transform.size, 3), "uint8")
+    started, seen = time.perf_counter(), sum(note["images"] for note in building.notes)
+    decoded = in_order(pixels, samples.paths[seen:], threads or os.cpu_count() or 1)
+    with contextlib.closing(building), contextlib.closing(decoded):
+        for first in range(seen, len(samples), _BLOCK):
+            block, bad = list[NDArray[np.uint8]](), dict[str, str]()
+            for i in range(first, min(first + _BLOCK, len(samples))):
+                image = next(decoded)
+                if isinstance(image, str):
+                    bad[str(i)] = image
+                else:
+                    block.append(image)
+                progress(i + 1, len(samples))
+            shaped = np.stack(block) if block else np.empty((0, *building.shape), np.uint8)
+            building.append(shaped, {"images": len(block) + len(bad), "bad": bad})
+        unreadable = {i: why for note in building.notes for i, why in note["bad"].items()}
+        if unreadable and on_bad == "refuse":
+            building.drop()
+            raise _unreadable({samples.paths[int(i)]: why for i, why in unreadable.items()})
+        seconds = time.perf_counter() - started
+        building.publish({"transform": asdict(transform), "bad": unreadable, "seconds": round(seconds, 3)})
 
 
 def _unreadable(bad: dict[Path, str]) -> Refused:

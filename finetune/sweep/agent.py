@@ -60,7 +60,7 @@ def run_agents(
         raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
     name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
-    slots = local_slots(chosen_gpus(check_and_prepare([]), gpus), workers, trials_per_gpu)
+    slots = local_slots(chosen_gpus(check_and_prepare([])[0], gpus), workers, trials_per_gpu)
     agents = [
         CONTEXT.Process(name=f"agent {i}", target=_agent, args=(sweep, fixed, folder, slot, count))
         for i, slot in enumerate(slots)

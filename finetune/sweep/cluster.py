@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.compose import override, shipped
 from finetune.errors import Refused
+from finetune.metric import Beat
 from finetune.sweep.launch import LOG, Job, log_to
 
 _JOBS = "jobs"
@@ -66,14 +67,17 @@ def read_cluster(name: str) -> ClusterSettings:
 class ClusterLauncher:
     """Jobs whose records appear on a file system that they share with this process."""
 
-    def __init__(self, settings: ClusterSettings, folder: Path, environment: Mapping[str, str]):
-        """`folder` is the sweep's; submitit's own files go below it. `environment` is added to every job's."""
+    def __init__(self, settings: ClusterSettings, folder: Path, environment: Mapping[str, str], shared: str = ""):
+        """`folder` is the sweep's; submitit's own files go below it. `environment` is added to every job's.
+
+        `shared` is what `check_and_prepare` found; of use where the nodes see this node's cache.
+        """
         import submitit
 
         # a trial that took too long once would take too long again
         self._executor = submitit.AutoExecutor(folder / _JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
         self.capacity = settings.parallel
-        self._environment, self._poll = dict(environment), settings.poll_seconds
+        self._environment, self._shared, self._poll = dict(environment), shared, settings.poll_seconds
         self._slurm = settings.cluster == "slurm"
         self._executor.update_parameters(
             name=folder.name,
@@ -85,13 +89,13 @@ class ClusterLauncher:
             slurm_additional_parameters=settings.sbatch,
         )
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> list[Job]:
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Job]:
         """Submit trials, several as one job array."""
         functions = []
         for overrides, folder in trials:
             folder.mkdir(parents=True, exist_ok=True)
             arguments = [*overrides, override("out", str(folder.absolute()))]
-            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment))
+            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, beat))
         with self._executor.batch():
             jobs = [self._executor.submit(function) for function in functions]
         return [ClusterJob(job) for job in jobs]
@@ -146,8 +150,8 @@ def _queue() -> set[str] | None:
 class _Trial:
     """What a job runs. A preempted job is queued again by SLURM and starts its trial over."""
 
-    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]):
-        self.arguments, self.log, self.environment = arguments, log, environment
+    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str], shared: str, beat: Beat | None):
+        self.arguments, self.log, self.environment, self.shared, self.beat = arguments, log, environment, shared, beat
 
     def __call__(self) -> int:
         log_to(self.log)
@@ -155,7 +159,9 @@ class _Trial:
 
         from finetune import train
 
-        return train.run_trial(self.arguments, signals=False)  # submitit has handlers of its own
+        return train.run_trial(
+            self.arguments, self.shared, self.beat, signals=False
+        )  # submitit has handlers of its own
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the job is preempted."""

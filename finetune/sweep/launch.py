@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -18,6 +18,7 @@ from typing import Protocol
 
 from finetune.compose import override
 from finetune.errors import Refused
+from finetune.metric import Beat
 
 LOG = "log.txt"
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -48,10 +49,10 @@ class Launcher(Protocol):
     capacity: int
     """Trials at a time."""
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> Sequence[Job]:
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> Sequence[Job]:
         """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
 
-        There are never more of them under way than `capacity`.
+        There are never more of them under way than `capacity`. A trial that does not `beat` keeps no checkpoint.
         """
 
     def wait(self, jobs: Sequence[Job]) -> None:
@@ -85,22 +86,22 @@ class Slot:
 class LocalLauncher:
     """Children of this process, each in a slot of its own; they end when this process does, however that happens."""
 
-    def __init__(self, slots: Sequence[Slot], environment: Mapping[str, str] | None = None):
-        """`environment` is added to every child's."""
-        self.capacity = len(slots)
+    def __init__(self, slots: Sequence[Slot], environment: Mapping[str, str] | None = None, shared: str = ""):
+        """`environment` is added to every child's; `shared` is what `check_and_prepare` found."""
+        self.capacity, self._shared = len(slots), shared
         self._slots = slots
         self._environment = dict(environment or {})
         self._taken: dict[int, ForkServerProcess] = {}
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]]) -> list[ForkServerProcess]:
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[ForkServerProcess]:
         """Fork a child for each trial, in the first free slot."""
-        return [self._fork(overrides, folder) for overrides, folder in trials]
+        return [self._fork(overrides, folder, beat) for overrides, folder in trials]
 
-    def _fork(self, overrides: Sequence[str], folder: Path) -> ForkServerProcess:
+    def _fork(self, overrides: Sequence[str], folder: Path, beat: Beat | None) -> ForkServerProcess:
         free = [i for i in range(self.capacity) if i not in self._taken or self._taken[i].exitcode is not None]
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
-        given = (arguments, folder / LOG, self._slots[free[0]], self._environment)
+        given = (arguments, folder / LOG, self._slots[free[0]], self._environment, self._shared, beat)
         child = CONTEXT.Process(target=_run_trial, args=given, daemon=True)
         child.start()
         self._taken[free[0]] = child
@@ -135,31 +136,49 @@ def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
     return names
 
 
-def check_and_prepare(configs: Sequence[Sequence[str]]) -> list[str]:
-    """Check every config, and decode the images they need, in a child; returns the names of the GPUs it can use.
+def check_and_prepare(
+    configs: Sequence[tuple[Sequence[str], int]],
+    stores: bool = True,
+    show: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> tuple[list[str], str]:
+    """Check every config, and compute what their trials share, in a child.
+
+    Args:
+        configs: Overrides, and how many trials there are like them.
+        stores: Whether the trials will run on this machine, so that activations can be stored for them.
+        show: Called with what is being done, how much of it is, and the total.
+
+    Returns:
+        The names of the GPUs it can use, and what it found out, for the trials.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
     """
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=_prepare, args=([list(c) for c in configs], sender), daemon=True)
+    child = CONTEXT.Process(target=_prepare, args=([(list(c), n) for c, n in configs], stores, sender), daemon=True)
     child.start()
     sender.close()
     try:
-        refusal, count = receiver.recv()
+        while isinstance(message := receiver.recv(), tuple):
+            show(*message)
     except EOFError:
         child.join()
         raise RuntimeError(f"the process that prepares the data died with exit code {child.exitcode}") from None
     finally:
         receiver.close()
+        if child.is_alive() and sys.exc_info()[0] is not None:
+            child.terminate()
     child.join()
-    if refusal is not None:
-        raise Refused(refusal)
+    if message["refusal"] is not None:
+        raise Refused(message["refusal"])
+    count = message["gpus"]
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return visible[:count] if visible else [str(i) for i in range(count)]
+    return visible[:count] if visible else [str(i) for i in range(count)], message["shared"]
 
 
-def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[str, str]) -> None:
+def _run_trial(
+    arguments: list[str], log: Path, slot: Slot, environment: dict[str, str], shared: str, beat: Beat | None
+) -> None:
     end_with_parent()
     log_to(log)
     os.environ.update(environment)
@@ -171,7 +190,7 @@ def _run_trial(arguments: list[str], log: Path, slot: Slot, environment: dict[st
     from finetune import train
 
     torch.set_num_threads(slot.threads)
-    sys.exit(train.run_trial(arguments))
+    sys.exit(train.run_trial(arguments, shared, beat))
 
 
 def log_to(file: Path) -> None:
@@ -181,20 +200,27 @@ def log_to(file: Path) -> None:
     os.dup2(descriptor, 2)
 
 
-def _prepare(configs: list[list[str]], sender: Connection) -> None:
+def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection) -> None:
     end_with_parent()
 
     import torch
 
     from finetune import train
 
-    refusal: str | None = None
-    try:
-        train.prepare(configs)
-    except Refused as error:
-        refusal = str(error)
+    shown, refusal, shared = 0.0, None, ""
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if done == total or time.monotonic() > shown + 0.1:
+            shown = time.monotonic()
+            sender.send((what, done, total))
+
     with contextlib.suppress(BrokenPipeError):
-        sender.send((refusal, torch.cuda.device_count()))
+        try:
+            shared = train.prepare(configs, stores, show)
+        except Refused as error:
+            refusal = str(error)
+        sender.send({"refusal": refusal, "shared": shared, "gpus": torch.cuda.device_count()})
 
 
 def end_with_parent() -> None:

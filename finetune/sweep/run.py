@@ -1,13 +1,14 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
-import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.config import digest_of
 from finetune.durable import write_durably
+from finetune.metric import Beat, metric_values
 from finetune.result import CHECKPOINT, STOP, Result
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.launch import (
@@ -30,7 +31,7 @@ from finetune.sweep.records import (
     reused_record,
     trial_keys,
 )
-from finetune.sweep.search import Params, Search, Tried, corners, size
+from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
 from finetune.sweep.spec import SweepSpec
 
 _ALIKE = 3
@@ -97,16 +98,9 @@ class Sweep:
             self.best = result
 
 
-def metric_values(spec: SweepSpec, history: Sequence[dict[str, float]]) -> list[float]:
-    """The metric the sweep optimises, after each epoch."""
-    if spec.metric != "val/acc_best":
-        return [epoch[spec.metric] for epoch in history]
-    return list(itertools.accumulate((epoch["val/acc"] for epoch in history), max))
-
-
 def result_value(spec: SweepSpec, result: Result) -> float | None:
     """The metric the sweep optimises, of a complete trial; else None."""
-    values = metric_values(spec, result.history) if result.status == "complete" else []
+    values = metric_values(spec.metric, result.history) if result.status == "complete" else []
     return values[-1] if values else None
 
 
@@ -116,6 +110,7 @@ def run_sweep(
     options: Options = Options(),
     seed: int = 0,
     watch: Callable[[Sweep, Result | None], None] = lambda sweep, ended: None,
+    show: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Sweep:
     """Run, or continue, a sweep until no trial is left; every trial leaves its record under `folder/trials/`.
 
@@ -125,6 +120,7 @@ def run_sweep(
         options: How it runs.
         seed: Of the search, not of the trials.
         watch: Called a few times a second, and with each trial's record as it ends.
+        show: Called while data and activations are prepared, with what, how much of it, and the total.
 
     Raises:
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
@@ -132,18 +128,33 @@ def run_sweep(
     """
     refuse_another(spec, folder, seed)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    checks = [spec.overrides(params) for params in corners(spec)]
-    gpus = chosen_gpus(check_and_prepare(checks), options.gpus)
+    local = cluster is None
+    found, shared = check_and_prepare(_to_prepare(spec, seed), local, show)
+    gpus = chosen_gpus(found, options.gpus)
     claim(spec, folder, seed)
     environment = {"WANDB_RUN_GROUP": spec.name}
     launcher: Launcher
     if cluster is None:
-        launcher = LocalLauncher(local_slots(gpus, options.workers, options.trials_per_gpu), environment)
+        slots = local_slots(gpus, options.workers, options.trials_per_gpu)
+        launcher = LocalLauncher(slots, environment, shared)
     else:
-        launcher = ClusterLauncher(cluster, folder, environment)
+        launcher = ClusterLauncher(cluster, folder, environment, shared)
     sweep = Sweep(spec, folder, size(spec))
-    _Loop(sweep, Search(spec, seed), launcher, options, watch).run()
+    in_plan_order = spec.target is not None or options.budget is not None  # what ends early must not end lopsided
+    _Loop(sweep, Search(spec, seed, None if in_plan_order else sharing_order), launcher, options, watch).run()
     return sweep
+
+
+def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
+    """Trials that together use every value and every store of the sweep, with the number of trials like each."""
+    ends = corners(spec)
+    if spec.method == "bayes":
+        return [(spec.overrides(params), max(1, size(spec) // len(ends))) for params in ends]
+    alike: dict[str, tuple[Params, int]] = {}
+    for params in Search(spec, seed).planned():
+        name = digest_of({key: value for key, value in params.items() if decides_store(key)})
+        alike[name] = params, alike.get(name, (params, 0))[1] + 1
+    return [(spec.overrides(params), count) for params, count in [*((end, 0) for end in ends), *alike.values()]]
 
 
 class _Loop:
@@ -191,7 +202,7 @@ class _Loop:
         """Count a trial that has its record, and see whether it ends the search."""
         sweep, spec = self.sweep, self.sweep.spec
         sweep.add(params, result)
-        curve = metric_values(spec, result.history)
+        curve = metric_values(spec.metric, result.history)
         self.curves.append([self.sign * value for value in curve])
         self.tried.append(Tried(params, curve[-1] if curve and result.status != "failed" else None))
         value = result_value(spec, result)
@@ -216,7 +227,9 @@ class _Loop:
             shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
             waiting.append((params, place))
         if waiting:
-            jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting])
+            best = None if sweep.best is None else result_value(sweep.spec, sweep.best)
+            beat = None if best is None else Beat(sweep.spec.metric, sweep.spec.goal, best)
+            jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting], beat)
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
 
     def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:
@@ -247,7 +260,7 @@ class _Loop:
         spec = self.sweep.spec
         if spec.stopping is None or len(trial.history) == trial.epochs:
             return
-        running = [[self.sign * value for value in metric_values(spec, t.history)] for t in self.sweep.running]
+        running = [[self.sign * value for value in metric_values(spec.metric, t.history)] for t in self.sweep.running]
         own = running[self.sweep.running.index(trial)]
         behind = spec.stopping.verdict(own, [*self.curves, *running])
         if behind is not None:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec
 
 Params = dict[str, Any]
+_DEPTH = "model.freeze_depth"
 _STARTUP = 10
 """Random trials before Optuna's sampler starts to learn."""
 _REPEATS = 1000
@@ -44,10 +45,15 @@ class Search:
     too, in its order.
     """
 
-    def __init__(self, spec: SweepSpec, seed: int = 0):
+    def __init__(self, spec: SweepSpec, seed: int = 0, order: Callable[[Params], Any] | None = None):
+        """`order` is a key to sort the trials of a grid or random search by; which trials there are stays the same."""
         self._spec, self._seed = spec, seed
-        points = _grid(spec) if spec.method == "grid" else _random(spec, str(seed))
-        self._planned = itertools.islice(_distinct(points), spec.run_cap)
+        self._planned = self.planned() if order is None else iter(sorted(self.planned(), key=order))
+
+    def planned(self) -> Iterator[Params]:
+        """The trials of a grid or random search, in the order of the file."""
+        points = _grid(self._spec) if self._spec.method == "grid" else _random(self._spec, str(self._seed))
+        return itertools.islice(_distinct(points), self._spec.run_cap)
 
     def propose(self, tried: Sequence[Tried] = ()) -> Params | None:
         """The next trial's parameters, or None when there is none left.
@@ -67,6 +73,20 @@ class Search:
             if digest_of(params) not in known
         )
         return next(fresh, None)
+
+
+def decides_store(key: str) -> bool:
+    """Whether trials that differ in this key may use other stores of activations, or use them more often."""
+    if key.startswith("model.head.") or key in ("data.batch_size", "data.workers"):
+        return False
+    return key.startswith(("model.", "data.", "augment.", "cache.", "trainer.")) or key == "seed"
+
+
+def sharing_order(params: Params) -> tuple[Any, ...]:
+    """A key that puts trials with the same stores side by side, the deepest frozen and so cheapest first."""
+    depth = params.get(_DEPTH, 0)
+    others = {key: value for key, value in params.items() if decides_store(key) and key not in ("seed", _DEPTH)}
+    return digest_of(others), -math.inf if depth == "all" else -depth, digest_of(params.get("seed"))
 
 
 def corners(spec: SweepSpec) -> list[Params]:

@@ -1,0 +1,166 @@
+"""Frozen prefix + pixels → what comes out at a cut, stored once for all trials. Knows no Lightning and no lr."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.config import digest_of
+from finetune.cost import Costs, cumulative, free_memory, measure_disk
+from finetune.data.datamodule import as_tensor
+from finetune.data.pixels import PixelStore
+from finetune.data.preprocess import Preprocess
+from finetune.freeze import SharedPrefix
+from finetune.parallel import in_order
+from finetune.precision import Precision
+from finetune.store import Building, Store, locked, open_store
+
+VERSION = 1
+"""Part of every store's name; changes when the same input would give other activations."""
+_BLOCK = 2 * SharedPrefix.CHUNK
+"""Images that are computed, and checked, at once on a CPU."""
+_GPU_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """The images of one split as they enter the network: augmented as in one view, or as they are."""
+
+    split: str
+    pixels: PixelStore
+    preprocess: Preprocess
+    seed: int
+    view: int | None
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal inputs of the network."""
+        return digest_of([self.pixels.digest, self.preprocess.digest(self.seed, self.view)])
+
+    def draws(self) -> Tensor | None:
+        """The random numbers of the view."""
+        if self.view is None:
+            return None
+        return self.preprocess.draws(len(self.pixels.labels), self.seed, self.view)
+
+    def images(self, chosen: slice, draws: Tensor | None, device: torch.device) -> Tensor:
+        """Some of them on `device`."""
+        pixels = as_tensor(self.pixels.images, chosen).to(device)
+        return self.preprocess(pixels, None if draws is None else draws[chosen].to(device))
+
+
+def store_key(source: Source, backbone: str, prefix_digest: str, cut: int, precision: Precision) -> str:
+    """The name of a store: everything upstream of its activations, nothing downstream."""
+    return digest_of([source.digest, backbone, prefix_digest, cut, precision.name, torch.__version__, VERSION])
+
+
+def build(
+    prefix: SharedPrefix,
+    source: Source,
+    folders: Mapping[int, Path],
+    precision: Precision,
+    costs: Costs,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Store]:
+    """Run the images once through the prefix and store what comes out at several cuts; what is there stays.
+
+    An interrupted build is continued.
+
+    Args:
+        prefix: Reaches at least to the deepest cut.
+        source: The images.
+        folders: Of the stores, by the number of modules before the cut.
+        precision: The run's.
+        costs: Noted in each store, from which later trials know what it saves them.
+        progress: Called with images done and total.
+
+    Raises:
+        OSError: the disk is full; nothing half-built is left.
+    """
+    total = len(source.pixels.labels)
+    with contextlib.ExitStack() as stack:
+        for folder in sorted(folders.values()):  # in one order, so that two builders never wait for each other
+            stack.enter_context(locked(folder))
+        found = {at: open_store(folder) for at, folder in folders.items()}
+        absent = sorted(at for at, store in found.items() if store is None)
+        if absent:
+            shapes = row_shapes(prefix, source, absent, precision)
+            parts = {at: Building(folders[at], *shapes[at]) for at in absent}
+            try:
+                first = min(part.done for part in parts.values())
+                for done, blocks in _computed(prefix, source, absent, first, precision):
+                    for part, rows in zip((parts[at] for at in absent), blocks, strict=True):
+                        if part.done < done:
+                            part.append(rows)
+                    progress(done, total)
+                for at, part in parts.items():
+                    part.publish({"seconds_per_image": costs.compute[at]})
+            except OSError:
+                for part in parts.values():
+                    part.drop()
+                raise
+            finally:
+                for part in parts.values():
+                    part.close()
+            found |= {at: open_store(folders[at], verify=False) for at in absent}
+    return {at: store for at, store in found.items() if store is not None}
+
+
+def _computed(prefix: SharedPrefix, source: Source, at: Sequence[int], first: int, precision: Precision) -> Any:
+    """Rows at each of the cuts, block by block from image `first` on, with the number of images done after it."""
+    total, draws = len(source.pixels.labels), source.draws()
+    on_cpu = precision.device.type == "cpu"
+    size = _BLOCK if on_cpu else _GPU_BLOCK
+    first -= first % size
+
+    def block(start: int) -> tuple[int, list[NDArray[Any]]]:
+        with precision.autocast(), torch.no_grad():
+            x = source.images(slice(start, start + size), draws, precision.device)
+            return min(start + size, total), [_as_rows(tap) for tap in prefix.taps(x, at)]
+
+    threads = torch.get_num_threads() if on_cpu else 1
+    return in_order(block, range(first, total, size), threads, lambda: torch.set_num_threads(1) if on_cpu else None)
+
+
+def row_shapes(
+    prefix: SharedPrefix, source: Source, at: Sequence[int], precision: Precision
+) -> dict[int, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of one image's activations after so many modules."""
+    with precision.autocast(), torch.no_grad():
+        taps = prefix.taps(source.images(slice(0, 1), None, precision.device), at)
+    return {
+        i: (_as_rows(tap).shape[1:], str(tap.dtype).removeprefix("torch.")) for i, tap in zip(at, taps, strict=True)
+    }
+
+
+def _as_rows(x: Tensor) -> NDArray[Any]:
+    x = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).contiguous().cpu()
+    return np.asarray((x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy())
+
+
+def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Costs:
+    """Time each module of the prefix on a few images, and the disk."""
+    count = SharedPrefix.CHUNK if precision.device.type == "cpu" else _GPU_BLOCK
+    seconds = [float("inf")] * len(prefix)
+    with precision.autocast(), torch.no_grad():
+        images = source.images(slice(0, count), None, precision.device)
+        for _ in range(3):
+            x = images
+            for i, module in enumerate(prefix):
+                start = _now(precision.device)
+                x = module(x)
+                seconds[i] = min(seconds[i], (_now(precision.device) - start) / len(images))
+    return Costs(measure_disk(cache), cumulative(seconds), free_memory())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

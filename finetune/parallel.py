@@ -1,0 +1,31 @@
+"""Work in threads, results in order."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def in_order(
+    work: Callable[[Item], Made], items: Iterable[Item], threads: int, at_start: Callable[[], object] | None = None
+) -> Generator[Made, None, None]:
+    """`map(work, items)` in `threads` threads, which are never more than two results each ahead of the reader.
+
+    `at_start` runs first in every thread.
+    """
+    waiting = deque[Future[Made]]()
+    coming = iter(items)
+    with ThreadPoolExecutor(threads, initializer=at_start) as pool:
+        try:
+            for item in itertools.islice(coming, 2 * threads):
+                waiting.append(pool.submit(work, item))
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in itertools.islice(coming, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)

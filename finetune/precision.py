@@ -1,0 +1,40 @@
+"""Where and in what number format a trial computes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from finetune.config import TrainerConfig
+from finetune.errors import Refused
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A device, and whether convolutions and products on it are bf16."""
+
+    device: torch.device
+    bf16: bool
+
+    @classmethod
+    def of(cls, settings: TrainerConfig) -> "Precision":
+        """What the settings come to on this machine.
+
+        Raises:
+            Refused: a GPU was asked for and there is none.
+        """
+        if settings.accelerator == "gpu" and not torch.cuda.is_available():
+            raise Refused("trainer.accelerator=gpu, but torch finds no GPU here; set it to auto or cpu")
+        on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and native)
+        return cls(torch.device("cuda", 0) if on_gpu else torch.device("cpu"), bf16)
+
+    def autocast(self) -> torch.autocast:
+        """As Lightning runs a step."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def name(self) -> str:
+        """Device and format; equal where numbers come out equal."""
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return f"{kind} {'bf16' if self.bf16 else '32'}"

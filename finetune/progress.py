@@ -1,0 +1,50 @@
+"""Long work on the terminal, before any trial has something to say."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+Show = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and the total."""
+
+
+def plain_stage(what: str, done: int, total: int) -> None:
+    """A line when a stage ends."""
+    if done == total:
+        console.print(f"{what}: {total}", markup=False)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Show]:
+    """Work that comes before training: a bar for each kind of it on a terminal, a line when it ends elsewhere."""
+    if not console.is_terminal:
+        yield plain_stage
+        return
+
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as display:
+        yield stage_bars(display)
+
+
+def stage_bars(display: "Progress") -> Show:
+    """A bar for each stage, which vanishes when the stage ends."""
+    bars: dict[str, Any] = {}
+
+    def live(what: str, done: int, total: int) -> None:
+        if what not in bars and done < total:
+            bars[what] = display.add_task(what, total=total)
+        if what in bars:
+            display.update(bars[what], completed=done)
+            if done == total:
+                display.remove_task(bars.pop(what))
+                plain_stage(what, done, total)
+
+    return live

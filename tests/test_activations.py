@@ -1,0 +1,279 @@
+"""Sharing never changes a result."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune import inputs, train
+from finetune.activations import Source, build, measure_costs, row_shapes
+from finetune.backbone import backbone_shapes, build_backbone, load_state
+from finetune.checkpoint import build_network
+from finetune.compose import compose_config
+from finetune.config import ModelConfig
+from finetune.data.datamodule import as_tensor
+from finetune.freeze import SharedPrefix, plan_freeze, split_at
+from finetune.inputs import Shared, find_images, gather, prepare
+from finetune.precision import Precision
+from finetune.result import Result
+from finetune.store import open_store
+from tests.test_backbone import scrambled
+
+CPU = Precision(torch.device("cpu"), bf16=False)
+
+
+def run(words: list[str], out: Path) -> Result:
+    return train.train(compose_config([*words, f"out={out}"]), words)
+
+
+def both(fast: list[str], tmp_path: Path, *words: str) -> tuple[Result, Result]:
+    """The same trial computing everything, and from stores."""
+    given = [*fast, f"cache.dir={tmp_path / 'cache'}", *words]
+    return run([*given, "cache.mode=off"], tmp_path / "off"), run([*given, "cache.mode=on"], tmp_path / "on")
+
+
+CUTS = [
+    *((k, "block") for k in (1, 5, 9, 14, 17)),
+    (100, "tensor"),
+    (40, "tensor"),
+    (29, "layer"),
+    (3, "stage"),
+]
+
+
+@pytest.mark.parametrize(("depth", "unit"), CUTS)
+def test_a_cached_run_equals_an_uncached_one_to_the_bit(fast: list[str], tmp_path: Path, depth: int, unit: str) -> None:
+    words = [f"model.freeze_depth={depth}", f"model.freeze_unit={unit}", "data.batch_size=7", "model.head.dropout=0.3"]
+    off, on = both(fast, tmp_path, *words)
+    assert (off.cache["train"], off.cache["val"]) == ("computed", "computed")
+    assert (on.cache["train"], on.cache["val"]) == ("stored", "stored")
+    assert off.history == on.history
+    assert off.key == on.key
+
+
+@pytest.mark.parametrize("extra", ["model.rest=scratch", "data.batch_size=40", "optim=sgd", "model.backbone=resnet18"])
+def test_other_trials_are_equal_too(fast: list[str], tmp_path: Path, extra: str) -> None:
+    words = ["model.freeze_depth=4", extra]
+    if "backbone" in extra:
+        torch.save(scrambled(build_backbone("resnet18")), tmp_path / "w.pth")
+        words.append(f"model.weights={tmp_path / 'w.pth'}")
+    off, on = both(fast, tmp_path, *words)
+    assert on.cache["train"] == "stored"
+    assert off.history == on.history
+
+
+def test_bf16_is_equal_to_a_thousandth(fast: list[str], tmp_path: Path) -> None:
+    off, on = both(fast, tmp_path, "model.freeze_depth=9", "trainer.precision=bf16")
+    assert on.cache["train"] == "stored"
+    for epoch, other in zip(off.history, on.history, strict=True):
+        assert all(math.isclose(value, other[name], rel_tol=1e-3) for name, value in epoch.items())
+
+
+def test_fixed_views_are_equal_stored_and_drawn(fast: list[str], tmp_path: Path) -> None:
+    words = ["model.freeze_depth=9", "augment=strong", "trainer.epochs=3"]
+    off, on = both(fast, tmp_path, *words, "cache.views=2")
+    assert (on.cache["train"], on.cache["views"]) == ("stored", 2)
+    assert off.history == on.history
+    fresh = run([*fast, *words, "cache.mode=off"], tmp_path / "fresh")
+    assert fresh.history[:2] == off.history[:2]
+    assert fresh.history[2] != off.history[2]
+    assert fresh.key != off.key
+
+
+def test_without_views_random_images_are_computed_and_validation_is_stored(fast: list[str], tmp_path: Path) -> None:
+    off, on = both(fast, tmp_path, "model.freeze_depth=9", "augment=standard")
+    assert (on.cache["train"], on.cache["val"]) == ("computed", "stored")
+    assert "cache.views=V" in on.cache["reason"]
+    assert on.seconds["augment"] > 0
+    assert off.history == on.history
+
+
+@pytest.mark.parametrize("words", [["model.freeze_depth=0"], ["model.freeze_depth=5", "model.frozen_bn=stats"]])
+def test_what_is_no_pure_function_is_not_stored(fast: list[str], tmp_path: Path, words: list[str]) -> None:
+    _, on = both(fast, tmp_path, *words)
+    assert on.cache["train"] == on.cache["val"] == "computed"
+    assert on.cache["reason"] == "nothing before the cut is frozen for good"
+    assert not (tmp_path / "cache" / "activations").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "narrow_resnet50", "cnn5"])
+def test_folding_stays_within_a_ten_thousandth(name: str) -> None:
+    backbone = build_backbone(name)
+    load_state(backbone, scrambled(backbone))
+    prefix, _ = split_at(backbone, plan_freeze(backbone, "all", "block"))
+    x = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected, found = prefix(x), SharedPrefix.of(prefix)(x)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in SharedPrefix.of(prefix).modules())
+
+
+def test_an_image_has_the_same_activations_in_any_batch() -> None:
+    prefix = shared_prefix(9)
+    x = torch.randn(37, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = prefix(x)
+    for chosen in ([0], [36, 2, 2], list(range(20)), list(range(36, -1, -1))):
+        assert torch.equal(prefix(x[chosen]), whole[chosen])
+
+
+def shared_prefix(depth: int | str) -> SharedPrefix:
+    return SharedPrefix.of(build_network(ModelConfig("narrow_resnet50", "SHAPES60_V1", depth), 3).prefix)
+
+
+def source(fast: list[str], split: str = "train") -> Source:
+    config = compose_config(fast)
+    given = gather(config, Shared())
+    return Source(split, given.images.splits[split], given.preprocess, 0, None)
+
+
+def test_one_pass_stores_what_each_cut_would_have_stored_alone(fast: list[str], tmp_path: Path) -> None:
+    images, prefix = source(fast), shared_prefix("all")
+    costs = measure_costs(prefix, images, CPU, tmp_path)
+    at = (1, 5, 9, 14, 18)
+    together = build(prefix, images, {i: tmp_path / f"together{i}" for i in at}, CPU, costs)
+    x = images.images(slice(None), None, CPU.device)
+    for i in at:
+        alone = build(prefix, images, {i: tmp_path / f"alone{i}"}, CPU, costs)[i]
+        assert alone.rows[:].tobytes() == together[i].rows[:].tobytes()
+        stored = as_tensor(alone.rows, slice(None))
+        expected = prefix.taps(x, [i])[0]
+        assert torch.equal(stored.permute(0, 3, 1, 2) if stored.ndim == 4 else stored, expected)
+        shape, dtype = row_shapes(prefix, images, [i], CPU)[i]
+        assert (alone.rows.shape[1:], alone.rows.dtype) == (shape, dtype)
+    assert together[18].rows.row_bytes == 512 * 4, "pooled features"
+
+
+def test_an_interrupted_build_is_continued_and_a_full_disk_leaves_nothing(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, prefix = source(fast), shared_prefix(9)
+    costs = measure_costs(prefix, images, CPU, tmp_path)
+    monkeypatch.setattr("finetune.activations._BLOCK", 16)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(prefix, images, {9: tmp_path / "a", 5: tmp_path / "b"}, CPU, costs, interrupt)
+    seen: list[int] = []
+    continued = build(
+        prefix, images, {9: tmp_path / "a", 5: tmp_path / "b"}, CPU, costs, lambda done, total: seen.append(done)
+    )
+    assert seen == [24], "the first 16 of 24 images were there"
+    fresh = build(prefix, images, {9: tmp_path / "c"}, CPU, costs)
+    assert continued[9].rows[:].tobytes() == fresh[9].rows[:].tobytes()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("finetune.store.Building.append", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(prefix, images, {9: tmp_path / "d"}, CPU, costs)
+    assert not list(tmp_path.glob("d*/*"))
+
+
+def test_a_trial_trains_on_when_its_store_cannot_be_written(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*fast, "model.freeze_depth=9", f"cache.dir={tmp_path / 'cache'}"]
+    expected = run([*words, "cache.mode=off"], tmp_path / "off")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(inputs, "build", full)
+    result = run([*words, "cache.mode=on"], tmp_path / "on")
+    assert result.cache["reason"] == "the store could not be written: No space left on device"
+    assert result.history == expected.history
+
+
+def test_too_little_room_is_a_reason_not_to_store(fast: list[str], tmp_path: Path) -> None:
+    words = [*fast, "model.freeze_depth=2", f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "cache.max_gb=0.0002"]
+    result = run(words, tmp_path / "r")
+    assert result.cache["train"] == "computed"
+    assert "do not fit into cache.max_gb=0.0002" in result.cache["reason"]
+    stores = (tmp_path / "cache").rglob("rows.bin")
+    assert sum(file.stat().st_size for file in stores) <= 0.0002e9
+
+
+def test_a_store_is_named_by_everything_upstream_and_nothing_downstream(fast: list[str], tmp_path: Path) -> None:
+    weights = scrambled(build_backbone("narrow_resnet50"))
+    torch.save(weights, tmp_path / "w.pth")
+    flipped = {name: value.clone() for name, value in weights.items()}
+    flipped["layer1.0.conv1.weight"].view(-1)[0] += 1
+    torch.save(flipped, tmp_path / "flipped.pth")
+    late = {name: value.clone() for name, value in weights.items()}
+    late["layer4.2.conv3.weight"].view(-1)[0] += 1
+    torch.save(late, tmp_path / "late.pth")
+    base = [*fast, f"cache.dir={tmp_path / 'cache'}", "model.freeze_depth=9", f"model.weights={tmp_path / 'w.pth'}"]
+
+    def names(*words: str) -> set[str]:
+        config = compose_config([*base, *words])
+        shared = Shared()
+        images, found = find_images(config, shared), inputs.find_weights(config.model, shared)
+        cut = inputs.find_cut(config.model, found)
+        return {want.key for want in inputs._wants(config, images, cut, inputs._preprocess(config, found))}
+
+    assert len(names()) == 2
+    for same in (
+        "optim.lr=0.5",
+        "model.head.hidden=[7]",
+        "seed=5",
+        "data.batch_size=3",
+        "model.rest=scratch",
+        "model.freeze_unit=tensor model.freeze_depth=84",
+        f"model.weights={tmp_path / 'late.pth'}",
+    ):
+        assert names(*same.split()) == names(), same
+    for other in (
+        "model.freeze_depth=8",
+        "data.size=40",
+        "data.resize=pad",
+        "trainer.precision=bf16",
+        f"model.weights={tmp_path / 'flipped.pth'}",
+    ):
+        assert not names(other) & names(), other
+    assert names("augment=standard", "cache.views=1") != names("augment=strong", "cache.views=1")
+    assert names("augment=standard", "cache.views=1") != names("augment=standard", "cache.views=1", "seed=1")
+    assert names("augment=standard", "cache.views=1") < names("augment=standard", "cache.views=2")
+
+
+def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"]
+    configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 5, 17)]
+    shared = Shared()
+    prepare([(config, 2) for config in configs], True, shared, lambda what, done, total: None)
+    assert len(list((tmp_path / "cache" / "activations").glob("*/manifest.json"))) == 4
+
+    frozen = [build_network(config.model, 3).cut.frozen_digest for config in configs]
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    for name in ("load_samples", "pixel_store", "measure_costs", "build"):
+        monkeypatch.setattr(inputs, name, never)
+    monkeypatch.setattr("finetune.backbone._tensor_digest", never)
+    monkeypatch.setattr("finetune.store._is_whole", never)
+    for config, digest in zip(configs, frozen, strict=True):
+        given = gather(config, Shared.from_text(shared.to_text()))
+        assert set(given.stored) == (set() if config.model.freeze_depth == 0 else {"train", "val"})
+        assert given.network.cut.frozen_digest == digest
+
+
+def test_a_store_that_vanished_since_is_no_failure(fast: list[str], tmp_path: Path) -> None:
+    words = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "model.freeze_depth=9"]
+    config, shared = compose_config(words), Shared()
+    prepare([(config, 1)], True, shared, lambda what, done, total: None)
+    expected = gather(config, shared)
+    for folder in (tmp_path / "cache" / "activations").glob("*/"):
+        if open_store(folder) is not None:
+            folder.rename(folder.with_name("elsewhere" + folder.name))
+    given = gather(config, shared)
+    assert (set(expected.stored), set(given.stored)) == ({"train", "val"}, set())
+    assert given.cache["train"] == "computed"
+
+
+def test_shapes_of_a_backbone_are_not_its_values() -> None:
+    assert all(parameter.is_meta for parameter in backbone_shapes("resnet50").model.parameters())
