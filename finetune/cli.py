@@ -96,6 +96,8 @@ def sweep(
     records = read_records(folder)
     print_table(tabulate(records))
     console.print(f"plot and table: {write_report(folder, records)}")
+    if ended.best is not None:
+        console.print(f"the winner, its command and its model: finetune best {folder}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
         console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")

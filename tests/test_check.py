@@ -26,8 +26,8 @@ def test_a_sound_folder_is_ready(
     assert code == 0
     assert re.findall(r"^ *class(\d) +8 +4 *$", said, re.M) == ["0", "1", "2"]
     assert re.search(r"^ *all +24 +12 *$", said, re.M)
-    assert "width  40 to 40, half of them below 40 pixels" in said
-    assert "pixels 36 RGB" in said
+    assert "width in pixels:  40 to 40, median 40" in said
+    assert "kinds of pixels:  36 RGB" in said
     assert "doubt: fewer than 10 training images of class0, class1, class2" in said
     assert "doubt: 12 validation images: one of them is 8.3% of accuracy" in said
     assert said.count("doubt:") == 2
@@ -56,7 +56,7 @@ def test_every_doubt_is_told_with_an_example(
         r"doubt: 1 files are not what their names say \(read anyway\): .*not.jpg is PNG",
         r"doubt: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
         r"doubt: \d+ images are smaller than data.size=224 and are enlarged",
-        r"pixels .*1 CMYK",
+        r"kinds of pixels: .*1 CMYK",
     ):
         assert re.search(told, said), (told, said)
 

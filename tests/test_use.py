@@ -189,6 +189,10 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
     assert (refit.status, refit.val_acc_best, refit.best_epoch) == ("complete", None, None)
     assert refit.warnings[0].startswith("trained on the validation images too")
     assert (tmp_path / "refit" / CHECKPOINT).is_file()
+    images = swept.parent.parent / "images"
+    for model, told in ((tmp_path / "refit", True), (swept, False)):
+        assert finetune(monkeypatch, "test", model, images) == 0
+        assert ("note: this is a refit, which may have trained on these images" in capfd.readouterr().out) == told
 
 
 def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def check(
     table.add_row("all", *(str(sum(counts[split])) for split in counts), style="bold")
     console.print(table)
     good = [look for look in checkup.looks.values() if not look.why]
-    console.print(f"width  {middle([look.width for look in good])} pixels")
-    console.print(f"height {middle([look.height for look in good])} pixels")
-    console.print("pixels " + ", ".join(f"{count} {mode}" for mode, count in checkup.modes.most_common()))
+    console.print(f"width in pixels:  {middle([look.width for look in good])}")
+    console.print(f"height in pixels: {middle([look.height for look in good])}")
+    console.print("kinds of pixels:  " + ", ".join(f"{count} {mode}" for mode, count in checkup.modes.most_common()))
     for path, why in checkup.unreadable.items():
         console.print(f"unreadable: {path} ({why})", markup=False)
     for doubt in checkup.doubts(given.size):

@@ -84,7 +84,7 @@ def export(
     file, note = model_file(model)
     if note:
         console.print(f"note: {note}", markup=False)
-    classifier, result = load_classifier(file), _record(file)
+    classifier, result = load_classifier(file), record_of(file)
     name, classes = classifier.model.backbone, classifier.classes
     known = name in torchvision.models.list_models()
     layers = [f"torch.nn.{layer!r}" for layer in classifier.head]
@@ -99,7 +99,8 @@ def export(
     return 0
 
 
-def _record(file: Path) -> "Result | None":
+def record_of(file: Path) -> "Result | None":
+    """The record of the trial whose checkpoint `file` is; None where it lies alone."""
     from finetune.result import Result
 
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.commands.model import Model
+from finetune.commands.model import Model, record_of
 from finetune.console import plain_table
 from finetune.errors import Refused
 from finetune.progress import console
@@ -87,6 +87,7 @@ def measure(
     from finetune.data.samples import labelled_images
     from finetune.evaluate import Confusion
     from finetune.predict import predict
+    from finetune.report.winner import model_file
 
     name, labelled = labelled_images(data, split)
     classifier = _load(model, device)
@@ -105,6 +106,9 @@ def measure(
             confusion.add(label, int(row.argmax()))
     if not confusion.images:
         raise Refused(f"{data}: none of {len(labelled)} images could be read; give others")
+    record = record_of(model_file(model)[0])
+    if name != "test" and record is not None and record.config.get("trainer.refit"):
+        console.print("note: this is a refit, which may have trained on these images; only a test set can measure it")
     low, high = confusion.interval
     console.print(
         f"accuracy {confusion.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on {confusion.images} images"

@@ -160,8 +160,8 @@ def look_at(data: DataSet, progress: Callable[[int, int], None] = lambda done, t
 
 
 def middle(values: list[int]) -> str:
-    """`32 to 640, half of them below 500`."""
-    return f"{min(values)} to {max(values)}, half of them below {statistics.median(values):.0f}" if values else "none"
+    """`32 to 640, median 500`."""
+    return f"{min(values)} to {max(values)}, median {statistics.median(values):.0f}" if values else "none"
 
 
 def _look(path: Path) -> Look:
