@@ -155,6 +155,6 @@ def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
             f"{path} was trained on frozen weights {about['frozen'][:12]}, but model.weights={model.weights} gives "
             f"{network.cut.frozen_digest[:12]}; restore the weights it was trained on"
         )
-    module = FineTune.of_parts(network.prefix, network.suffix, network.head, len(classes))
+    module = FineTune.of_parts(network.prefix, network.suffix, network.head)
     module.load_trained_state(state)
     return module.eval(), network.weights, classes

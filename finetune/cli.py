@@ -59,6 +59,7 @@ def sweep(
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
     trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most; overrules run_cap.")] = None,
+    race: Annotated[bool, typer.Option("--race", help="Stop trials that can hardly become the best.")] = False,
     budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
@@ -78,7 +79,7 @@ def sweep(
     from finetune.sweep.run import Options, run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
 
-    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials, race)
     folder = out or Path("runs") / spec.name
     limit = None if budget is None else _seconds(budget)
     options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed)
@@ -222,16 +223,21 @@ def plan(
     from finetune.compose import compose_config
     from finetune.sweep.search import Search, corners, size
     from finetune.sweep.spec import find_sweep, read_sweep
+    from finetune.sweep.stopping import Hyperband
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
-    for params in corners(spec):
-        compose_config(spec.overrides(params))
+    configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
     console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
         console.print(f"  {key}: {distribution.text}", markup=False)
-    if spec.stopping is not None:
+    if isinstance(spec.stopping, Hyperband):
         bands = [str(band) for band in spec.stopping.bands[:4]]
         console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
+    if all(config.data.root or config.data.csv for config in configs):
+        from finetune.inputs import planned_stores
+
+        for what, count in planned_stores(configs).items():
+            console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
     search = Search(spec, seed)
     for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
         console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)

@@ -20,7 +20,7 @@ from finetune.data.pixels import PixelStore, Transform, pixel_store
 from finetune.data.preprocess import Preprocess
 from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
-from finetune.freeze import SharedPrefix
+from finetune.freeze import SharedPrefix, depth_table, plan_freeze
 from finetune.precision import Precision
 from finetune.store import Rows, make_room, open_store, store_bytes
 
@@ -210,6 +210,26 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
     if preprocess.views is not None and preprocess.augment.random:
         cache["views"] = preprocess.views
     return Inputs(images, network, prefix, preprocess, stored, cache)
+
+
+def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
+    """Bytes of the stores that trials with these configs could share, by what they hold; nothing is decoded.
+
+    Raises:
+        Refused: data that cannot be used, or a freeze depth out of range.
+    """
+    sizes: dict[str, int] = {}
+    for config in configs:
+        images = sum(len(samples) for samples in find_data(config).splits.values())
+        size, model = config.data.size, config.model
+        sizes[f"pixels, {size} px"] = store_bytes(images, (size, size, 3), 1)
+        backbone = backbone_shapes(model.backbone)
+        plan = plan_freeze(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+        if plan.cut:
+            shape = depth_table(backbone, "block", size)[plan.cut].shape
+            itemsize = 2 if Precision.of(config.trainer).bf16 else 4
+            sizes[f"activations after {plan.cut} blocks, {size} px"] = store_bytes(images, shape, itemsize)
+    return sizes
 
 
 def prepare(trials: Iterable[tuple[Config, int]], stores: bool, shared: Shared, progress: Progress) -> None:

@@ -69,9 +69,7 @@ def train(
     print(f"activations: {given.cache['reason']}")
     clock.stop("data")
     out = Path(config.out)
-    module = build_module(
-        given.prefix, network.suffix, network.head, len(images.classes), config.optim, frozenset(given.stored)
-    )
+    module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
     precision = Precision.of(config.trainer)
     trainer = build_trainer(config.trainer, config.logger, out, precision)
     batches = PixelData(images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
@@ -95,8 +93,9 @@ def train(
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
-    if batches.augment_seconds:
-        clock.seconds["augment"] = round(batches.augment_seconds, 3)
+    if augmenting := batches.augmenting.seconds:
+        clock.seconds["augment"] = round(augmenting, 3)
+        print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
     result = Result(
         key=trial_key(config),
         status=status,

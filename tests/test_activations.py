@@ -262,6 +262,16 @@ def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
         assert given.network.cut.frozen_digest == digest
 
 
+def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
+    base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "data.size=64"]
+    configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 4, 8)]
+    planned = inputs.planned_stores(configs)
+    assert list(planned) == ["pixels, 64 px", "activations after 4 blocks, 64 px", "activations after 8 blocks, 64 px"]
+    prepare([(config, 1) for config in configs], True, Shared(), lambda what, done, total: None)
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    assert on_disk == pytest.approx(sum(planned.values()), rel=0.05)
+
+
 def test_a_store_that_vanished_since_is_no_failure(fast: list[str], tmp_path: Path) -> None:
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "model.freeze_depth=9"]
     config, shared = compose_config(words), Shared()
