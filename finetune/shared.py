@@ -58,7 +58,8 @@ def find_data(config: Config) -> DataSet:
     data, root = config.data, config.data.root
     if root == EMBEDDED:
         root = str(embedded_folder(Path(config.cache.dir).expanduser()))
-    return load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+    found = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+    return found.with_val_in_train() if config.trainer.refit else found
 
 
 def store_pixels(config: Config, data: DataSet, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
     Raises:
         Refused: images that cannot be used.
     """
-    name = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.cache.dir])
+    name = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
     known = shared.images.get(name)
     if known is not None:
         splits = {}

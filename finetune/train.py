@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune import activation_plan
 from finetune.backbone import build_backbone
-from finetune.checkpoint import Network, save_checkpoint
+from finetune.checkpoint import InputSpec, Network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
 from finetune.config import Config, flat, trial_key
 from finetune.data.datamodule import PixelData
@@ -85,7 +85,10 @@ def train(
         test = _fit(config, module, trainer, batches)
         if beat is None or beat.by(module.history):
             model = replace(config.model, freeze_depth=network.cut.plan.depth)
-            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, network.cut.frozen_digest)
+            pixels = config.data.size, config.data.resize, config.data.interpolation
+            given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
+            digest = network.cut.frozen_digest
+            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, digest, given_to)
             _save_predictions(out, config, module, images)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
@@ -104,8 +107,8 @@ def train(
         freeze_depth=network.cut.plan.depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
-        val_acc_best=module.best_acc if module.history else None,
-        best_epoch=module.best_epoch if module.history else None,
+        val_acc_best=module.best_acc if module.history and not config.trainer.refit else None,
+        best_epoch=module.best_epoch if module.history and not config.trainer.refit else None,
         trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         params=_params(config, overrides),
         config=flat(config),
@@ -141,6 +144,8 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
         logger.log_hyperparams(flat(config))
     torch.manual_seed(config.seed)  # dropout draws the same whatever was computed before
     trainer.fit(module, datamodule=batches)
+    if config.trainer.refit:
+        module.best_state = module.trained_state()
     if "test" not in batches.stores:
         return {}
     module.load_trained_state(module.best_state)
@@ -249,7 +254,8 @@ def _train_and_tell(
     config: Config, overrides: Sequence[str], shared: Shared | None = None, beat: Beat | None = None
 ) -> None:
     result = train(config, overrides, shared, beat)
-    print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+    found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
+    print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
 
 
 def _from_command_line() -> None:

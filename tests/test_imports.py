@@ -88,6 +88,9 @@ NEVER = {
     "checkpoint": ("sweep", "report", "data", "trainer", "result"),
     "predictions": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "result", "compose"),
     "repeat": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "result"),
+    "classifier": ("sweep", "report", "data", "trainer", "result"),
+    "evaluate": (*NETWORK, "data", "checkpoint", "classifier", "trainer", "sweep", "report", "result"),
+    "card": (*NETWORK, "checkpoint", "classifier", "trainer", "sweep", "report"),
     "trainer": ("sweep", "report", "data", "checkpoint", "compose"),
     "sweep": (*NETWORK, "data", "checkpoint", "trainer", "report", "activations", "inputs"),
     "sweep.spec": ("sweep.search", "sweep.launch", "result"),
@@ -134,7 +137,7 @@ ONLY_IN = {
     "plotly": ("report.html", "report.figures", "report.winner_html"),
     "typer": ("cli", "commands"),
     "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
-    "torchvision": ("backbone", "train"),
+    "torchvision": ("backbone", "train", "commands.model"),
     "pytorch_lightning": ("module", "trainer", "train", "data.datamodule"),
     "pickle": (),
 }
@@ -156,6 +159,20 @@ TORCH = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "safetenso
 @pytest.mark.parametrize(
     "start",
     ["config", "compose", "errors", "durable", "store", "result", "sweep", "report", "cli", "commands", "predictions"],
+    [
+        "config",
+        "compose",
+        "errors",
+        "durable",
+        "store",
+        "result",
+        "sweep",
+        "report",
+        "cli",
+        "commands",
+        "card",
+        "evaluate",
+    ],
 )
 def test_search_and_report_start_without_torch(start: str) -> None:
     reached: set[str] = set()
