@@ -158,7 +158,6 @@ TORCH = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "safetenso
 
 @pytest.mark.parametrize(
     "start",
-    ["config", "compose", "errors", "durable", "store", "result", "sweep", "report", "cli", "commands", "predictions"],
     [
         "config",
         "compose",
@@ -172,6 +171,8 @@ TORCH = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "safetenso
         "commands",
         "card",
         "evaluate",
+        "predictions",
+        "repeat",
     ],
 )
 def test_search_and_report_start_without_torch(start: str) -> None:
