@@ -17,13 +17,13 @@ from floor import suffix_seconds
 
 from finetune.sweep.launch import check_and_prepare
 
-TRAIN, VAL, SIZE, EPOCHS, SHARERS = 320, 96, 128, 5, 6
+TRAIN, VAL, SIZE, EPOCHS, SHARERS = 160, 64, 128, 5, 6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", help="ResNet50's, as .pth; random ones cost the same")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
     given = parser.parse_args()
