@@ -57,7 +57,7 @@ def export(records: Sequence[Result], keys: Sequence[str], ended: Mapping[str, f
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        study.set_metric_names(["val/acc_best"])
+        study.set_user_attr("objective", "val/acc_best")
         study.add_trials(_trials(records, keys, ended))
     finally:
         storage.remove_session()
