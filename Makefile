@@ -49,11 +49,12 @@ format: $(SETUP) ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## write requirements.lock anew
+lock: ## bring requirements.lock up to pyproject.toml; remove a line from it to let that version move
 	$(BIN)/python -m pip install --quiet uv
-	echo '# Exact versions that the Makefile installs. Written by `make lock` from pyproject.toml.' > requirements.lock
+	echo '# Exact versions that the Makefile installs. Written by `make lock` from pyproject.toml.' > requirements.new
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --constraint constraints.txt \
-	  --no-emit-index-url --no-header --no-annotate --quiet >> requirements.lock
+	  --constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet >> requirements.new
+	mv requirements.new requirements.lock
 
 clean: ## remove what the build made, not the runs
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache

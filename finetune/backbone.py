@@ -37,6 +37,8 @@ class Backbone:
     """Last unit's output, N x C x H x W, to features, N x width."""
     width: int
     """Features per image."""
+    classifier: str = "fc"
+    """What torchvision calls the layers that the head replaces; weight files may hold them."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def read_weights(
         state, mean, std = _read_file(Path(weights).expanduser(), only)
     else:
         state, mean, std = _download(backbone.name, weights, only)
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    state = {name: value for name, value in state.items() if not name.startswith(f"{backbone.classifier}.")}
     if digests is None:
         _must_fit(backbone, state, weights)
         digests = {name: _tensor_digest(value) for name, value in state.items()}

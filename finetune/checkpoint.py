@@ -21,6 +21,35 @@ from finetune.module import FineTune
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """How an image of any size becomes the network's input: resized, divided by 255, then normalised."""
+
+    size: int
+    """Height and width, pixels."""
+    resize: str
+    """`squash`, `crop` or `pad`, as in `data.resize`."""
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, for pixels in 0..1."""
+
+    @property
+    def text(self) -> str:
+        """As JSON, for a file's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> "InputSpec":
+        """What `text` was made from.
+
+        Raises:
+            ValueError, TypeError: it is not such a text.
+        """
+        raw = json.loads(text)
+        return cls(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+
+
+@dataclass(frozen=True)
 class Cut:
     """What a freeze depth means for a backbone and its weights."""
 
@@ -91,11 +120,16 @@ def _before(backbone: Backbone, cut: int) -> frozenset[str]:
 
 
 def save_checkpoint(
-    path: Path, state: dict[str, Tensor], model: ModelConfig, classes: tuple[str, ...], frozen_digest: str
+    path: Path,
+    state: dict[str, Tensor],
+    model: ModelConfig,
+    classes: tuple[str, ...],
+    frozen_digest: str,
+    preprocessing: InputSpec,
 ) -> None:
-    """Write `state`, and all that is needed to rebuild the network around it, as one safetensors file."""
+    """Write `state`, with what is needed to rebuild the network around it and to feed it, as one safetensors file."""
     about = {"model": json.dumps(asdict(model)), "classes": json.dumps(classes), "frozen": frozen_digest}
-    write_durably(path, safetensors.torch.save(state, metadata=about))
+    write_durably(path, safetensors.torch.save(state, metadata={**about, "preprocessing": preprocessing.text}))
 
 
 def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
@@ -121,6 +155,6 @@ def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
             f"{path} was trained on frozen weights {about['frozen'][:12]}, but model.weights={model.weights} gives "
             f"{network.cut.frozen_digest[:12]}; restore the weights it was trained on"
         )
-    module = FineTune.of_parts(network.prefix, network.suffix, network.head, len(classes))
+    module = FineTune.of_parts(network.prefix, network.suffix, network.head)
     module.load_trained_state(state)
     return module.eval(), network.weights, classes

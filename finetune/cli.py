@@ -1,5 +1,6 @@
 """The `finetune` command. Every subcommand imports what it needs when it runs."""
 
+import importlib.metadata
 import math
 import shlex
 import signal
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from finetune.commands import data, model, use
 from finetune.commands import report as report_commands
 from finetune.console import plain_table, print_table, watching
 from finetune.errors import Interrupted, Refused
@@ -18,20 +20,47 @@ from finetune.progress import console
 
 app = typer.Typer(
     help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
+    epilog="""From images to a model:
+
+\b
+  finetune check FOLDER
+  finetune sweep explore.yaml data.root=FOLDER
+  finetune report runs/explore
+  finetune export runs/explore MODEL
+  finetune predict MODEL IMAGES
+
+One trial is `python -m finetune.train KEY=VALUE…`. --debug shows where an error comes from.""",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.print(f"finetune {importlib.metadata.version('finetune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """How deep should a pretrained network stay frozen, with which learning rate and which head?"""
 
 
 @app.command()
 def sweep(
-    file: Annotated[str, typer.Argument(help="A W&B sweep file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE for every trial.")] = None,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
     trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most; overrules run_cap.")] = None,
+    race: Annotated[bool, typer.Option("--race", help="Stop trials that can hardly become the best.")] = False,
     budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
@@ -40,14 +69,18 @@ def sweep(
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
-    """Run a sweep on this machine or a cluster; the same command continues one that was stopped."""
+    """Run a sweep, or continue one.
+
+    The trials run on every GPU or core of this machine, or on a cluster. The same command continues a sweep that was
+    stopped, and repeats no finished trial.
+    """
     from finetune.data.shapes import EMBEDDED
     from finetune.report.html import write_report
     from finetune.report.table import read_records
     from finetune.sweep.run import Options, run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
 
-    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials, race)
     folder = out or Path("runs") / spec.name
     limit = None if budget is None else _seconds(budget)
     options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed)
@@ -65,6 +98,8 @@ def sweep(
     records = read_records(folder)
     report_commands.print_conclusions([folder], records)
     console.print(f"plot and table: {write_report(folder, records)}")
+    if ended.best is not None:
+        console.print(f"the winner, its command and its model: finetune best {folder}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
         console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
@@ -80,13 +115,16 @@ def sweep(
 
 @app.command()
 def agent(
-    sweep: Annotated[str, typer.Argument(help="ENTITY/PROJECT/ID, as `wandb sweep` printed it.")],
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="ENTITY/PROJECT/ID, as `wandb sweep` printed it.")],
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
     workers: Annotated[int | None, typer.Option(min=1, help="Agents; default one a GPU or core.")] = None,
     trials_per_gpu: Annotated[int, typer.Option(min=1, help="Agents that share a GPU.")] = 1,
     count: Annotated[int | None, typer.Option(min=1, help="Trials of each agent at the most.")] = None,
 ) -> int:
-    """Run W&B agents on this machine, one a GPU; a trial starts in a second instead of a cold process."""
+    """Run W&B agents, one a GPU.
+
+    As `wandb agent`, but a trial starts in a second instead of a cold process.
+    """
     from finetune.report.table import read_records, tabulate
     from finetune.sweep.agent import run_agents
 
@@ -100,8 +138,11 @@ def agent(
 
 
 @app.command()
-def status(folder: Annotated[Path, typer.Argument(help="Folder of a sweep.")]) -> int:
-    """How far a sweep is: trials by status, those under way, the best so far."""
+def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]) -> int:
+    """Say how far a sweep is.
+
+    Trials by status, those under way, why some failed, the best so far.
+    """
     from finetune.report.table import label, read_records, tabulate, verdict
     from finetune.sweep.records import TRIALS, progress_of
 
@@ -127,10 +168,13 @@ app.command()(report_commands.compare)
 
 @app.command()
 def sync(
-    folder: Annotated[Path, typer.Argument(help="Folder of a sweep that ran here.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep that ran here.")],
     project: Annotated[str, typer.Option(help="PROJECT, or ENTITY/PROJECT.")] = "finetune",
 ) -> int:
-    """Upload a sweep that ran here to W&B, as runs in a group of its name; none is uploaded twice."""
+    """Upload a sweep to W&B.
+
+    Its trials become runs in a group of the sweep's name; none is uploaded twice.
+    """
     from rich.progress import Progress
 
     from finetune.report.dashboard import sync_records
@@ -145,8 +189,11 @@ def sync(
 
 
 @app.command()
-def dashboard(project: Annotated[str, typer.Argument(help="ENTITY/PROJECT.")]) -> int:
-    """Create or update a W&B workspace view: accuracy against frozen depth, learning curves and more."""
+def dashboard(project: Annotated[str, typer.Argument(metavar="PROJECT", help="ENTITY/PROJECT.")]) -> int:
+    """Make a W&B workspace view.
+
+    Accuracy against frozen depth, learning curves and more; an existing one is brought up to date.
+    """
     from finetune.report.dashboard import write_dashboard
 
     entity, _, name = project.partition("/")
@@ -158,24 +205,32 @@ def dashboard(project: Annotated[str, typer.Argument(help="ENTITY/PROJECT.")]) -
 
 @app.command()
 def plan(
-    file: Annotated[str, typer.Argument(help="A W&B sweep file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE for every trial.")] = None,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
-    """Check a sweep file and print what it would run, here or under W&B's agents; nothing is run."""
+    """Check a sweep file; nothing is run.
+
+    Prints what it would run, here or under W&B's agents, and the first commands.
+    """
     from finetune.compose import compose_config
     from finetune.sweep.search import Search, corners, size
     from finetune.sweep.spec import find_sweep, read_sweep
+    from finetune.sweep.stopping import Hyperband
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
-    for params in corners(spec):
-        compose_config(spec.overrides(params))
+    configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
     console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
         console.print(f"  {key}: {distribution.text}", markup=False)
-    if spec.stopping is not None:
+    if isinstance(spec.stopping, Hyperband):
         bands = [str(band) for band in spec.stopping.bands[:4]]
         console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
+    if all(config.data.root or config.data.csv for config in configs):
+        from finetune.activation_plan import planned_stores
+
+        for what, count in planned_stores(configs).items():
+            console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
     search = Search(spec, seed)
     for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
         console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)
@@ -186,11 +241,14 @@ def plan(
 
 @app.command()
 def depths(
-    backbone: Annotated[str, typer.Argument(help="resnet50, narrow_resnet50, cnn5, …")],
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="resnet50, narrow_resnet50, cnn5, …")],
     unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer or tensor.")] = "block",
     size: Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")] = 224,
 ) -> int:
-    """Print what each freeze depth k of a backbone freezes, and its equivalent in the other units."""
+    """Print what each freeze depth freezes.
+
+    A row for each k of a backbone, with parameters, FLOPs, shapes, and the same depth in the other units.
+    """
     from finetune.compose import nearest
     from finetune.config import BACKBONES, FREEZE_UNITS
 
@@ -214,6 +272,13 @@ def depths(
         )
     console.print(table)
     return 0
+
+
+app.command()(data.check)
+app.command()(model.best)
+app.command()(model.export)
+app.command("predict")(use.name_images)
+app.command("test")(use.measure)
 
 
 def main() -> int:

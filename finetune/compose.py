@@ -69,6 +69,11 @@ def checked(cfg: DictConfig) -> Config:
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "
             "set model.freeze_depth=0 or name the weights"
         )
+    if config.trainer.refit and config.trainer.patience is not None:
+        raise Refused(
+            f"trainer.patience={config.trainer.patience} stops by val/acc, which says nothing with trainer.refit=true; "
+            "set trainer.patience=null"
+        )
     return config
 
 

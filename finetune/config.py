@@ -114,6 +114,9 @@ class TrainerConfig:
     grad_clip: float | None = _number(None, above=0)
     """Largest gradient norm; null does not clip."""
     accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
+    refit: bool = False
+    """Train on the validation images too and keep the last epoch: for settings that are chosen already. The record then
+    has no val_acc_best, for the validation images say nothing any more."""
 
 
 @dataclass

@@ -61,7 +61,7 @@ def decide(costs: Costs, at: int, row_bytes: int, rows: int, passes: float) -> D
     where = "memory" if fits else "disk"
     reason = (
         f"{passes:g} passes over {rows} images: to store {rows * row_bytes / 1e6:,.0f} MB and read from {where} takes "
-        f"{stored * rows:.2g} s, to compute each time {repeated * rows:.2g} s"
+        f"{_seconds(stored * rows)}, to compute each time {_seconds(repeated * rows)}"
     )
     return Decision(pays, reason)
 
@@ -100,6 +100,10 @@ def free_memory() -> float:
 def cumulative(seconds: Sequence[float]) -> tuple[float, ...]:
     """From seconds of each unit to seconds up to each cut, the input among them."""
     return tuple(sum(seconds[:cut]) for cut in range(len(seconds) + 1))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
 def _timed(run: Callable[[], object]) -> float:

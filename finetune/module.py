@@ -8,8 +8,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from finetune.freeze import Suffix
 
@@ -26,7 +24,6 @@ class FineTune(pl.LightningModule):
         prefix: nn.Module,
         suffix: nn.Module,
         head: nn.Module,
-        num_classes: int,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         schedule: Callable[[float], float] = lambda progress: 1.0,
         label_smoothing: float = 0.0,
@@ -40,7 +37,7 @@ class FineTune(pl.LightningModule):
         self._entry = {split: nn.Identity() if split in stored else prefix for split in ("train", "val", "test")}
         self.prefix, self.suffix, self.head = prefix, suffix, head
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
-        self.train_figures, self.val_figures, self.test_figures = (_Figures(num_classes) for _ in range(3))
+        self.train_figures, self.val_figures, self.test_figures = (_Figures() for _ in range(3))
         self.history: list[dict[str, float]] = []
         self.best_acc, self.best_epoch = -1.0, -1
         self.best_state: dict[str, Tensor] = {}
@@ -51,9 +48,9 @@ class FineTune(pl.LightningModule):
         self._learning_rate = 0.0
 
     @classmethod
-    def of_parts(cls, prefix: nn.Module, suffix: nn.Module, head: nn.Module, num_classes: int) -> "FineTune":
+    def of_parts(cls, prefix: nn.Module, suffix: nn.Module, head: nn.Module) -> "FineTune":
         """A network to predict with, not to train."""
-        return cls(prefix, suffix, head, num_classes, torch.optim.AdamW)
+        return cls(prefix, suffix, head, torch.optim.AdamW)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, N x classes."""
@@ -157,22 +154,30 @@ class FineTune(pl.LightningModule):
 
 
 class _Figures(nn.Module):
-    """Mean loss and top-1 accuracy over an epoch, kept on the training device."""
+    """Mean loss and top-1 accuracy over an epoch, summed on the training device without waiting for it."""
 
-    def __init__(self, num_classes: int):
+    loss: Tensor
+    right: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.register_buffer("loss", torch.zeros(()), persistent=False)
+        self.register_buffer("right", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.count = 0
 
     def update(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        self.loss.update(loss, weight=len(y))
-        self.accuracy.update(logits, y)
+        """Add a batch, given its mean loss."""
+        self.loss.add_(loss, alpha=len(y))
+        self.right.add_((logits.argmax(1) == y).sum())
+        self.count += len(y)
 
     def compute(self) -> dict[str, float]:
         """The epoch's figures; the next epoch starts from nothing."""
-        values = {"loss": float(self.loss.compute()), "acc": round(float(self.accuracy.compute()), 7)}
-        self.loss.reset()
-        self.accuracy.reset()
+        count = max(1, self.count)
+        values = {"loss": float(self.loss) / count, "acc": round(float(self.right) / count, 7)}
+        self.loss.zero_()
+        self.right.zero_()
+        self.count = 0
         return values
 
 

@@ -25,21 +25,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import inputs
+from finetune import activation_plan
 from finetune.backbone import build_backbone
-from finetune.checkpoint import Network, save_checkpoint
+from finetune.checkpoint import InputSpec, Network, save_checkpoint
 from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
 from finetune.config import Config, flat, trial_key
 from finetune.data.datamodule import PixelData
 from finetune.errors import Interrupted, Pruned, Refused
 from finetune.freeze import depth_table
-from finetune.inputs import Images, Progress, Shared, find_data, gather
+from finetune.inputs import gather
 from finetune.metric import Beat
 from finetune.module import FineTune
 from finetune.precision import Precision
 from finetune.predictions import predictions_of
 from finetune.progress import stages
 from finetune.result import CHECKPOINT, STOP, Result
+from finetune.shared import Images, Progress, Shared, find_data
 from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
 
 register()
@@ -71,9 +72,7 @@ def train(
     print(f"activations: {given.cache['reason']}")
     clock.stop("data")
     out = Path(config.out)
-    module = build_module(
-        given.prefix, network.suffix, network.head, len(images.classes), config.optim, frozenset(given.stored)
-    )
+    module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
     precision = Precision.of(config.trainer)
     trainer = build_trainer(config.trainer, config.logger, out, precision)
     batches = PixelData(images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
@@ -86,7 +85,10 @@ def train(
         test = _fit(config, module, trainer, batches)
         if beat is None or beat.by(module.history):
             model = replace(config.model, freeze_depth=network.cut.plan.depth)
-            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, network.cut.frozen_digest)
+            pixels = config.data.size, config.data.resize, config.data.interpolation
+            given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
+            digest = network.cut.frozen_digest
+            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, digest, given_to)
             _save_predictions(out, config, module, images)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
@@ -95,8 +97,9 @@ def train(
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
-    if batches.augment_seconds:
-        clock.seconds["augment"] = round(batches.augment_seconds, 3)
+    if augmenting := batches.augmenting.seconds:
+        clock.seconds["augment"] = round(augmenting, 3)
+        print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
     result = Result(
         key=trial_key(config),
         status=status,
@@ -104,8 +107,8 @@ def train(
         freeze_depth=network.cut.plan.depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
-        val_acc_best=module.best_acc if module.history else None,
-        best_epoch=module.best_epoch if module.history else None,
+        val_acc_best=module.best_acc if module.history and not config.trainer.refit else None,
+        best_epoch=module.best_epoch if module.history and not config.trainer.refit else None,
         trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         params=_params(config, overrides),
         config=flat(config),
@@ -141,6 +144,8 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
         logger.log_hyperparams(flat(config))
     torch.manual_seed(config.seed)  # dropout draws the same whatever was computed before
     trainer.fit(module, datamodule=batches)
+    if config.trainer.refit:
+        module.best_state = module.trained_state()
     if "test" not in batches.stores:
         return {}
     module.load_trained_state(module.best_state)
@@ -217,7 +222,9 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
         Refused: the first config, data set or weights that cannot be used.
     """
     shared = Shared()
-    inputs.prepare([(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress)
+    activation_plan.prepare(
+        [(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress
+    )
     return shared.to_text()
 
 
@@ -247,7 +254,8 @@ def _train_and_tell(
     config: Config, overrides: Sequence[str], shared: Shared | None = None, beat: Beat | None = None
 ) -> None:
     result = train(config, overrides, shared, beat)
-    print(result.reason or f"val/acc_best {result.val_acc_best:.4f} at freeze_depth {result.freeze_depth}")
+    found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
+    print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
 
 
 def _from_command_line() -> None:

@@ -59,15 +59,12 @@ def build_module(
     prefix: nn.Module,
     suffix: nn.Module,
     head: nn.Module,
-    num_classes: int,
     optim: OptimConfig,
     stored: frozenset[str] = frozenset(),
 ) -> FineTune:
     """The module to train, in channels-last layout; `stored` splits skip the prefix."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
-    module = FineTune(
-        prefix, suffix, head, num_classes, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored
-    )
+    module = FineTune(prefix, suffix, head, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
     return module.to(memory_format=torch.channels_last)
 
 
@@ -152,7 +149,10 @@ class EpochLines(Callback):
         done, total = int(epoch["epoch"]) + 1, trainer.max_epochs
         figures = (f"{name} {epoch[name]:.3f}" for name in ("train/loss", "train/acc", "val/loss", "val/acc"))
         print(f"epoch {done}/{total}  {'  '.join(figures)}  best {pl_module.best_acc:.3f}", flush=True)
-        write_durably(self.out / PROGRESS, json.dumps({"epochs": total, "history": pl_module.history}).encode())
+        assert trainer.val_dataloaders is not None
+        images = len(trainer.val_dataloaders.dataset)
+        state = {"epochs": total, "history": pl_module.history, "images": images}
+        write_durably(self.out / PROGRESS, json.dumps(state).encode())
 
 
 def device_name(device: torch.device) -> str:

@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import inputs, train
+from finetune import activation_plan, train
+from finetune.activation_plan import planned_stores, prepare, preprocess_of, wants_of
 from finetune.activations import Source, build, measure_costs, row_shapes
 from finetune.backbone import backbone_shapes, build_backbone, load_state
-from finetune.checkpoint import build_network
+from finetune.checkpoint import build_network, find_cut
 from finetune.compose import compose_config
 from finetune.config import ModelConfig
 from finetune.data.datamodule import as_tensor
 from finetune.freeze import SharedPrefix, plan_freeze, split_at
-from finetune.inputs import Shared, find_images, gather, prepare
+from finetune.inputs import gather
 from finetune.precision import Precision
 from finetune.result import Result
+from finetune.shared import Shared, find_images, find_weights
 from finetune.store import open_store
 from tests.test_backbone import scrambled
 
@@ -181,7 +183,7 @@ def test_a_trial_trains_on_when_its_store_cannot_be_written(
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(inputs, "build", full)
+    monkeypatch.setattr(activation_plan, "build", full)
     result = run([*words, "cache.mode=on"], tmp_path / "on")
     assert result.cache["reason"] == "the store could not be written: No space left on device"
     assert result.history == expected.history
@@ -210,9 +212,9 @@ def test_a_store_is_named_by_everything_upstream_and_nothing_downstream(fast: li
     def names(*words: str) -> set[str]:
         config = compose_config([*base, *words])
         shared = Shared()
-        images, found = find_images(config, shared), inputs.find_weights(config.model, shared)
-        cut = inputs.find_cut(config.model, found)
-        return {want.key for want in inputs._wants(config, images, cut, inputs._preprocess(config, found))}
+        images, found = find_images(config, shared), find_weights(config.model, shared)
+        cut = find_cut(config.model, found)
+        return {want.key for want in wants_of(config, images, cut, preprocess_of(config, found))}
 
     assert len(names()) == 2
     for same in (
@@ -252,14 +254,24 @@ def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this was done before")
 
-    for name in ("load_samples", "pixel_store", "measure_costs", "build"):
-        monkeypatch.setattr(inputs, name, never)
+    for name in ("shared.load_samples", "shared.pixel_store", "activation_plan.measure_costs", "activation_plan.build"):
+        monkeypatch.setattr(f"finetune.{name}", never)
     monkeypatch.setattr("finetune.backbone._tensor_digest", never)
     monkeypatch.setattr("finetune.store._is_whole", never)
     for config, digest in zip(configs, frozen, strict=True):
         given = gather(config, Shared.from_text(shared.to_text()))
         assert set(given.stored) == (set() if config.model.freeze_depth == 0 else {"train", "val"})
         assert given.network.cut.frozen_digest == digest
+
+
+def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
+    base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "data.size=64"]
+    configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 4, 8)]
+    planned = planned_stores(configs)
+    assert list(planned) == ["pixels, 64 px", "activations after 4 blocks, 64 px", "activations after 8 blocks, 64 px"]
+    prepare([(config, 1) for config in configs], True, Shared(), lambda what, done, total: None)
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    assert on_disk == pytest.approx(sum(planned.values()), rel=0.05)
 
 
 def test_a_store_that_vanished_since_is_no_failure(fast: list[str], tmp_path: Path) -> None:

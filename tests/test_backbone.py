@@ -80,6 +80,16 @@ def test_pool_gives_features_of_the_stated_width_at_odd_sizes(name: str) -> None
         assert backbone.pool(x).shape == (2, backbone.width)
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_units_hold_every_parameter_and_buffer_once_and_in_order(name: str) -> None:
+    """Freeze depths count along `parameters()`, so a unit that comes later there must run later too."""
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    units = list(backbone.units.values())
+    for of in (torch.nn.Module.parameters, torch.nn.Module.buffers):
+        assert [id(v) for unit in units for v in of(unit)] == [id(v) for v in of(backbone.model)]
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_weight_file_is_read_whole_whether_or_not_it_has_a_classifier(tmp_path: Path, suffix: str) -> None:
     backbone = build_backbone("narrow_resnet50")

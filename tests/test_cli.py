@@ -94,6 +94,7 @@ def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert finetune(monkeypatch) == 0
     out = capfd.readouterr().out
     assert all(command in out for command in ("sweep", "status", "report", "depths"))
+    assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
 
 
 def test_the_embedded_default_runs_and_its_weights_beat_chance(

@@ -185,3 +185,42 @@ def test_no_image_is_left_out_for_good() -> None:
     orders = [order(seen[f"train {epoch}"]) for epoch in range(8)]
     assert all(len(set(once)) == len(once) == 4 for once in orders)
     assert set().union(*orders) == set(range(5))
+
+
+def test_rows_on_the_device_are_the_rows_on_the_disk() -> None:
+    stores = {"train": store(11, 1), "val": store(6, 2), "test": store(5, 3)}
+    expected = run(stores, ALL, epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PixelData, "setup", lambda data, stage: data.keep_on(torch.device("cpu"), room=2**30))
+        found = run(stores, ALL, epochs=2)
+    assert found.keys() == expected.keys()
+    for stage, batches in expected.items():
+        for (x, labels), (other_x, other_labels) in zip(batches, found[stage], strict=True):
+            assert torch.equal(x, other_x)
+            assert torch.equal(labels, other_labels)
+
+
+def test_only_what_fits_stays_on_the_device() -> None:
+    stores = {"train": store(20, 1), "val": store(3, 2)}
+    data = PixelData(stores, Preprocess(MEAN, STD, NONE), 4, seed=0)
+    data.keep_on(torch.device("cpu"), room=4 * HIGH * WIDE * 3)
+    assert list(data._resident) == ["val"]
+    assert len(next(iter(data.val_dataloader()))[0]) == 0
+    assert len(next(iter(data.train_dataloader()))[0]) == 4
+
+
+def test_views_are_shown_in_turn() -> None:
+    images = {"train": store(6, 1), "val": store(2, 2)}
+    views = [rows_of(np.full((6, 5), view, np.float32)) for view in range(2)]
+    data, module = PixelData(images, Preprocess(MEAN, STD, ALL, 2), 6, 0, {"train": views}), Recorder()
+    pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(module, datamodule=data)
+    shown = [{float(value) for x, _ in module.seen[f"train {epoch}"] for value in x.flatten()} for epoch in range(3)]
+    assert shown == [{0.0}, {1.0}, {0.0}]

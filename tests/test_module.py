@@ -23,7 +23,7 @@ def network(depth: int | str, unit: str = "block", frozen_bn: str = "eval", hidd
 
 
 def fitted(parts: Network, epochs: int = 1, optim: OptimConfig | None = None) -> FineTune:
-    module = build_module(parts.prefix, parts.suffix, parts.head, 3, optim or OptimConfig(lr=0.01, warmup=0))
+    module = build_module(parts.prefix, parts.suffix, parts.head, optim or OptimConfig(lr=0.01, warmup=0))
     batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8)
     trainer = pl.Trainer(
         max_epochs=epochs,
@@ -151,7 +151,7 @@ def test_trained_state_holds_what_trains_and_restores_it() -> None:
     assert not any(n in state for n, p in module.named_parameters() if id(p) not in trained)
     assert not any(name.startswith("prefix.") for name in state)
     fresh_parts = network(100, "tensor")
-    fresh = build_module(fresh_parts.prefix, fresh_parts.suffix, fresh_parts.head, 3, OptimConfig())
+    fresh = build_module(fresh_parts.prefix, fresh_parts.suffix, fresh_parts.head, OptimConfig())
     fresh.load_trained_state(state)
     torch.testing.assert_close(fresh.eval()(X), module.eval()(X), rtol=0, atol=0)
     with pytest.raises(ValueError, match="another network or freeze depth"):

@@ -19,12 +19,14 @@ from finetune import train
 from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
+from finetune.metric import Beat
 from finetune.result import CHECKPOINT, RECORD, Result, outcome
 from finetune.sweep.launch import LOG, LocalLauncher, Slot, local_slots
 from finetune.sweep.records import finished_record, trial_keys
 from finetune.sweep.run import Options, Sweep, run_sweep
-from finetune.sweep.search import Search
+from finetune.sweep.search import Search, sharing_order
 from finetune.sweep.spec import SweepSpec, read_sweep
+from finetune.sweep.stopping import Race
 
 
 def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
@@ -105,6 +107,65 @@ def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: li
         assert re.fullmatch(r"stopped at epoch \d+: 1\.\d+ above \d\.\d+", result.reason)
     again = run_sweep(spec, tmp_path / "s", Options(workers=1))
     assert [result for _, result in again.finished] == [result for _, result in sweep.finished]
+
+
+def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.02, 1e-9, 1e-10]}, "model.freeze_depth": {"values": [17]}}
+    spec = replace(spec_of(tmp_path, fast, space), fixed=(*fast[:-2], "trainer.epochs=30", fast[-1]))
+    whole = run_sweep(spec, tmp_path / "whole", Options(workers=1))
+    race = run_sweep(replace(spec, stopping=Race(z=1.0)), tmp_path / "race", Options(workers=1))
+    assert whole.best is not None
+    assert race.best is not None
+    assert (race.best.key, race.best.history) == (whole.best.key, whole.best.history)
+    stopped = [result for _, result in race.finished if result.status == "pruned"]
+    assert {result.params["optim.lr"] for result in stopped} == {1e-9, 1e-10}
+    assert all(re.fullmatch(r"stopped at epoch \d+: 0\.\d+ below 0\.\d+", result.reason) for result in stopped)
+    assert sum(len(result.history) for _, result in race.finished) < 90
+    with pytest.raises(Refused, match="digest was"):
+        run_sweep(spec, tmp_path / "race")
+
+
+def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [5, "all", 9]}}
+    spec = spec_of(tmp_path, fast, space)
+    ordered = list(Search(spec, order=sharing_order)._planned)
+    assert [trial["model.freeze_depth"] for trial in ordered] == ["all", "all", 9, 9, 5, 5]
+    as_written = list(Search(spec).planned())
+    assert sorted(map(str, ordered)) == sorted(map(str, as_written))
+    assert [trial["model.freeze_depth"] for trial in as_written] == [5, "all", 9, 5, "all", 9]
+
+
+def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.1, 0.01, 0.001]}, "model.freeze_depth": {"values": [5, 17]}}
+    spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"], space)
+    shown: list[tuple[str, int, int]] = []
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), show=lambda *step: shown.append(step))
+    stores = {path.parent.name for path in (tmp_path / "cache" / "activations").glob("*/manifest.json")}
+    assert len(stores) == 4  # two cuts of two splits
+    assert [(what.partition(",")[0], done) for what, done, total in shown if done == total] == [
+        ("decoding train images", 24),
+        ("decoding val images", 12),
+        ("frozen layers", 24),
+        ("frozen layers", 12),
+    ]
+    for _, result in sweep.finished:
+        assert (result.cache["train"], result.cache["val"]) == ("stored", "stored")
+        assert result.cache["saved_seconds"] > 0
+        log = (tmp_path / "s" / "trials" / result.key / LOG).read_text()
+        assert "frozen layers" not in log
+        assert "decoding" not in log
+
+
+def test_only_a_trial_that_beats_the_best_so_far_writes_a_checkpoint(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(train, "save_checkpoint", lambda path, *rest: written.append(path))
+    words = [*fast, "model.freeze_depth=17", "trainer.epochs=1"]
+    for name, beat in (("none", None), ("low", 0.0), ("high", 1.0)):
+        config = compose_config([*words, f"out={tmp_path / name}"])
+        train.train(config, words, beat=None if beat is None else Beat("val/acc_best", "maximize", beat))
+    assert [path.parent.name for path in written] == ["none", "low"]
 
 
 def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fast: list[str]) -> None:

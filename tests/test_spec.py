@@ -9,7 +9,7 @@ from finetune.compose import override, override_values
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec, find_sweep, read_sweep
-from finetune.sweep.stopping import Hyperband
+from finetune.sweep.stopping import Hyperband, Race
 
 COMMAND = '["${env}", "${interpreter}", "-m", finetune.train, model=resnet50, seed=3, "${args_no_hyphens}"]'
 
@@ -279,3 +279,25 @@ def test_an_override_is_read_back_as_the_value_it_was(value: Any) -> None:
     assert type(found) is type(value)
     if isinstance(value, list):
         assert [type(item) for item in found] == [type(item) for item in value]
+
+
+def test_a_race_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
+    path = tmp_path / "race.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    raced = read_sweep(path, race=True)
+    assert raced.stopping == Race()
+    assert raced.digest != read_sweep(path).digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": {"name": "val/loss", "goal": "minimize"}}, "compares accuracies, not minimize val/loss"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "early_terminate and --race both stop trials"),
+    ],
+)
+def test_a_race_that_cannot_be_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "race.yaml"
+    path.write_text(yaml.safe_dump(BASE | change))
+    with pytest.raises(Refused, match=message):
+        read_sweep(path, race=True)

@@ -17,8 +17,8 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.data.datamodule import StoredImages
 from finetune.errors import Refused
-from finetune.inputs import Shared, find_images
 from finetune.result import CHECKPOINT, Result, outcome
+from finetune.shared import Shared, find_images
 
 
 def run(overrides: list[str], out: Path) -> Result:

@@ -9,19 +9,20 @@ from finetune import train
 from finetune.compose import compose_config
 from finetune.config import LoggerConfig, TrainerConfig, flat
 from finetune.errors import Refused
+from finetune.precision import Precision
 from finetune.trainer import build_loggers, build_trainer
 
 
 def test_auto_precision_is_full_on_a_cpu(tmp_path: Path) -> None:
     for asked, given in (("auto", "32-true"), ("32", "32-true"), ("bf16", "bf16-mixed")):
         settings = TrainerConfig(precision=asked, accelerator="cpu")
-        assert build_trainer(settings, LoggerConfig("none"), tmp_path).precision == given
+        assert build_trainer(settings, LoggerConfig("none"), tmp_path, Precision.of(settings)).precision == given
 
 
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(Refused, match="torch finds no GPU here; set it to auto or cpu"):
-        build_trainer(TrainerConfig(accelerator="gpu"), LoggerConfig("none"), tmp_path)
+        Precision.of(TrainerConfig(accelerator="gpu"))
 
 
 def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

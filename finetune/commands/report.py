@@ -21,7 +21,10 @@ def report(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes a free one.")] = 8081,
     optuna: Annotated[Path | None, typer.Option(help="Also write an Optuna database, for optuna-dashboard.")] = None,
 ) -> int:
-    """Say what a sweep found, how sure that is and what to doubt, and write it as a page, report.html."""
+    """Say what a sweep found, and write its page.
+
+    The verdict, how sure it is and what to doubt, here and in report.html.
+    """
     from finetune.report.html import ended_at, write_report
     from finetune.report.png import write_png
     from finetune.report.study import export
@@ -93,7 +96,10 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of a sweep.")],
     b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of another.")],
 ) -> int:
-    """Set two sweeps side by side: depth by depth, winner against winner, and which settings differ."""
+    """Set two sweeps side by side.
+
+    Depth by depth, winner against winner, and which settings differ.
+    """
     from finetune.report.compare import compare as rows_of
     from finetune.report.compare import conclusions, setting_lines
     from finetune.report.table import accuracy_text, read_all

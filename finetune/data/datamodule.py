@@ -1,7 +1,8 @@
 """Stored pixels, or stored activations, as batches on the training device. Knows no k and no model."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -64,8 +65,8 @@ class PixelData(pl.LightningDataModule):
         super().__init__()
         self.stores, self.preprocess, self.batch_size, self.seed = stores, preprocess, batch_size, seed
         self.stored = stored or {}
-        self.augment_seconds = 0.0
-        """Spent on augmentation so far, on a CPU."""
+        self.augmenting = Stopwatch()
+        """How long augmentation took so far."""
         self._draws: tuple[int, Tensor | None] = (-1, None)
         self._resident: dict[str, list[Tensor]] = {}
 
@@ -74,12 +75,16 @@ class PixelData(pl.LightningDataModule):
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if device.type == "cuda" and not self._resident:
-            room = torch.cuda.mem_get_info(device)[0] // 2
-            for split in self.stores:
-                views = self._views(split)
-                room -= sum(len(rows) * rows.row_bytes for rows in views)
-                if room >= 0:
-                    self._resident[split] = [as_tensor(rows, slice(None)).to(device) for rows in views]
+            self.keep_on(device, room=torch.cuda.mem_get_info(device)[0] // 2)
+
+    def keep_on(self, device: torch.device, room: int) -> None:
+        """Copy to `device` the splits that fit into `room` bytes, from which their batches are then gathered."""
+        for split in self.stores:
+            views = self._views(split)
+            size = sum(len(rows) * rows.row_bytes for rows in views)
+            if size <= room:
+                room -= size
+                self._resident[split] = [as_tensor(rows, slice(None)).to(device) for rows in views]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
@@ -116,11 +121,10 @@ class PixelData(pl.LightningDataModule):
         if split in self.stored:
             return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x), labels
         draws = self._epoch_draws(epoch, x.device) if split == "train" else None
-        started = time.perf_counter()
-        x = self.preprocess(x, None if draws is None else draws[index])
-        if draws is not None and x.device.type == "cpu":
-            self.augment_seconds += time.perf_counter() - started
-        return x, labels
+        if draws is None:
+            return self.preprocess(x), labels
+        with self.augmenting.on(x.device):
+            return self.preprocess(x, draws[index]), labels
 
     def _views(self, split: str) -> Sequence[Rows]:
         return self.stored.get(split) or [self.stores[split].images]
@@ -134,6 +138,35 @@ class PixelData(pl.LightningDataModule):
             draws = self.preprocess.draws(len(self.stores["train"].labels), self.seed, self.preprocess.view(epoch))
             self._draws = epoch, None if draws is None else draws.to(device)
         return self._draws[1]
+
+
+class Stopwatch:
+    """Adds up stretches of work on a device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Count what happens inside."""
+        if device.type == "cuda":
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            yield
+            last.record()
+            self._events.append((first, last))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        """The sum; waits for a GPU to be done."""
+        if self._events:
+            torch.cuda.synchronize()
+        return self._seconds + float(sum(first.elapsed_time(last) for first, last in self._events)) / 1000
 
 
 def _as_is(batch: Any) -> Any:

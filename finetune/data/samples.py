@@ -52,6 +52,16 @@ class DataSet:
     warnings: tuple[str, ...] = field(default=())
     """What is odd but usable, one sentence each."""
 
+    def with_val_in_train(self) -> "DataSet":
+        """The same with the validation images among the training images too."""
+        both = [self.splits["train"], self.splits["val"]]
+        pairs = sorted(
+            {pair for s in both for pair in zip(s.paths, s.labels, strict=True)}, key=lambda p: os.fsencode(p[0])
+        )
+        train = Samples(tuple(path for path, _ in pairs), tuple(label for _, label in pairs))
+        told = "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
+        return DataSet(self.classes, {**self.splits, "train": train}, (told, *self.warnings))
+
     @property
     def split_digest(self) -> str:
         """Names which image is in which split with which label; file names count, contents do not."""
@@ -115,6 +125,31 @@ def load_samples(
         splits = {**splits, "train": splits["train"].pick(rest), "val": splits["train"].pick(chosen)}
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     return DataSet(classes, ordered, tuple(warnings))
+
+
+def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, list[tuple[Path, str]]]:
+    """The images of one split with their class names, to measure a model on.
+
+    Args:
+        root: A folder of class folders, or of splits that hold them.
+        split: `train`, `val` or `test`; by default `test` where there is one, else `val`, else `train`.
+
+    Returns:
+        The split's name, None where `root` has no splits, and the images in order of their paths.
+
+    Raises:
+        Refused: no such folder or split, or no images in it.
+    """
+    if split is not None and split not in SPLITS:
+        raise Refused(f"--split {split} is not known; use one of {', '.join(SPLITS)}")
+    if not root.is_dir():
+        raise Refused(f"{root} is not a folder; give a folder that holds one folder of images per class")
+    there = {name: root / alias for name in SPLITS for alias in _FOLDERS[name][::-1] if (root / alias).is_dir()}
+    if split is not None and split not in there:
+        raise Refused(f"{root} has no {split}/ folder; it has {', '.join(there) or 'no splits'}")
+    name = split or next((name for name in ("test", "val", "train") if name in there), None)
+    images = [(path, label) for label, path in _class_images(there[name] if name else root, Counter())]
+    return name, sorted(images, key=lambda image: os.fsencode(image[0]))
 
 
 def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:

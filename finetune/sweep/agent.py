@@ -3,6 +3,7 @@
 `wandb agent` starts a cold process for every trial; these agents speak to the same server through the same client.
 """
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -106,7 +107,17 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
     signal.signal(signal.SIGINT, leave)
     entity, project, _ = sweep.split("/")
     os.environ.setdefault("WANDB_SILENT", "true")
-    wandb.agent(sweep, lambda: _trial(fixed, folder, slot, leaving), entity=entity, project=project, count=count)
+    shared = ""
+
+    def run() -> None:
+        nonlocal shared
+        words = _asked_for(fixed)
+        if not shared:
+            with contextlib.suppress(Refused):  # the trial itself will say so
+                _, shared = check_and_prepare([(words, 1)])
+        _trial(words, len(fixed), folder, slot, leaving, shared)
+
+    wandb.agent(sweep, run, entity=entity, project=project, count=count)
 
 
 def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
@@ -115,17 +126,21 @@ def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def _trial(fixed: tuple[str, ...], folder: Path, slot: Slot, leaving: threading.Event) -> None:
-    """Run what the server asked for in a child, which logs to the run that the server made."""
+def _asked_for(fixed: tuple[str, ...]) -> list[str]:
+    """The overrides of the trial that the server wants."""
     raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
     given = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict)}
-    words = [*fixed, *(override(key, value) for key, value in given.items())]
+    return [*fixed, *(override(key, value) for key, value in given.items())]
+
+
+def _trial(words: list[str], told: int, folder: Path, slot: Slot, leaving: threading.Event, shared: str) -> None:
+    """Run a trial in a child, which logs to the run that the server made; the first `told` words are every trial's."""
     key = trial_key(compose_config(words))
     place = folder / TRIALS / key
     environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-    launcher = LocalLauncher([slot], environment)
+    launcher = LocalLauncher([slot], environment, shared)
     (job,) = launcher.start([(words, place)])
-    print(f"{multiprocessing.current_process().name}: {' '.join(words[len(fixed) :])} → {place}", flush=True)
+    print(f"{multiprocessing.current_process().name}: {' '.join(words[told:])} → {place}", flush=True)
     try:
         while job.exitcode is None:
             launcher.wait([job])

@@ -102,14 +102,23 @@ def record_death(trial: Path, params: Params, exitcode: int) -> Result:
     log = trial / LOG
     words = log.read_text(errors="replace").strip().splitlines() if exitcode > 0 and log.exists() else []
     how = f"killed by signal {-exitcode}" if exitcode < 0 else words[-1] if words else f"exit code {exitcode}"
-    depth = params.get("model.freeze_depth")
+    return _write_record(trial, params, "failed", how)
+
+
+def record_unstarted(trial: Path, params: Params, reason: str) -> Result:
+    """Write, and return, the record of a trial that was given up before it ran."""
+    return _write_record(trial, params, "pruned", reason)
+
+
+def _write_record(trial: Path, params: Params, status: str, reason: str) -> Result:
+    depth, seed = params.get("model.freeze_depth"), params.get("seed", 0)
     result = Result(
         key=trial.name,
-        status="failed",
-        reason=how,
+        status=status,
+        reason=reason,
         freeze_depth=depth if isinstance(depth, int) else None,
         freeze_unit="block",
-        seed=0,
+        seed=seed if isinstance(seed, int) else 0,
         val_acc_best=None,
         best_epoch=None,
         trained_parameters=0,

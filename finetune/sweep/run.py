@@ -1,5 +1,6 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from finetune.sweep.records import (
     finished_record,
     progress_of,
     record_death,
+    record_unstarted,
     records_by_age,
     refuse_another,
     reused_record,
@@ -34,6 +36,7 @@ from finetune.sweep.records import (
 )
 from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
 from finetune.sweep.spec import SweepSpec
+from finetune.sweep.stopping import Race, Stopped
 
 _ALIKE = 3
 """So many first trials that fail for the same reason end a sweep."""
@@ -69,6 +72,8 @@ class Running:
     """Its epochs so far."""
     epochs: int | None = None
     """How many there will be, once known."""
+    images: int = 0
+    """Validation images."""
 
 
 @dataclass
@@ -97,6 +102,13 @@ class Sweep:
         best = None if self.best is None else result_value(self.spec, self.best)
         if value is not None and (best is None or self.spec.better(value, best)):
             self.best = result
+
+
+def _place_in_race(params: Params) -> tuple[float, str, str]:
+    """A trial's depth, its other settings and its seed."""
+    depth = params.get("model.freeze_depth", 0)
+    others = {key: value for key, value in params.items() if key != "model.freeze_depth"}
+    return math.inf if depth == "all" else float(depth), digest_of(others), digest_of(params.get("seed"))
 
 
 def result_value(spec: SweepSpec, result: Result) -> float | None:
@@ -226,12 +238,30 @@ class _Loop:
                 self._finish(params, record)
                 continue
             shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
+            hopeless = self._lost_before(params)
+            if hopeless:
+                self._finish(params, record_unstarted(place, params, hopeless))
+                self.watch(sweep, sweep.finished[-1][1])
+                continue
             waiting.append((params, place))
         if waiting:
             best = None if sweep.best is None else result_value(sweep.spec, sweep.best)
             beat = None if best is None else Beat(sweep.spec.metric, sweep.spec.goal, best)
             jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting], beat)
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
+
+    def _lost_before(self, params: Params) -> str:
+        """Why a trial of a race need not start; empty when it should."""
+        if not isinstance(self.sweep.spec.stopping, Race):
+            return ""
+        ended = [
+            Stopped(*_place_in_race(tried), curve[-1] if curve else 0.0, result.status == "pruned")
+            for (tried, result), curve in zip(self.sweep.finished, self.curves, strict=True)
+        ]
+        lost = self.sweep.spec.stopping.lost_before(*_place_in_race(params), ended)
+        return (
+            f"not started: the same settings fell behind at freeze depths {lost[0]:g} and {lost[1]:g}" if lost else ""
+        )
 
     def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:
         under_way = [*(trial.params for trial in self.sweep.running), *(params for params, _ in waiting)]
@@ -244,7 +274,7 @@ class _Loop:
             ended = trial.job.exitcode is not None
             progress = progress_of(trial.folder)
             if not ended and len(progress.get("history", [])) > len(trial.history):
-                trial.history, trial.epochs = progress["history"], progress["epochs"]
+                trial.history, trial.epochs, trial.images = (progress[name] for name in ("history", "epochs", "images"))
                 self._stop_if_behind(trial)
             if ended:
                 sweep.running.remove(trial)
@@ -264,7 +294,7 @@ class _Loop:
             return
         running = [[self.sign * value for value in metric_values(spec.metric, t.history)] for t in self.sweep.running]
         own = running[self.sweep.running.index(trial)]
-        behind = spec.stopping.verdict(own, [*self.curves, *running])
+        behind = spec.stopping.verdict(own, [*self.curves, *running], trial.images)
         if behind is not None:
             value, threshold = (self.sign * number for number in behind)
             side = "below" if self.sign > 0 else "above"

@@ -13,7 +13,7 @@ from finetune.config import Config as Schema
 from finetune.config import digest_of, flat
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution, number, read_distribution
-from finetune.sweep.stopping import Hyperband
+from finetune.sweep.stopping import Hyperband, Race
 
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
@@ -50,7 +50,7 @@ class SweepSpec:
     """Trials at the most."""
     target: float | None = None
     """A value of the metric that ends the search once a trial reaches it."""
-    stopping: Hyperband | None = None
+    stopping: Hyperband | Race | None = None
     """When a running trial is given up."""
     not_for_agents: tuple[str, ...] = ()
     """What keeps W&B's own agents from running the file, one sentence each."""
@@ -87,13 +87,14 @@ def find_sweep(name: str) -> Path:
     raise Refused(f"{name}: there is no such sweep file; shipped ones: {', '.join(known)}")
 
 
-def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None = None) -> SweepSpec:
+def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None = None, race: bool = False) -> SweepSpec:
     """Read a sweep file.
 
     Args:
         path: YAML in W&B's sweep schema.
         overrides: Given beside the file for every trial; they follow, and so win over, those in its command.
         trials: Instead of the file's `run_cap`.
+        race: Stop trials that can hardly become the best.
 
     Raises:
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
@@ -114,6 +115,10 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     if method not in METHODS:
         raise Refused(f"{path}: method {method!r} is not supported; use one of {', '.join(METHODS)}")
     goal, metric, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}))
+    if race and (metric not in ("val/acc", "val/acc_best") or goal != "maximize"):
+        raise Refused(f"{path}: a race compares accuracies, not {goal} {metric}; set metric.name to val/acc_best")
+    if race and "early_terminate" in raw:
+        raise Refused(f"{path}: early_terminate and --race both stop trials; use one of them")
     cap = raw.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
         raise Refused(f"{path}: run_cap {cap!r} must be a whole number of at least 1")
@@ -136,7 +141,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         fixed=fixed,
         run_cap=cap,
         target=target,
-        stopping=_stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
+        stopping=Race() if race else _stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
         not_for_agents=tuple(_problems(raw, [key for key, _, nested in flattened if nested])),
     )
 

@@ -1,0 +1,81 @@
+"""The floor: a bare PyTorch loop over synthetic tensors that runs nothing but the suffix.
+
+`python benchmarks/floor.py BACKBONE DEPTH SIZE TRAIN VAL` prints the seconds of one epoch in this process, from a few
+steps.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from finetune.backbone import build_backbone
+from finetune.freeze import plan_freeze, split_at
+
+BATCH = 32
+
+
+def suffix_seconds(backbone: str, depth: int, size: int, train: int, val: int, processes: int) -> float:
+    """Seconds of an epoch of the bare loop, in `processes` that run it side by side, one thread each."""
+    command = [sys.executable, str(Path(__file__)), backbone, *map(str, (depth, size, train, val))]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(processes)]
+    return max(float(json.loads(process.communicate()[0])) for process in running)
+
+
+def epoch(name: str, depth: int, size: int, train: int, val: int, device: str = "cpu", bf16: bool = False) -> float:
+    """Seconds of an epoch: the median step and the median validation batch, times their number."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name)
+    prefix, suffix = split_at(backbone, plan_freeze(backbone, depth, "block"))
+    model = nn.Sequential(suffix, nn.Linear(backbone.width, 10)).to(device, memory_format=torch.channels_last)
+    with torch.no_grad():
+        x = prefix.to(device)(torch.randn(BATCH, 3, size, size, device=device))
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    y = torch.arange(BATCH, device=device) % 10
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+
+    def look() -> None:
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            model(x)
+
+    model.train()
+    trained_one = _median(step, device)
+    model.eval()
+    return trained_one * train / BATCH + _median(look, device) * val / BATCH
+
+
+def _median(run, device: str, seconds: float = 6.0) -> float:  # type: ignore[no-untyped-def]
+    for _ in range(2):
+        run()
+    times: list[float] = []
+    while len(times) < 5 or (sum(times) < seconds and len(times) < 50):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, *numbers = sys.argv[1:]
+    print(json.dumps(epoch(name, *map(int, numbers))))

@@ -1,0 +1,136 @@
+"""What stores take and give at 224 px: `python benchmarks/stores.py [--weights FILE] [--images 96] [--json FILE]`.
+
+For ResNet50's cuts: bytes an image, planned and on the disk; images a second built, read from memory, and computed; and
+from how many passes on the cost model stores. For pixels: decoding, and the share of checksums in building.
+"""
+
+import argparse
+import contextlib
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import DEPTHS, Figure, base, make_images, print_rows, weights_file, write_json
+
+from finetune.activation_plan import preprocess_of
+from finetune.activations import Source, build, measure_costs, row_shapes
+from finetune.checkpoint import build_network
+from finetune.compose import compose_config
+from finetune.cost import Costs, decide
+from finetune.freeze import SharedPrefix
+from finetune.precision import Precision
+from finetune.shared import Shared, find_images, find_weights
+from finetune.store import open_store, store_bytes
+
+SIZE = 224
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights")
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        weights = weights_file(given.weights, "resnet50", scratch)
+        data = make_images(scratch / "images", given.images, 10)
+        pixels = pixel_rates(data, weights, scratch, given.repeats)
+        cuts = cut_rates(data, weights, scratch, given.repeats)
+    rows = [
+        [
+            name,
+            f"{row['bytes'] / 1024:,.0f}",
+            f"{row['on_disk'] / row['planned']:.3f}",
+            *(row[key] for key in ("built", "read", "computed")),
+            row["pays_from"],
+        ]
+        for name, row in cuts.items()
+    ]
+    columns = ["cut after", "KiB an image", "disk / plan", "built, images/s", "read, images/s", "computed, images/s"]
+    print_rows(f"activations, fp32, {SIZE} px", [*columns, "stored from passes"], rows)
+    print_rows("pixels", list(pixels), [list(pixels.values())])
+    record = lambda row: {k: v.record() if isinstance(v, Figure) else v for k, v in row.items()}  # noqa: E731
+    write_json(given.json, {"cuts": {n: record(r) for n, r in cuts.items()}, "pixels": record(pixels)})
+
+
+def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[str, Any]:
+    """Building a pixel store, reading it again, and what its checksums cost."""
+    built, read, share = [], [], []
+    for i in range(repeats):
+        config = compose_config(base(data, weights, scratch / f"pixels{i}", SIZE, 5))
+        spent, images = timed(lambda config=config: find_images(config, Shared()))
+        rows = images.splits["train"].images
+        built.append(len(rows) / spent * len(rows) / (len(rows) + 10))
+        all_rows = rows[:]
+        read.append(len(rows) / timed(lambda rows=rows: rows[np.random.default_rng(0).permutation(len(rows))])[0])
+        share.append(timed(lambda data=all_rows: zlib.crc32(data.data))[0] / spent)
+    return {
+        "KiB an image": f"{rows.row_bytes / 1024:.0f}",
+        "built, images/s": Figure(tuple(built)),
+        "read at random, images/s": Figure(tuple(read)),
+        "checksum / build": Figure(tuple(share)),
+    }
+
+
+def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[str, dict[str, Any]]:
+    """Every cut of ResNet50's stages, alone."""
+    config = compose_config([*base(data, weights, scratch / "cache", SIZE, 5), "model.freeze_depth=all"])
+    shared = Shared()
+    images = find_images(config, shared)
+    prefix = SharedPrefix.of(build_network(config.model, 10).prefix)
+    preprocess = preprocess_of(config, find_weights(config.model, shared))
+    source = Source("train", images.splits["train"], preprocess, 0, None)
+    cpu = Precision(torch.device("cpu"), bf16=False)
+    costs = measure_costs(prefix, source, cpu, scratch)
+    found = {}
+    for name, depth in {"stem": 1, **DEPTHS}.items():
+        if depth == 0:
+            continue
+        at, count = depth + (depth == DEPTHS["all"]), len(source.pixels.labels)
+        shape, _ = row_shapes(prefix, source, [at], cpu)[at]
+        row_bytes = store_bytes(1, shape, 4)
+        built, read, computed = [], [], []
+        for i in range(repeats):
+            folder = scratch / f"{name}{i}"
+            built.append(count / timed(lambda: build(prefix, source, {at: folder}, cpu, costs))[0])  # noqa: B023
+            store = open_store(folder)
+            assert store is not None
+            order = np.random.default_rng(i).permutation(count)
+            read.append(count / timed(lambda: [store.rows[order[j : j + 32]] for j in range(0, count, 32)])[0])  # noqa: B023
+            x = source.images(slice(0, 32), None, cpu.device)
+            computed.append(32 / timed(lambda: prefix.taps(x, [at]))[0])  # noqa: B023
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        found[name] = {
+            "bytes": row_bytes,
+            "planned": count * row_bytes,
+            "on_disk": size,
+            "built": Figure(tuple(built)),
+            "read": Figure(tuple(read)),
+            "computed": Figure(tuple(computed)),
+            "pays_from": pays_from(costs, at, row_bytes, count),
+        }
+    return found
+
+
+def pays_from(costs: Costs, at: int, row_bytes: int, count: int) -> int:
+    return next(n for n in range(1, 10_000) if decide(costs, at, row_bytes, count, n).pays)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    made = run()
+    return time.perf_counter() - start, made
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(AttributeError):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    main()

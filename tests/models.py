@@ -1,0 +1,57 @@
+"""Trained models for tests, a second or so each; and the command as a person runs it."""
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from finetune import cli, train
+from finetune.compose import compose_config
+from finetune.result import Result
+
+COLORS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
+
+
+def draw(root: Path, train: int = 8, val: int = 4) -> Path:
+    """Three classes of noisy 40 x 32 photographs, each mostly of one colour."""
+    for split, count in (("train", train), ("val", val)):
+        for label, (name, color) in enumerate(COLORS.items()):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise = np.random.default_rng((label, i, count)).normal(0, 60, (32, 40, 3))
+                pixels = np.clip(np.asarray(color) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def random_weights(name: str, path: Path) -> Path:
+    """Weights of a torchvision network as their owners save them; with statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(8, 3, 32, 32))
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def trial(out: Path, *overrides: str) -> Result:
+    """Train one epoch and leave record and checkpoint in `out`."""
+    fast = ["data.size=32", "data.batch_size=8", "trainer.epochs=1", "trainer.accelerator=cpu"]
+    words = [*fast, *overrides]
+    return train.train(compose_config([*words, f"out={out}"]), words)
+
+
+def finetune(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run `finetune WORDS` in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["finetune", *map(str, words)])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)

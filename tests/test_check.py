@@ -1,0 +1,96 @@
+"""finetune check tells what is in a folder, and agrees with training about what is refused."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune import train
+from finetune.errors import Refused
+from tests.models import finetune
+
+
+def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = finetune(monkeypatch, "check", *words)
+    shown = capfd.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_a_sound_folder_is_ready(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, said = check(monkeypatch, capfd, images, "data.size=32")
+    assert code == 0
+    assert re.findall(r"^ *class(\d) +8 +4 *$", said, re.M) == ["0", "1", "2"]
+    assert re.search(r"^ *all +24 +12 *$", said, re.M)
+    assert "width in pixels:  40 to 40, median 40" in said
+    assert "kinds of pixels:  36 RGB" in said
+    assert "doubt: fewer than 10 training images of class0, class1, class2" in said
+    assert "doubt: 12 validation images: one of them is 8.3% of accuracy" in said
+    assert said.count("doubt:") == 2
+    assert f"ready to train: finetune sweep explore.yaml data.root={images}" in said
+
+
+def test_every_doubt_is_told_with_an_example(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_, val = images / "train", images / "val"
+    shutil.copy(train_ / "class0" / "0.png", val / "class0" / "same.png")  # leaks
+    shutil.copy(train_ / "class1" / "0.png", train_ / "class2" / "other.png")  # two labels
+    shutil.copy(train_ / "class2" / "1.png", train_ / "class2" / "copy.png")
+    Image.open(train_ / "class0" / "1.png").save(train_ / "class0" / "not.jpg", format="PNG")
+    Image.new("CMYK", (50, 60)).save(train_ / "class1" / "print.jpg")
+    for i in range(25):
+        Image.fromarray(np.full((20, 20, 3), i, np.uint8)).save(train_ / "class0" / f"n{i}.bmp")
+    (train_ / "class0" / "notes.txt").write_text("x")
+    code, said = check(monkeypatch, capfd, images)
+    assert code == 0
+    for told in (
+        r"doubt: .*ignored 1 files that are no images \(notes.txt\)",
+        r"doubt: 1 images lie in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
+        r"doubt: 1 images have two labels: .*class1/0.png = .*class2/other.png",
+        r"more files are copies of others: ",
+        r"doubt: 1 files are not what their names say \(read anyway\): .*not.jpg is PNG",
+        r"doubt: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
+        r"doubt: \d+ images are smaller than data.size=224 and are enlarged",
+        r"kinds of pixels: .*1 CMYK",
+    ):
+        assert re.search(told, said), (told, said)
+
+
+FAULTS = {
+    "sound": lambda root: None,
+    "truncated": lambda root: _cut(root / "train" / "class0" / "0.png"),
+    "empty file": lambda root: (root / "val" / "class1" / "0.png").write_bytes(b""),
+    "text": lambda root: (root / "train" / "class2" / "x.jpg").write_text("hello"),
+    "unknown class in val": lambda root: shutil.copytree(root / "val" / "class0", root / "val" / "classX"),
+    "empty class": lambda root: (root / "train" / "class9").mkdir(),
+    "all of val": lambda root: [p.write_text("x") for p in (root / "val").rglob("*.png")],
+    "a loop": lambda root: (root / "train" / "class0" / "loop").symlink_to(root / "train" / "class0"),
+}
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("on_bad", ["refuse", "skip"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_its_exit_code_says_whether_training_would_be_refused(
+    fault: str, on_bad: str, images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    FAULTS[fault](images)
+    words = [f"data.root={images}", "data.size=32", f"data.on_bad={on_bad}", "model=narrow_resnet50"]
+    try:
+        train.prepare([(words, 1)], False, lambda what, done, total: None)
+        refused = False
+    except Refused:
+        refused = True
+    code, said = check(monkeypatch, capfd, images, *words[1:3])
+    assert code == (2 if refused else 0), said
+    assert refused == (
+        fault not in ("sound",) and (on_bad == "refuse" or fault not in ("truncated", "empty file", "text"))
+    )
