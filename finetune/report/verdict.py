@@ -105,7 +105,7 @@ def _about_depth(depths: Sequence[Depth]) -> list[str]:
         )
     else:
         words.append(
-            f"No depth is distinguishably worse than k={best.freeze_depth}; that is no proof that depth does not matter."
+            f"No depth is distinguishably worse than k={best.freeze_depth}; which does not prove that none is."
         )
     words += [f"k={d.group.freeze_depth} cannot be told from the best: {_open(d, compared)}." for d in by["open"]]
     if by["few"]:
