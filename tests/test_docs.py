@@ -30,6 +30,7 @@ ONLY_UNDERSTOOD = {
     r"finetune (agent|sync|dashboard) ": "needs W&B's server; tests/test_wandb.py runs them against one",
     r"finetune sweep .*--launcher slurm": "needs SLURM; tests/test_cluster.py runs it on one",
     r"python -m finetune.train .*logger.project": "needs W&B's server",
+    r"finetune report .*--serve": "serves until it is stopped; tests/test_page.py asks it for the page",
     r"python -m pytest": "the test of the backbone's page runs it; else tests of tests",
 }
 """Commands of ours that are parsed with all their words and not run, and why."""
@@ -112,8 +113,16 @@ def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SWEPT = {"README.md": ["explore"], "docs/your-own-data.md": [], "docs/wandb.md": [], "docs/faq.md": []}
+SWEPT = {
+    "README.md": ["explore"],
+    "docs/your-own-data.md": [],
+    "docs/wandb.md": [],
+    "docs/faq.md": [],
+    "docs/report.md": ["explore"],
+}
 """Sweeps that a page takes for finished before its first command."""
+COPIES = {"docs/report.md": ["local", "first", "second"]}
+"""Other names under which it finds the first of them."""
 PATHS = {"/path/to/images": "FOLDER", "/path/to/resnet50.pth": "weights.pth", "/shared/images": "FOLDER"}
 
 
@@ -156,6 +165,8 @@ def test_every_command_of_a_page_works(
     assert found
     for name in SWEPT.get(page, []):
         run(f"finetune sweep {name}.yaml data.root=FOLDER", monkeypatch)
+    for name in COPIES.get(page, []):
+        shutil.copytree(f"runs/{SWEPT[page][0]}", f"runs/{name}")
     for command in found:
         try:
             run(command, monkeypatch)

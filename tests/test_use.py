@@ -18,11 +18,11 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.errors import Refused
 from finetune.evaluate import Confusion
-from finetune.inputs import find_data
 from finetune.predict import predict
 from finetune.repeat import repeat_overrides
 from finetune.report.choice import find_winner, model_file
 from finetune.result import CHECKPOINT, Result
+from finetune.shared import find_data
 from tests.models import draw, finetune, trial
 
 
