@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.faults import reach
+
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: after a crash at any moment it holds the old bytes or the new, all of them."""
@@ -14,13 +16,17 @@ def write_durably(path: Path, data: bytes) -> None:
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
+            reach("write", path)
             file.write(data)
             file.flush()
+            reach("fsync", path)
             os.fsync(file.fileno())
+        reach("rename", path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    reach("sync", path)
     _sync(path.parent)
 
 
@@ -39,10 +45,13 @@ def published_folder(folder: Path) -> Iterator[Path]:
 
 def publish_folder(finished: Path, folder: Path) -> None:
     """Rename a filled folder to `folder`, a neighbour of it, once all of it is on the disk."""
+    reach("fsync", folder)
     for file in finished.rglob("*"):
         _sync(file)
     _sync(finished)
+    reach("rename", folder)
     finished.rename(folder)
+    reach("sync", folder)
     _sync(folder.parent)
 
 

@@ -1,8 +1,10 @@
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, one thread each
+os.environ["FINETUNE_FAULTS"] = tempfile.mkdtemp(prefix="faults-")  # nothing is armed until a test writes `arms` there
 
 import numpy as np
 import pytest

@@ -63,8 +63,9 @@ NETWORK = ("backbone", "freeze", "head", "module")
 ENTRIES = ("train", "cli", "pretrain", "export", "predict", "sweep.run", "report.html")
 ROOTS = ("cli", "commands")
 """They import entries, late."""
-LEAVES = ("errors", "durable", "config", "head", "metric", "parallel", "progress", "cost", "sweep.stopping")
+LEAVES = ("errors", "faults", "config", "head", "metric", "parallel", "progress", "cost", "sweep.stopping")
 NEVER = {
+    "durable": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "store"),
     "result": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report"),
     "store": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "activations"),
     "compose": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "result"),
