@@ -1,5 +1,6 @@
 """What the benchmarks share: images, weights, the naive side, and how a figure is told."""
 
+import contextlib
 import json
 import os
 import platform
@@ -7,8 +8,9 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,17 @@ def weights_file(given: str | None, backbone: str, folder: Path) -> Path:
         torch.manual_seed(0)
         torch.save(build_backbone(backbone).model.state_dict(), file)
     return file
+
+
+@contextlib.contextmanager
+def workplace(kept: Path | None) -> Iterator[Path]:
+    """A folder for images and stores: `kept`, or a temporary one."""
+    if kept is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
 
 
 def base(data: Path, weights: Path, cache: Path, size: int, epochs: int) -> tuple[str, ...]:

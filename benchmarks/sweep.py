@@ -8,14 +8,24 @@ measured on all images. The race is run whole on 250 + 400, and its epochs are c
 """
 
 import argparse
-import contextlib
 import itertools
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import CORES, DEPTHS, Figure, base, make_images, print_rows, run_naive, run_trial, weights_file, write_json
+from common import (
+    CORES,
+    DEPTHS,
+    Figure,
+    base,
+    make_images,
+    print_rows,
+    run_naive,
+    run_trial,
+    weights_file,
+    workplace,
+    write_json,
+)
 from floor import suffix_seconds
 
 from finetune.sweep.launch import check_and_prepare
@@ -62,9 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
     given = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        scratch = given.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        scratch.mkdir(parents=True, exist_ok=True)
+    with workplace(given.scratch) as scratch:
         data = make_images(scratch / "images", TRAIN, VAL)
         few = make_images(scratch / "few", given.race_images, VAL)
         sample = make_images(scratch / "sample", *SAMPLE)

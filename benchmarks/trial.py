@@ -6,13 +6,23 @@ each image in each epoch, whose stores six trials share. In turn, `--repeats` ro
 """
 
 import argparse
-import contextlib
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import CORES, DEPTHS, Figure, base, make_images, print_rows, run_naive, run_trial, weights_file, write_json
+from common import (
+    CORES,
+    DEPTHS,
+    Figure,
+    base,
+    make_images,
+    print_rows,
+    run_naive,
+    run_trial,
+    weights_file,
+    workplace,
+    write_json,
+)
 from floor import suffix_seconds
 
 from finetune.sweep.launch import check_and_prepare
@@ -27,9 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
     given = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        scratch = given.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        scratch.mkdir(parents=True, exist_ok=True)
+    with workplace(given.scratch) as scratch:
         weights = weights_file(given.weights, "resnet50", scratch)
         depths = by_depth(make_images(scratch / "small", TRAIN, VAL), weights, scratch, given.repeats)
         heads = head_alone(make_images(scratch / "images"), weights, scratch, given.repeats)

@@ -32,6 +32,8 @@ class Classifier:
     classes: tuple[str, ...]
     """In the order of the logits."""
     preprocessing: InputSpec
+    refit: bool = False
+    """Whether it was trained on the validation images too, as far as the file says: a checkpoint's record knows."""
 
     @property
     def network(self) -> nn.Sequential:
@@ -67,14 +69,14 @@ def load_classifier(path: Path) -> Classifier:
         parts = [*backbone.units.values(), backbone.pool]
         for unit, trained in zip(parts, _parts(module), strict=True):
             unit.load_state_dict(trained.state_dict())
-        head = cast(nn.Sequential, module.head)
+        head, refit = cast(nn.Sequential, module.head), False
     else:
         raw = json.loads(about[_ABOUT])
-        model, classes = _model_of(raw["model"]), tuple(raw["classes"])
+        model, classes, refit = _model_of(raw["model"]), tuple(raw["classes"]), bool(raw.get("refit"))
         backbone = build_backbone(model.backbone)
         head = _head(model, backbone, len(classes))
     try:
-        classifier = Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]))
+        classifier = Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]), refit)
         if _ABOUT in about:
             _fill(classifier, safetensors.torch.load_file(path))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -84,8 +86,8 @@ def load_classifier(path: Path) -> Classifier:
 
 def exported_bytes(classifier: Classifier) -> bytes:
     """All tensors in torchvision's layout, as a safetensors file that `load_classifier` reads."""
-    about = json.dumps({"model": asdict(classifier.model), "classes": classifier.classes})
-    metadata = {_ABOUT: about, "preprocessing": classifier.preprocessing.text, "format": "pt"}
+    known = {"model": asdict(classifier.model), "classes": classifier.classes, "refit": classifier.refit}
+    metadata = {_ABOUT: json.dumps(known), "preprocessing": classifier.preprocessing.text, "format": "pt"}
     return safetensors.torch.save(classifier.state(), metadata=metadata)
 
 

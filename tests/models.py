@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import torchvision
 from PIL import Image
@@ -15,6 +16,20 @@ from finetune.compose import compose_config
 from finetune.result import Result
 
 COLORS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
+
+
+def plain_trainer(epochs: int) -> pl.Trainer:
+    """Lightning without anything that prints or writes."""
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
 
 
 def draw(root: Path, train: int = 8, val: int = 4) -> Path:

@@ -18,6 +18,7 @@ from finetune.data.datamodule import Batch, PixelData
 from finetune.data.pixels import PixelStore
 from finetune.data.preprocess import Preprocess
 from finetune.store import Rows
+from tests.models import plain_trainer
 
 NONE = Augment(flip=0.0, min_area=1.0, rotate=0.0, color=0.0, erase=0.0)
 FLIP = replace(NONE, flip=1.0)
@@ -76,16 +77,7 @@ def run(
 ) -> dict[str, Batches]:
     """Train, validate and, where there is a test set, test; what came, by stage and epoch."""
     data, module = PixelData(stores, Preprocess(MEAN, STD, augment), batch_size, seed), Recorder()
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
+    trainer = plain_trainer(epochs)
     trainer.fit(module, datamodule=data)
     if "test" in stores:
         trainer.test(module, data, verbose=False)
@@ -213,14 +205,6 @@ def test_views_are_shown_in_turn() -> None:
     images = {"train": store(6, 1), "val": store(2, 2)}
     views = [rows_of(np.full((6, 5), view, np.float32)) for view in range(2)]
     data, module = PixelData(images, Preprocess(MEAN, STD, ALL, 2), 6, 0, {"train": views}), Recorder()
-    pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    ).fit(module, datamodule=data)
+    plain_trainer(3).fit(module, datamodule=data)
     shown = [{float(value) for x, _ in module.seen[f"train {epoch}"] for value in x.flatten()} for epoch in range(3)]
     assert shown == [{0.0}, {1.0}, {0.0}]

@@ -135,7 +135,7 @@ ONLY_IN = {
     "optuna": ("sweep.search", "report.study"),
     "hydra": ("compose", "train"),
     "wandb": ("trainer", "sweep.agent", "report.dashboard"),
-    "plotly": ("report.html", "report.figures", "report.winner_html"),
+    "plotly": ("report.html", "report.plot", "report.figures", "report.settings", "report.winner_html"),
     "typer": ("cli", "commands"),
     "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
     "torchvision": ("backbone", "train", "commands.model"),

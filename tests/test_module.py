@@ -2,7 +2,6 @@ import copy
 from functools import partial
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,6 +10,7 @@ from finetune.checkpoint import Network, build_network
 from finetune.config import HeadConfig, ModelConfig, OptimConfig
 from finetune.module import FineTune, constant, cosine
 from finetune.trainer import build_module
+from tests.models import plain_trainer
 
 X, Y = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -25,16 +25,7 @@ def network(depth: int | str, unit: str = "block", frozen_bn: str = "eval", hidd
 def fitted(parts: Network, epochs: int = 1, optim: OptimConfig | None = None) -> FineTune:
     module = build_module(parts.prefix, parts.suffix, parts.head, optim or OptimConfig(lr=0.01, warmup=0))
     batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8)
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
+    trainer = plain_trainer(epochs)
     trainer.fit(module, batches, batches)
     return module
 

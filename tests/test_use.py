@@ -191,7 +191,8 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
     assert refit.warnings[0].startswith("trained on the validation images too")
     assert (tmp_path / "refit" / CHECKPOINT).is_file()
     images = swept.parent.parent / "images"
-    for model, told in ((tmp_path / "refit", True), (swept, False)):
+    assert finetune(monkeypatch, "export", tmp_path / "refit", tmp_path / "exported") == 0
+    for model, told in ((tmp_path / "refit", True), (tmp_path / "exported", True), (swept, False)):
         assert finetune(monkeypatch, "test", model, images) == 0
         assert ("note: this is a refit, which may have trained on these images" in capfd.readouterr().out) == told
 

@@ -72,7 +72,7 @@ def export(
     OUT gets model.onnx, model.pt2, model.safetensors (torchvision's layout), classes.json and a model card, README.md,
     with the code to use them.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import torchvision
 
@@ -86,6 +86,8 @@ def export(
     if note:
         console.print(f"note: {note}", markup=False)
     classifier, result = load_classifier(file), record_of(file)
+    if result is not None:
+        classifier = replace(classifier, refit=bool(result.config.get("trainer.refit")))
     name, classes = classifier.model.backbone, classifier.classes
     known = name in torchvision.models.list_models()
     layers = [f"torch.nn.{layer!r}" for layer in classifier.head]

@@ -107,7 +107,7 @@ def measure(
     if not confusion.images:
         raise Refused(f"{data}: none of {len(labelled)} images could be read; give others")
     record = record_of(model_file(model)[0])
-    if name != "test" and record is not None and record.config.get("trainer.refit"):
+    if name != "test" and (classifier.refit or (record is not None and record.config.get("trainer.refit"))):
         console.print("note: this is a refit, which may have trained on these images; only a test set can measure it")
     low, high = confusion.interval
     console.print(

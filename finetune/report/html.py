@@ -13,7 +13,8 @@ from finetune.durable import write_durably
 from finetune.predictions import Predictions
 from finetune.repeat import repeat_command
 from finetune.report.doubts import doubts
-from finetune.report.figures import Picture, pictures
+from finetune.report.figures import pictures
+from finetune.report.plot import Picture
 from finetune.report.table import Table, accuracy_text, label, tabulate
 from finetune.report.verdict import Conclusions, Depth, conclude
 from finetune.report.winner_html import winner_section

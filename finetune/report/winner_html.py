@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from finetune.predictions import Predictions
-from finetune.report.figures import BLUE, GREY, SCALE, Picture
+from finetune.report.plot import BLUE, GREY, SCALE, Picture
 from finetune.report.table import Table, label
 from finetune.report.winner import Calibration, calibration, confusion, per_class
 from finetune.result import Result
