@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps; the page goes into the first.")],
-    png: Annotated[Path | None, typer.Option(help="Also write the main picture to this PNG file.")] = None,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR", help="Folders of sweeps; the page goes into the first.")
+    ],
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the main picture to this PNG file.")
+    ] = None,
     serve: Annotated[bool, typer.Option(help="Show the page on this machine, and refresh it as trials end.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes a free one.")] = 8081,
-    optuna: Annotated[Path | None, typer.Option(help="Also write an Optuna database, for optuna-dashboard.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of --serve; 0 takes a free one.")] = 8081,
+    optuna: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an Optuna database, for optuna-dashboard.")
+    ] = None,
 ) -> int:
     """Say what a sweep found, and write its page.
 
