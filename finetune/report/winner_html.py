@@ -68,7 +68,7 @@ def _mistakes(found: Predictions, record: Result) -> str:
         words = f"{said} ({found.probabilities[position].max():.0%}), is {is_}"
         items.append(
             f'<li><img src="{data_uri(thumbnail)}" alt="{html.escape(words)}">'
-            f'{html.escape(words)}<br><span class="quiet">{html.escape(name)}</span></li>'
+            f'{html.escape(words)}<br><span class="quiet">{html.escape(name).replace("/", "/<wbr>")}</span></li>'
         )
     return (
         "<h3>Most confident mistakes</h3><p class=quiet>Mislabelled images show up here first.</p>"
