@@ -100,13 +100,11 @@ class Trial:
 
 
 def run_trial(fixed: Sequence[str], depth: int, shared: str, scratch: Path, whole: bool) -> Trial:
-    """A trial on each core at once, one thread each, from the fork server; one epoch of each unless `whole`."""
+    """The same trial on each core at once, one thread each, from the fork server; one epoch unless `whole`."""
     launcher = LocalLauncher([Slot(None, 1)] * CORES, shared=shared)
     folders = [scratch / f"{depth}-{i}" for i in range(CORES)]
     start = time.perf_counter()
-    jobs = launcher.start(
-        [([*fixed, f"model.freeze_depth={depth}", f"seed={i}"], folder) for i, folder in enumerate(folders)]
-    )
+    jobs = launcher.start([([*fixed, f"model.freeze_depth={depth}"], folder) for folder in folders])
     ended = [0.0] * CORES
     while not all(ended):
         for i, (job, folder) in enumerate(zip(jobs, folders, strict=True)):

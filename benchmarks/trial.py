@@ -93,10 +93,8 @@ def head_alone(data: Path, weights: Path, scratch: Path, repeats: int) -> Measur
             start = time.perf_counter()
             cache = scratch / f"cache-{kind}-{i}"
             every = [*fixed, *words, f"cache.dir={cache}"]
-            _, shared = check_and_prepare(
-                [([*every, f"model.freeze_depth={depth}", f"seed={s}"], SHARERS) for s in (0, 1)]
-            )
-            made[f"{kind} build"] = (time.perf_counter() - start) * CORES / (2 if words else 1) / SHARERS
+            _, shared = check_and_prepare([([*every, f"model.freeze_depth={depth}"], SHARERS)])
+            made[f"{kind} build"] = (time.perf_counter() - start) * CORES / SHARERS
             trial = run_trial(every, depth, shared, scratch / f"head-{kind}-{i}", whole=True)
             made[kind] = trial.other + EPOCHS * trial.epoch
         rounds.append({"naive": naive, **made})
