@@ -13,7 +13,7 @@ SPEC ?= sweeps/local.yaml
 LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help setup sweep-local agents test check lint format lock clean
+.PHONY: help setup sweep-local agents test soak check lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -37,6 +37,9 @@ agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 
 test: $(SETUP) ## run the tests
 	$(BIN)/python -m pytest -n auto
+
+soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
+	$(BIN)/python -m tests.soak $(ARGS)
 
 check: lint test ## everything CI checks
 

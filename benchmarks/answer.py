@@ -21,8 +21,9 @@ from common import CORES, Figure, print_rows, run_naive, write_json
 from finetune.compose import override
 from finetune.report.table import read_records
 from finetune.result import Result
-from finetune.sweep.run import Options, run_sweep
+from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import read_sweep
+from finetune.sweep.state import Options
 
 DEPTHS, RATES, EPOCHS, SIZE = (0, 3, 5, 7, 9), (0.0003, 0.001, 0.003), 5, 96
 NAIVE_RATE = 0.001

@@ -22,7 +22,8 @@ from finetune.compose import override
 from finetune.data.datamodule import PixelData
 from finetune.freeze import depth_table
 from finetune.result import Result
-from finetune.sweep.launch import LocalLauncher, Slot, check_and_prepare
+from finetune.sweep.launch import LocalLauncher, Slot
+from finetune.sweep.prepare import check_and_prepare
 
 PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.0e12), "L4": (121e12, 0.3e12)}
 """Dense bf16 FLOPs and bytes a second, from the makers' data sheets."""
@@ -70,7 +71,7 @@ def run_one(words: list[str], folder: Path, shared: str, device: str) -> tuple[f
 
 def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     words = [*fixed, f"model.freeze_depth={depth}"]
-    _, shared = check_and_prepare([(words, 6)])
+    shared = check_and_prepare([(words, 6)]).shared
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
     bare = epoch("resnet50", depth, given.size, images, val, given.device, bf16=given.device == "cuda")
@@ -146,7 +147,7 @@ def nothing_resident() -> Iterator[None]:
 def head_row(fixed: list[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     data = make_images(scratch / "head", given.head_images, 200, size=64)
     words = [*fixed, override("data.root", str(data)), "data.size=64", "model.freeze_depth=all", "trainer.epochs=10"]
-    _, shared = check_and_prepare([(words, 6)])
+    shared = check_and_prepare([(words, 6)]).shared
     run_one([*words, "optim.lr=0.01"], scratch / "warm", shared, given.device)
     wall, result = run_one(words, scratch / "asked", shared, given.device)
     return {

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from finetune.result import PROGRESS, Result
 from finetune.sweep.distribution import Distribution
-from finetune.sweep.launch import LocalLauncher, Slot, check_and_prepare
+from finetune.sweep.launch import LocalLauncher, Slot
+from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import TRIALS, trial_keys
-from finetune.sweep.run import Options, Running, Sweep, _Loop
+from finetune.sweep.run import _Loop
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec
+from finetune.sweep.state import Options, Running, Sweep
 
 ABSENT = "data.root=/nowhere"  # the trial ends where it would begin to read
 

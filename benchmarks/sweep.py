@@ -28,9 +28,10 @@ from common import (
 )
 from floor import suffix_seconds
 
-from finetune.sweep.launch import check_and_prepare
-from finetune.sweep.run import Options, run_sweep
+from finetune.sweep.prepare import check_and_prepare
+from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
+from finetune.sweep.state import Options
 
 RATES, HEADS, EPOCHS, TRAIN, VAL, SIZE = (0.0003, 0.001, 0.003), ("[]", "[256]"), 5, 1000, 400, 128
 PER_DEPTH = len(RATES) * len(HEADS)
@@ -83,7 +84,7 @@ def main() -> None:
         prepared = time.perf_counter() - start
         sampled = base(sample, weights, scratch / "cache", SIZE, EPOCHS)
         configs = [([*sampled, f"model.freeze_depth={depth}"], PER_DEPTH) for depth in DEPTHS.values()]
-        _, shared = check_and_prepare(configs)
+        shared = check_and_prepare(configs).shared
         rounds = []
         for i, (name, depth) in itertools.product(range(given.repeats), DEPTHS.items()):
             out = scratch / f"naive-{name}-{i}.json"

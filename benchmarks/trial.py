@@ -25,7 +25,7 @@ from common import (
 )
 from floor import suffix_seconds
 
-from finetune.sweep.launch import check_and_prepare
+from finetune.sweep.prepare import check_and_prepare
 
 TRAIN, VAL, SIZE, EPOCHS, SHARERS = 160, 64, 128, 5, 6
 
@@ -52,7 +52,7 @@ def by_depth(data: Path, weights: Path, scratch: Path, repeats: int) -> Measured
     """Seconds of an epoch, and their ratios round by round."""
     fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS)
     configs = [([*fixed, f"model.freeze_depth={depth}"], SHARERS) for depth in DEPTHS.values()]
-    _, shared = check_and_prepare(configs)
+    shared = check_and_prepare(configs).shared
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in DEPTHS}
     for i in range(repeats):
         for name, depth in DEPTHS.items():
@@ -93,7 +93,7 @@ def head_alone(data: Path, weights: Path, scratch: Path, repeats: int) -> Measur
             start = time.perf_counter()
             cache = scratch / f"cache-{kind}-{i}"
             every = [*fixed, *words, f"cache.dir={cache}"]
-            _, shared = check_and_prepare([([*every, f"model.freeze_depth={depth}"], SHARERS)])
+            shared = check_and_prepare([([*every, f"model.freeze_depth={depth}"], SHARERS)]).shared
             made[f"{kind} build"] = (time.perf_counter() - start) * CORES / SHARERS
             trial = run_trial(every, depth, shared, scratch / f"head-{kind}-{i}", whole=True)
             made[kind] = trial.other + EPOCHS * trial.epoch

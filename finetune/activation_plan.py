@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.activations import Source, build, measure_costs, row_shapes, store_key
 from finetune.backbone import Weights, backbone_shapes
+from finetune.cache import make_room
 from finetune.checkpoint import Cut, build_network, find_cut
 from finetune.config import Config
 from finetune.cost import Costs, Decision, decide
@@ -17,7 +18,9 @@ from finetune.data.preprocess import Preprocess
 from finetune.freeze import SharedPrefix, depth_table, plan_freeze
 from finetune.precision import Precision
 from finetune.shared import Images, Progress, Shared, find_data, find_images, find_weights
-from finetune.store import Store, make_room, open_store, store_bytes
+from finetune.store import Store, open_store, store_bytes
+
+UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def provide(wants: list[Want], shared: Shared, progress: Progress) -> float:
         for of_source in sources.values():
             seconds, built = _build(of_source, prefix, costs, shared, progress)
             spent, held = spent + seconds, [*held, *built]
+    shared.folders.extend(str(want.folder) for want in wants if shared.stores[want.key][0])
     return spent
 
 
@@ -181,6 +185,6 @@ def _build(
         built = build(prefix, source, {want.at: want.folder for want in chosen}, precision, costs, show)
     except OSError as error:
         for want in chosen:
-            shared.stores[want.key] = (False, f"the store could not be written: {error}")
+            shared.stores[want.key] = (False, f"{UNWRITTEN}: {error}")
         return 0.0, []
     return images * costs.compute[max(want.at for want in chosen)], list(built.values())

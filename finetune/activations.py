@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.cache import locked
 from finetune.config import digest_of
 from finetune.cost import Costs, cumulative, free_memory, measure_disk
 from finetune.data.datamodule import as_tensor
@@ -20,7 +22,7 @@ from finetune.data.preprocess import Preprocess
 from finetune.freeze import SharedPrefix
 from finetune.parallel import in_order
 from finetune.precision import Precision
-from finetune.store import Building, Store, locked, open_store
+from finetune.store import Building, Store, open_store
 
 VERSION = 1
 """Part of every store's name; changes when the same input would give other activations."""
@@ -58,7 +60,8 @@ class Source:
 
 def store_key(source: Source, backbone: str, prefix_digest: str, cut: int, precision: Precision) -> str:
     """The name of a store: everything upstream of its activations, nothing downstream."""
-    return digest_of([source.digest, backbone, prefix_digest, cut, precision.name, torch.__version__, VERSION])
+    made_by = torch.__version__, torchvision.__version__, VERSION
+    return digest_of([source.digest, backbone, prefix_digest, cut, precision.name, *made_by])
 
 
 def build(

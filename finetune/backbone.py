@@ -18,6 +18,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from finetune.compose import nearest
 from finetune.errors import Refused
+from finetune.guard import refuse_other_bytes
 
 SHAPES_WEIGHTS = "SHAPES60_V1"
 SHAPES_FILE = Path(__file__).parent / "weights" / "narrow_resnet50_shapes60.safetensors"
@@ -144,7 +145,7 @@ def read_weights(
     elif weights.endswith((".pth", ".pt", ".safetensors")):
         state, mean, std = _read_file(Path(weights).expanduser(), only)
     else:
-        state, mean, std = _download(backbone.name, weights, only)
+        state, mean, std = _download(backbone.name, weights, only, check=digests is None)
     state = {name: value for name, value in state.items() if not name.startswith(f"{backbone.classifier}.")}
     if digests is None:
         _must_fit(backbone, state, weights)
@@ -203,7 +204,7 @@ def _read_file(path: Path, only: Collection[str] | None) -> Read:
     return chosen, IMAGENET_MEAN, IMAGENET_STD
 
 
-def _download(backbone: str, weights: str, only: Collection[str] | None) -> Read:
+def _download(backbone: str, weights: str, only: Collection[str] | None, check: bool) -> Read:
     if backbone in ("cnn5", "narrow_resnet50"):
         known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
@@ -223,6 +224,8 @@ def _download(backbone: str, weights: str, only: Collection[str] | None) -> Read
                 f"model.weights={weights} could not be downloaded ({_first_line(error)}); "
                 f"put the file at {file}, or give model.weights=PATH to one you have"
             ) from error
+    if check:
+        refuse_other_bytes(file, file.stem.rpartition("-")[2])  # resnet50-0676ba61.pth
     return _read_file(file, only)[0], tuple(preset.mean), tuple(preset.std)
 
 

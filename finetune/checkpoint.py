@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -129,7 +131,17 @@ def save_checkpoint(
 ) -> None:
     """Write `state`, with what is needed to rebuild the network around it and to feed it, as one safetensors file."""
     about = {"model": json.dumps(asdict(model)), "classes": json.dumps(classes), "frozen": frozen_digest}
-    write_durably(path, safetensors.torch.save(state, metadata={**about, "preprocessing": preprocessing.text}))
+    about |= {"preprocessing": preprocessing.text}
+    write_durably(path, safetensors.torch.save(state, metadata={**about, "checksum": checksum(state, about)}))
+
+
+def checksum(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """CRC-32 of a file's tensors, with their names, and of what else it says."""
+    found = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous().reshape(-1)
+        found = zlib.crc32(value.view(torch.uint8).numpy().data, zlib.crc32(f"{name} {value.dtype}".encode(), found))
+    return f"{found:08x}"
 
 
 def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
@@ -142,8 +154,10 @@ def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata()
+            about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.pop("checksum") != checksum(state, about):
+            raise ValueError("its checksum differs: the file was damaged")
         raw, classes = json.loads(about["model"]), tuple(json.loads(about["classes"]))
         model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), raw))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

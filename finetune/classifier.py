@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.backbone import Backbone, build_backbone
-from finetune.checkpoint import InputSpec, load_checkpoint
+from finetune.checkpoint import InputSpec, checksum, load_checkpoint
 from finetune.config import ModelConfig
 from finetune.errors import Refused
 from finetune.head import build_head
@@ -78,7 +78,10 @@ def load_classifier(path: Path) -> Classifier:
     try:
         classifier = Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]), refit)
         if _ABOUT in about:
-            _fill(classifier, safetensors.torch.load_file(path))
+            state = safetensors.torch.load_file(path)
+            if about.pop("checksum", None) != checksum(state, about):
+                raise ValueError("its checksum differs")
+            _fill(classifier, state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{path} is damaged or of another version ({error}); train or export it again") from error
     return classifier
@@ -87,8 +90,9 @@ def load_classifier(path: Path) -> Classifier:
 def exported_bytes(classifier: Classifier) -> bytes:
     """All tensors in torchvision's layout, as a safetensors file that `load_classifier` reads."""
     known = {"model": asdict(classifier.model), "classes": classifier.classes, "refit": classifier.refit}
-    metadata = {_ABOUT: json.dumps(known), "preprocessing": classifier.preprocessing.text, "format": "pt"}
-    return safetensors.torch.save(classifier.state(), metadata=metadata)
+    about = {_ABOUT: json.dumps(known), "preprocessing": classifier.preprocessing.text, "format": "pt"}
+    state = classifier.state()
+    return safetensors.torch.save(state, metadata={**about, "checksum": checksum(state, about)})
 
 
 def _parts(module: FineTune) -> list[nn.Module]:

@@ -1,6 +1,8 @@
 """The `finetune` command. Every subcommand imports what it needs when it runs."""
 
+import errno
 import importlib.metadata
+import io
 import math
 import shlex
 import signal
@@ -67,6 +69,12 @@ def sweep(
     ] = None,
     launcher: Annotated[str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.")] = "local",
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
+    fork: Annotated[
+        bool, typer.Option("--fork", help="Where DIR holds another sweep, run beside it and count what fits.")
+    ] = False,
+    stuck_after: Annotated[
+        str, typer.Option(metavar="TIME", help="Without progress for so long, a trial is started again.")
+    ] = "15m",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> int:
     """Run a sweep, or continue one.
@@ -77,19 +85,24 @@ def sweep(
     from finetune.data.shapes import EMBEDDED
     from finetune.report.html import write_report
     from finetune.report.table import read_records
-    from finetune.sweep.run import Options, run_sweep
+    from finetune.sweep.run import run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
+    from finetune.sweep.state import Options
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials, race)
     folder = out or Path("runs") / spec.name
-    limit = None if budget is None else _seconds(budget)
-    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed)
+    limit = None if budget is None else _seconds("--budget", budget)
+    patience = _seconds("--stuck-after", stuck_after)
+    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed, fork, patience)
     try:
         with watching() as (watch, show):
             ended = run_sweep(spec, folder, options, seed, watch, show)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + _this_command())
         raise
+    folder = ended.folder
+    for note in ended.notes:
+        console.print(f"warning: {note}", markup=False)
     if ended.ended:
         console.print(f"ended early: {ended.ended}")
     if not ended.finished:
@@ -285,7 +298,11 @@ def main() -> int:
     """The console script; returns the exit code."""
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _on_sigterm)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
         return int(code or 0)
@@ -297,24 +314,33 @@ def main() -> int:
         return 130
     except Interrupted as interrupt:
         return interrupt.code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            return _failed(error, debug)
+        print(f"stopped: {error}; make room, then run the same command again: {_this_command()}", file=sys.stderr)
+        return 4
     except Exception as error:
         text = f"refused: {error.format_message()}" if hasattr(error, "format_message") else ""
         if not text:
-            if debug:
-                traceback.print_exc()
-            print(f"failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-            return 1
+            return _failed(error, debug)
     if debug:
         traceback.print_exc()
     print(text, file=sys.stderr)
     return 2
 
 
+def _failed(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+    return 1
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise Interrupted(143)
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     """`90s`, `30m`, `2h` or plain seconds as a number of seconds."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     unit = text[-1:] if text[-1:] in units else ""
@@ -323,7 +349,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise Refused(f"--budget {text} is not a time; give a number with a unit, such as 90s, 30m or 2h")
+        raise Refused(f"{option} {text} is not a time; give a number with a unit, such as 90s, 30m or 2h")
     return seconds
 
 

@@ -39,10 +39,13 @@ def compose_config(overrides: Sequence[str]) -> Config:
         Refused: an override that is not in the schema, of the wrong type or out of range, naming key and remedy.
     """
     register()
+    refuse_reach(overrides)
     with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
         try:
             return checked(compose("config", as_overrides(overrides)))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except RecursionError as error:
+            raise Refused("an override is nested too deeply; give plain values, or lists of them") from error
+        except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError) as error:
             raise explain(error, overrides) from error
 
 
@@ -77,6 +80,30 @@ def checked(cfg: DictConfig) -> Config:
     return config
 
 
+def refuse_reach(overrides: Sequence[str]) -> None:
+    """Let overrides set settings, and nothing else: sweep files come from others.
+
+    Raises:
+        Refused: one that names code (Hydra's own settings can), a file outside `conf`, or a secret of the environment.
+    """
+    for word in overrides:
+        key, _, value = word.partition("=")
+        name = key.lstrip("+~")
+        if key.startswith("~"):
+            raise Refused(f"{word}: a setting cannot be removed; give it a value, such as {name}=null")
+        if re.split(r"[./@]", name)[0] == "hydra":
+            raise Refused(f"{word}: Hydra's own settings can name code to run and are not accepted; remove it")
+        group = shipped("conf") / name if re.fullmatch(r"\w+", name) else None
+        options = {path.stem for path in group.glob("*.yaml")} if group is not None and group.is_dir() else set()
+        if options and value.strip("'\"") not in options:
+            raise Refused(f"{word}: conf/{name} has no {value!r}; {nearest(value, options)}")
+        for variable in re.findall(r"oc\.env:([^,}]*)", value):
+            if not re.fullmatch(r"\w+", variable) or re.search("KEY|TOKEN|SECRET|PASS", variable.upper()):
+                raise Refused(
+                    f"{word}: {variable} may be a secret, which would end up in records; give the value itself"
+                )
+
+
 def override(key: str, value: Any) -> str:
     """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can."""
     return f"{key}={_spelled(value)}"
@@ -103,8 +130,8 @@ def as_overrides(words: Sequence[str]) -> list[str]:
 
 
 def override_values(overrides: Sequence[str]) -> Mapping[str, Any]:
-    """Key and value of each override as Hydra's grammar reads them."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    """Key and value of each override as Hydra's grammar reads them, once they are spelt for it."""
+    parsed = OverridesParser.create().parse_overrides(as_overrides(overrides))
     return {override.get_key_element().lstrip("+~"): override.value() for override in parsed}
 
 
@@ -118,12 +145,6 @@ def explain(error: Exception, overrides: Sequence[str]) -> Refused:
         key = override.lstrip("+~").partition("=")[0]
         if key not in known_keys() and not key.startswith("hydra"):
             return Refused(f"{override}: {no_such_key(key)}")
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        group = shipped("conf") / key
-        if group.is_dir() and not (group / f"{value}.yaml").is_file():
-            options = {path.stem for path in group.glob("*.yaml")}
-            return Refused(f"{override}: conf/{key} has no {value!r}; {nearest(value, options)}")
     return Refused(text)
 
 

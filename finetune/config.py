@@ -22,7 +22,7 @@ def _number(default: Any, low: float | None = None, high: float | None = None, a
 class HeadConfig:
     """The layers after the backbone."""
 
-    hidden: list[int] = field(default_factory=list, metadata={"low": 1})
+    hidden: list[int] = field(default_factory=list, metadata={"low": 1, "high": 65536})
     """Widths of the dense layers before the softmax layer; `[]` is a linear head."""
     dropout: float = _number(0.0, low=0, high=0.95)
     """Share of features dropped before every dense layer, 0..0.95."""
@@ -65,6 +65,8 @@ class DataConfig:
     interpolation: str = _one_of("bilinear", ("nearest", "bilinear", "bicubic", "lanczos"))
     on_bad: str = _one_of("refuse", ("refuse", "skip"))
     """What an unreadable image does: stop before training, or be left out with a warning."""
+    on_leak: str = _one_of("warn", ("warn", "refuse"))
+    """What an image that lies in two splits, byte for byte, does: be counted in the report, or stop before training."""
     batch_size: int = _number(32, low=1)
     workers: int = _number(0, low=0)
     """Threads that decode images when the pixel store is built; 0 is one per core."""
@@ -114,6 +116,9 @@ class TrainerConfig:
     grad_clip: float | None = _number(None, above=0)
     """Largest gradient norm; null does not clip."""
     accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
+    save_every: float = _number(5.0, low=0)
+    """Seconds between two saves of an unfinished trial's state, from which it goes on after a kill; more where saving
+    would take over 2 % of the time. 0 saves after each batch."""
     refit: bool = False
     """Train on the validation images too and keep the last epoch: for settings that are chosen already. The record then
     has no val_acc_best, for the validation images say nothing any more."""
@@ -158,7 +163,16 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
-NOT_MEANINGFUL = ("out", "cache.dir", "cache.mode", "cache.max_gb", "logger", "data.workers")
+NOT_MEANINGFUL = (
+    "out",
+    "cache.dir",
+    "cache.mode",
+    "cache.max_gb",
+    "logger",
+    "data.workers",
+    "data.on_leak",
+    "trainer.save_every",
+)
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
 
 

@@ -13,7 +13,7 @@ from finetune.progress import Show, console, plain_stage, stage_bars
 if TYPE_CHECKING:
     from finetune.report.table import Table
     from finetune.result import Result
-    from finetune.sweep.run import Sweep
+    from finetune.sweep.state import Sweep
 
 
 def plain_table(title: str) -> RichTable:

@@ -67,24 +67,30 @@ def decide(costs: Costs, at: int, row_bytes: int, rows: int, passes: float) -> D
 
 
 def measure_disk(cache: Path) -> Disk:
-    """Write and read a file of 32 MB under `cache`, in a tenth of a second on a usual disk."""
-    cache.mkdir(parents=True, exist_ok=True)
+    """Write and read a file of 32 MB under `cache`, in a tenth of a second on a usual disk.
+
+    A disk that is full or read-only counts as one of a byte a second.
+    """
     data = os.urandom(1 << 20) * (_TRIAL_BYTES >> 20)
-    with tempfile.TemporaryFile(dir=cache, buffering=0) as file:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache, buffering=0) as file:
 
-        def once() -> float:
-            file.seek(0)
-            return _timed(lambda: file.read(_TRIAL_BYTES))
+            def once() -> float:
+                file.seek(0)
+                return _timed(lambda: file.read(_TRIAL_BYTES))
 
-        def write() -> None:
-            file.write(data)
-            os.fsync(file.fileno())
+            def write() -> None:
+                file.write(data)
+                os.fsync(file.fileno())
 
-        written = _timed(write)
-        hot = min(once() for _ in range(3))
-        with contextlib.suppress(AttributeError, OSError):  # not on every system
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        cold = once()
+            written = _timed(write)
+            hot = min(once() for _ in range(3))
+            with contextlib.suppress(AttributeError, OSError):  # not on every system
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            cold = once()
+    except OSError:
+        return Disk(1.0, 1.0, 1.0)
     return Disk(*(_TRIAL_BYTES / max(seconds, 1e-6) for seconds in (written, hot, cold)))
 
 

@@ -1,8 +1,18 @@
 """The errors a person is meant to read."""
 
+import re
+
 
 class Refused(Exception):
-    """Input that cannot be honoured; the message is one sentence with what, where, why and the fix. Exit code 2."""
+    """Input that cannot be honoured; the message is one sentence with what, where, why and the fix. Exit code 2.
+
+    It is shown on one line: names of files may hold line breaks, or codes that a terminal obeys.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(
+            r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), super().__str__()
+        )
 
 
 class Interrupted(BaseException):

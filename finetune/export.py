@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,13 +34,20 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
         MODEL: exported_bytes(classifier),
         ONNX: _onnx(network, classifier),
         PT2: _pt2(network, classifier),
-        CLASSES: (json.dumps(classifier.classes, indent=1, ensure_ascii=False) + "\n").encode(),
-        CARD: card.encode(),
+        CLASSES: (json.dumps(classifier.classes, indent=1, ensure_ascii=False) + "\n").encode(
+            errors="backslashreplace"
+        ),
+        CARD: card.encode(errors="replace"),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with published_folder(out) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
+
+
+def class_file(classes: Sequence[str]) -> bytes:
+    """Class names as JSON in UTF-8; a folder's name that is no text is escaped as JSON can."""
+    return (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _example(classifier: Classifier) -> torch.Tensor:

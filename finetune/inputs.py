@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune.activation_plan import Want, preprocess_of, provide, wants_of
+from finetune.activation_plan import UNWRITTEN, Want, preprocess_of, provide, wants_of
 from finetune.checkpoint import Cut, Network, build_network, find_cut
 from finetune.config import Config
 from finetune.data.preprocess import Preprocess
@@ -27,6 +27,8 @@ class Inputs:
     """Activations of the splits that have them, one store a view."""
     cache: dict[str, Any]
     """For the record."""
+    warnings: tuple[str, ...]
+    """Those of the images, and of stores."""
 
 
 def gather(config: Config, shared: Shared, progress: Progress = lambda what, done, total: None) -> Inputs:
@@ -59,7 +61,9 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
         cache["saved_seconds"] = round(max(0.0, saved), 3)
     if preprocess.views is not None and preprocess.augment.random:
         cache["views"] = preprocess.views
-    return Inputs(images, network, prefix, preprocess, stored, cache)
+    unwritten = {reason for want in wants if (reason := shared.stores[want.key][1]).startswith(UNWRITTEN)}
+    warnings = (*images.warnings, *sorted(unwritten))
+    return Inputs(images, network, prefix, preprocess, stored, cache, warnings)
 
 
 def _why(cut: Cut, wants: list[Want], shared: Shared) -> str:

@@ -21,7 +21,7 @@ class Beat:
 
 
 def metric_values(metric: str, history: Sequence[dict[str, float]]) -> list[float]:
-    """A metric after each epoch; `val/acc_best` is the best `val/acc` so far."""
+    """A metric after each epoch that has it; `val/acc_best` is the best `val/acc` so far."""
     if metric != "val/acc_best":
-        return [epoch[metric] for epoch in history]
-    return list(itertools.accumulate((epoch["val/acc"] for epoch in history), max))
+        return [epoch[metric] for epoch in history if metric in epoch]
+    return list(itertools.accumulate(metric_values("val/acc", history), max))

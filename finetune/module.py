@@ -1,7 +1,7 @@
 """The trained network: loss, metrics and optimizer. Knows no files, no W&B and no cache."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -133,6 +133,28 @@ class FineTune(pl.LightningModule):
             for name, value in own.items():
                 value.copy_(state[name])
 
+    def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that training has changed here by the end of a batch: tensors on the CPU, by name, and plain values."""
+        tensors = {
+            **{f"trained.{name}": value for name, value in self.trained_state().items()},
+            **{f"best.{name}": value for name, value in self.best_state.items()},
+            "probabilities": self.best_probabilities,
+            "loss": self.train_figures.loss.cpu(),
+            "right": self.train_figures.right.cpu(),
+        }
+        values = {"history": self.history, "best_acc": self.best_acc, "best_epoch": self.best_epoch}
+        return tensors, {**values, "count": self.train_figures.count, "lr": self._learning_rate}
+
+    def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned."""
+        self.load_trained_state(under("trained", tensors))
+        self.best_state, self.best_probabilities = under("best", tensors), tensors["probabilities"]
+        self.train_figures.loss.copy_(tensors["loss"])
+        self.train_figures.right.copy_(tensors["right"])
+        self.train_figures.count = values["count"]
+        self.history, self.best_acc, self.best_epoch = values["history"], values["best_acc"], values["best_epoch"]
+        self._learning_rate, self._last_loss = values["lr"], None
+
     def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         logits = self._logits(split, x).float()
@@ -195,6 +217,11 @@ def trained_entries(network: nn.Module) -> dict[str, Tensor]:
             if module not in pinned:
                 entries |= {f"{prefix}.{n}": b for n, b in module.named_buffers(recurse=False)}
     return entries
+
+
+def under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those named `NAME.…`, without that."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def cosine(progress: float, warmup: float) -> float:

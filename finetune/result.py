@@ -1,16 +1,19 @@
 """The record of one trial, and where it lies."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.durable import write_durably
+from finetune.durable import sealed, unsealed, write_durably
 
 SCHEMA = 1
 RECORD = "result.json"
 CHECKPOINT = "best.safetensors"
 PROGRESS = "progress.json"
+LAST = "last.ckpt"
+"""Where an unfinished trial goes on from; gone once it has its record."""
+HEARTBEAT = "heartbeat"
+"""A file that changes while the trial makes progress."""
 STOP = "stop"
 """A file that asks the trial in its folder to end; it holds the reason."""
 STATUSES = ("complete", "pruned", "failed", "interrupted")
@@ -68,8 +71,7 @@ class Result:
 
     def save(self, folder: Path) -> None:
         """Write `result.json` into `folder`, whole or not at all."""
-        text = json.dumps(asdict(self), indent=1, allow_nan=False)
-        write_durably(folder / RECORD, text.encode())
+        write_durably(folder / RECORD, sealed(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
@@ -81,11 +83,11 @@ class Result:
         """
         path = folder / RECORD
         try:
-            raw = json.loads(path.read_text())
+            raw = unsealed(path.read_bytes())
             if raw["schema"] != SCHEMA or raw["status"] not in STATUSES:
                 raise ValueError(f"schema {raw['schema']}, status {raw['status']}")
             return cls(**{f.name: raw[f.name] for f in fields(cls)})
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a record of schema {SCHEMA}: {error}") from error
 
 

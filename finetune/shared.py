@@ -11,8 +11,9 @@ import numpy as np
 from finetune.backbone import Weights, backbone_shapes, read_weights
 from finetune.config import Config, ModelConfig, digest_of
 from finetune.data.pixels import PixelStore, Transform, pixel_store
-from finetune.data.samples import DataSet, load_samples
+from finetune.data.samples import WITHOUT_LEAKS, DataSet, in_several, load_samples, state_of, too_kind
 from finetune.data.shapes import EMBEDDED, embedded_folder
+from finetune.errors import Refused
 from finetune.store import open_store
 
 Progress = Callable[[str, int, int], None]
@@ -28,6 +29,19 @@ class Shared:
     """Checked weights without their values."""
     stores: dict[str, tuple[bool, str]] = field(default_factory=dict)
     """By name of a store: whether it is to be used, being there and whole, and why."""
+    folders: list[str] = field(default_factory=list)
+    """Of all stores in use, so that they are kept as long as they may be read."""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Digests of the images, each as the record of a trial on them has it."""
+        every = ("-".join(digest for digest, _ in known["splits"].values()) for known in self.images.values())
+        return tuple(sorted(set(every)))
+
+    @property
+    def weight_digests(self) -> tuple[str, ...]:
+        """Digests of the pretrained weights, each as the record of a trial that starts from them has it."""
+        return tuple(sorted({Weights({}, (), (), digests).digest for _, _, digests in self.weights.values()}))
 
     def to_text(self) -> str:
         """For another process."""
@@ -88,24 +102,38 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
         Refused: images that cannot be used.
     """
     name = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
-    known = shared.images.get(name)
+    pixels, known = Path(config.cache.dir).expanduser() / "pixels", shared.images.get(name)
     if known is not None:
         splits = {}
         for split, (digest, labels) in known["splits"].items():
-            store = open_store(Path(config.cache.dir).expanduser() / "pixels" / digest, verify=False)
+            store = open_store(pixels / digest, verify=False)
             if store is not None and len(store.rows) == len(labels):
                 splits[split] = PixelStore(store.rows, np.asarray(labels, dtype=np.int64), digest)
         if splits.keys() == known["splits"].keys():
             return Images(tuple(known["classes"]), splits, known["split_digest"], tuple(known["warnings"]))
     data = find_data(config)
     stores = store_pixels(config, data, progress)
-    warnings = (*data.warnings, *(text for store in stores.values() for text in store.warnings))
+    if known is not None and [s.digest for s in stores.values()] != [digest for digest, _ in known["splits"].values()]:
+        as_many = [len(store.labels) for store in stores.values()] == [len(y) for _, y in known["splits"].values()]
+        places = {path if as_many else path.parent for s in data.splits.values() for path in s.paths}
+        newest = max(places, key=lambda place: place.stat().st_ctime_ns)
+        raise Refused(
+            f"the images are not those that this sweep began with, and those are no longer in {config.cache.dir}; "
+            f"{newest} was the last to change: restore it, or start another sweep"
+        )
+    apart = {split: store.contents for split, store in stores.items() if not (config.trainer.refit and split == "val")}
+    leaks = in_several(apart)
+    if leaks and config.data.on_leak == "refuse":
+        raise Refused(f"{too_kind(leaks)}; {WITHOUT_LEAKS}")
+    told = [too_kind(leaks)] if leaks else []
+    warnings = (*data.warnings, *told, *(text for store in stores.values() for text in store.warnings))
     shared.images[name] = {
         "classes": data.classes,
         "splits": {split: (store.digest, store.labels.tolist()) for split, store in stores.items()},
         "split_digest": data.split_digest,
         "warnings": warnings,
     }
+    shared.folders.extend(str(pixels / store.digest) for store in stores.values())
     return Images(data.classes, stores, data.split_digest, warnings)
 
 
@@ -115,18 +143,9 @@ def find_weights(model: ModelConfig, shared: Shared) -> Weights:
     Raises:
         Refused: weights that cannot be used.
     """
-    name = f"{model.backbone} {model.weights} {_state_of(Path(model.weights).expanduser())}"
+    name = f"{model.backbone} {model.weights} {state_of(Path(model.weights).expanduser())}"
     if name not in shared.weights:
         weights = read_weights(backbone_shapes(model.backbone), model.weights)
         shared.weights[name] = (weights.mean, weights.std, dict(weights.digests))
     mean, std, digests = shared.weights[name]
     return Weights({}, tuple(mean), tuple(std), digests)
-
-
-def _state_of(file: Path) -> str:
-    """Changes when the file does, as far as a look at its entry tells."""
-    try:
-        found = file.stat()
-    except OSError:  # the name of weights, not a file
-        return ""
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"

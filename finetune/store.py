@@ -12,23 +12,19 @@ import shutil
 import sys
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from finetune.durable import publish_folder
+from finetune.durable import Growing, move, publish_folder, sealed, unsealed, write_durably
+from finetune.guard import refuse_shared_writing
 
-KINDS = ("pixels", "activations")
-"""The folders of a cache that hold stores."""
-_ROWS, _MANIFEST, _BLOCKS = "rows.bin", "manifest.json", "blocks.jsonl"
+_ROWS, MANIFEST, _BLOCKS = "rows.bin", "manifest.json", "blocks.jsonl"
 _PIECE = 1 << 24
-_SPARE = 2 << 30
-"""Bytes of the disk that stores leave to others."""
 
 
 class Rows:
@@ -80,6 +76,19 @@ class Rows:
             part, offset = part[got:], offset + got
 
 
+class Loaded(Rows):
+    """Rows in memory, for want of a place to store them."""
+
+    def __init__(self, rows: NDArray[Any]):
+        """`rows`: n x shape."""
+        super().__init__(Path(), len(rows), rows.shape[1:], str(rows.dtype))
+        self._loaded = rows
+
+    def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """The rows at these positions, in their order."""
+        return self._loaded[chosen if isinstance(chosen, slice) else np.asarray(chosen)]
+
+
 @dataclass(frozen=True)
 class Store:
     """A finished store; it is not evicted while its rows are in memory."""
@@ -96,9 +105,13 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
     Args:
         folder: Of one store.
         verify: Read all of it and compare the checksums.
+
+    Raises:
+        Refused: others could have written it.
     """
+    refuse_shared_writing(folder)
     try:
-        claim = os.open(folder / _MANIFEST, os.O_RDONLY)
+        claim = os.open(folder / MANIFEST, os.O_RDONLY)
     except OSError:
         if folder.is_dir():
             _set_aside(folder)
@@ -106,9 +119,9 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(claim, fcntl.LOCK_SH)
     with contextlib.suppress(OSError):  # a store that others may only read
-        os.utime(folder / _MANIFEST)
+        os.utime(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = unsealed((folder / MANIFEST).read_bytes())
         rows = Rows(folder / _ROWS, manifest["count"], manifest["shape"], manifest["dtype"])
         if not (_is_whole(rows, manifest["blocks"]) if verify else rows.file.is_file()):
             raise ValueError("checksums differ")
@@ -120,6 +133,16 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
         return None
     weakref.finalize(rows, os.close, claim)  # lets go of the lock
     return store
+
+
+@contextlib.contextmanager
+def held(folders: Iterable[Path]) -> Iterator[None]:
+    """Keep these stores, as far as they are there: none of them is evicted meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            with contextlib.suppress(OSError):  # gone, or a file system without locks
+                fcntl.flock(stack.enter_context((folder / MANIFEST).open("rb")), fcntl.LOCK_SH)
+        yield
 
 
 def store_bytes(count: int, shape: Sequence[int], itemsize: int) -> int:
@@ -135,20 +158,18 @@ class Building:
         self.folder, self.shape, self.dtype = folder, tuple(shape), dtype
         self.part = folder.with_name(f"{folder.name}.part")
         self.part.mkdir(parents=True, exist_ok=True)
-        self.blocks, self.notes = self._intact()
+        self.blocks, self.notes = list[tuple[int, int]](), list[Any]()
+        rows, log = self._intact()
         self.done = sum(count for count, _ in self.blocks)
-        self._rows = (self.part / _ROWS).open("ab")
-        self._log = (self.part / _BLOCKS).open("a")
+        self._rows, self._log = Growing(self.part / _ROWS, rows), Growing(self.part / _BLOCKS, log)
 
     def append(self, rows: NDArray[Any], note: Any = None) -> None:
         """Add rows n x shape, and whatever a continued build must know of them."""
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        self._rows.write(data)
-        self._rows.flush()
+        self._rows.append(data)
         self.blocks.append((len(rows), zlib.crc32(data)))
         self.notes.append(note)
-        self._log.write(json.dumps([*self.blocks[-1], note]) + "\n")
-        self._log.flush()
+        self._log.append(f"{json.dumps([*self.blocks[-1], note])}\n".encode())
         self.done += len(rows)
 
     def publish(self, about: dict[str, Any]) -> None:
@@ -156,7 +177,7 @@ class Building:
         self.close()
         (self.part / _BLOCKS).unlink()
         manifest = {"count": self.done, "shape": self.shape, "dtype": self.dtype, "blocks": self.blocks, "about": about}
-        (self.part / _MANIFEST).write_text(json.dumps(manifest))
+        write_durably(self.part / MANIFEST, sealed(manifest))
         publish_folder(self.part, self.folder)
 
     def close(self) -> None:
@@ -169,86 +190,26 @@ class Building:
         self.close()
         shutil.rmtree(self.part, ignore_errors=True)
 
-    def _intact(self) -> tuple[list[tuple[int, int]], list[Any]]:
-        """Blocks of an earlier attempt up to the first damaged one; what follows is cut off."""
-        blocks, notes, size, row = list[tuple[int, int]](), list[Any](), 0, Rows(Path(), 0, self.shape, self.dtype)
+    def _intact(self) -> tuple[int, int]:
+        """Take over the blocks of an earlier attempt up to the first damaged one; their bytes of rows and of log."""
+        size, log, row = 0, 0, Rows(Path(), 0, self.shape, self.dtype)
         with contextlib.suppress(OSError, ValueError, TypeError), (self.part / _ROWS).open("rb") as file:
-            for line in (self.part / _BLOCKS).read_text().splitlines():
+            for line in (self.part / _BLOCKS).read_bytes().splitlines(keepends=True):
                 count, crc, note = json.loads(line)
                 data = file.read(count * row.row_bytes)
-                if len(data) != count * row.row_bytes or zlib.crc32(data) != crc:
+                if len(data) != count * row.row_bytes or zlib.crc32(data) != crc or not line.endswith(b"\n"):
                     break
-                blocks.append((count, crc))
-                notes.append(note)
-                size += len(data)
-        (self.part / _ROWS).touch()
-        os.truncate(self.part / _ROWS, size)
-        lines = (json.dumps([*block, note]) + "\n" for block, note in zip(blocks, notes, strict=True))
-        (self.part / _BLOCKS).write_text("".join(lines))
-        return blocks, notes
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone with a store's name: of several processes one builds, and the others wait and find it there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        yield
-
-
-def make_room(cache: Path, wanted: int, limit: int) -> bool:
-    """Whether `wanted` more bytes fit into a cache of at most `limit`, after the least recently used stores went.
-
-    A store that somebody has open, or that is being built, stays.
-    """
-    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir()]
-    sizes = {entry: _size(entry) for entry in entries}
-    total = sum(sizes.values())
-    free = shutil.disk_usage(cache).free - _SPARE
-    if wanted > limit:
-        return False
-    for entry in sorted(entries, key=_last_used):
-        if total + wanted <= limit and wanted <= free:
-            break
-        if _evict(entry):
-            total, free = total - sizes[entry], free + sizes[entry]
-    return total + wanted <= limit and wanted <= free
-
-
-def _evict(entry: Path) -> bool:
-    name = entry.name.removesuffix(".part").removesuffix(".bad")
-    lock = FileLock(entry.with_name(f"{name}.lock"), blocking=False)
-    try:
-        with lock, contextlib.ExitStack() as stack:
-            if (entry / _MANIFEST).is_file():
-                claim = stack.enter_context((entry / _MANIFEST).open("rb"))
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = entry.with_name(f"{name}.gone")
-            entry.rename(gone)
-    except OSError:  # filelock's Timeout is one
-        return False
-    shutil.rmtree(gone, ignore_errors=True)
-    return True
-
-
-def _last_used(entry: Path) -> float:
-    newest = entry / _MANIFEST if (entry / _MANIFEST).exists() else entry
-    with contextlib.suppress(OSError):
-        return newest.stat().st_mtime
-    return 0.0
-
-
-def _size(entry: Path) -> int:
-    with contextlib.suppress(OSError):
-        return sum(file.stat().st_size for file in entry.iterdir())
-    return 0
+                self.blocks.append((count, crc))
+                self.notes.append(note)
+                size, log = size + len(data), log + len(line)
+        return size, log
 
 
 def _set_aside(folder: Path) -> None:
     bad = folder.with_name(f"{folder.name}.bad")
     shutil.rmtree(bad, ignore_errors=True)
     with contextlib.suppress(OSError):
-        folder.rename(bad)
+        move(folder, bad)
     print(f"warning: {folder} was damaged; it is set aside as {bad.name} and built anew", file=sys.stderr)
 
 

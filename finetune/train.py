@@ -6,14 +6,13 @@ The composition root: it sees the whole config and hands its parts on.
 import contextlib
 import os
 import platform
-import signal
+import shlex
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -25,23 +24,45 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import activation_plan
+from finetune import activation_plan, signals
 from finetune.backbone import build_backbone
 from finetune.checkpoint import InputSpec, Network, save_checkpoint
-from finetune.compose import as_overrides, checked, compose_config, explain, override_values, register, shipped
+from finetune.compose import (
+    as_overrides,
+    checked,
+    compose_config,
+    explain,
+    override,
+    override_values,
+    refuse_reach,
+    register,
+    shipped,
+)
 from finetune.config import Config, flat, trial_key
 from finetune.data.datamodule import PixelData
+from finetune.durable import remove_leftovers, write_durably
 from finetune.errors import Interrupted, Pruned, Refused
+from finetune.faults import reach
 from finetune.freeze import depth_table
-from finetune.inputs import gather
+from finetune.heartbeat import Heartbeat
+from finetune.inputs import Inputs, gather
 from finetune.metric import Beat
 from finetune.module import FineTune
 from finetune.precision import Precision
 from finetune.predictions import predictions_of
 from finetune.progress import stages
-from finetune.result import CHECKPOINT, STOP, Result
+from finetune.result import CHECKPOINT, LAST, STOP, Result
 from finetune.shared import Images, Progress, Shared, find_data
-from finetune.trainer import build_module, build_trainer, close_loggers, device_name, peak_memory_mb, quieten
+from finetune.trainer import (
+    build_module,
+    build_trainer,
+    close_loggers,
+    device_name,
+    logger_warnings,
+    peak_memory_mb,
+    quieten,
+)
+from finetune.unfinished import Keeper, Unfinished
 
 register()
 
@@ -50,6 +71,8 @@ def train(
     config: Config, overrides: Sequence[str] = (), shared: Shared | None = None, beat: Beat | None = None
 ) -> Result:
     """Run one trial in this process and leave its record and checkpoint in `config.out`.
+
+    It goes on from where an unfinished attempt in that folder stopped.
 
     Args:
         config: The trial's.
@@ -64,32 +87,39 @@ def train(
     clock = _Clock()
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with stages() as progress:
-        given = gather(config, shared or Shared(), progress)
+    out = Path(config.out)
+    heartbeat = Heartbeat(out)
+    try:
+        with stages() as progress:
+            given = gather(config, shared or Shared(), _beating(progress, heartbeat))
+    except BaseException:
+        heartbeat.end()
+        raise
     images, network = given.images, given.network
-    for text in images.warnings:
+    for text in given.warnings:
         print(f"warning: {text}", file=sys.stderr)
     print(f"activations: {given.cache['reason']}")
     clock.stop("data")
-    out = Path(config.out)
     module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
     precision = Precision.of(config.trainer)
-    trainer = build_trainer(config.trainer, config.logger, out, precision)
+    trial = {"key": trial_key(config), **_digests(given), "precision": precision.name, "torch": str(torch.__version__)}
+    unfinished = Unfinished.load(out, trial)
+    keeper = Keeper(out, heartbeat, trial, config.trainer.save_every, unfinished)
+    trainer = build_trainer(config.trainer, config.logger, out, precision, keeper)
     batches = PixelData(images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
+    if unfinished is not None:
+        batches.start = unfinished.epoch, unfinished.batches - 1
+        print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
     _open_folder(out, config, overrides)
     clock.stop("setup")
     status, reason = "complete", ""
     test: dict[str, float] = {}
     error: BaseException | None = None
+    signals.hold(True)
     try:
         test = _fit(config, module, trainer, batches)
         if beat is None or beat.by(module.history):
-            model = replace(config.model, freeze_depth=network.cut.plan.depth)
-            pixels = config.data.size, config.data.resize, config.data.interpolation
-            given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
-            digest = network.cut.frozen_digest
-            save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, digest, given_to)
-            _save_predictions(out, config, module, images)
+            _save_best(out, config, module, images, network)
     except Interrupted as interrupt:
         status, reason, error = "interrupted", f"stopped by a signal (exit {interrupt.code})", interrupt
     except Pruned as pruned:
@@ -97,45 +127,73 @@ def train(
     except Exception as failure:
         status, reason, error = "failed", _one_line(failure), failure
     clock.stop("train")
+    clock.add("train", unfinished.seconds if unfinished else 0.0)
     if augmenting := batches.augmenting.seconds:
         clock.seconds["augment"] = round(augmenting, 3)
         print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
-    result = Result(
+    ended = status, reason, test, [*given.warnings, *logger_warnings(trainer)]
+    result = _record(config, overrides, given, module, precision, clock, *ended)
+    result.save(out)
+    if status != "interrupted":
+        (out / LAST).unlink(missing_ok=True)
+    heartbeat.end()
+    signals.hold(False)
+    close_loggers(trainer, error, lambda: _summary(config, network, result))
+    if error is not None:
+        raise error
+    return result
+
+
+def _record(
+    config: Config,
+    overrides: Sequence[str],
+    given: Inputs,
+    module: FineTune,
+    precision: Precision,
+    clock: "_Clock",
+    status: str,
+    reason: str,
+    test: dict[str, float],
+    warnings: list[str],
+) -> Result:
+    validated = bool(module.history) and not config.trainer.refit
+    return Result(
         key=trial_key(config),
         status=status,
         reason=reason,
-        freeze_depth=network.cut.plan.depth,
+        freeze_depth=given.network.cut.plan.depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
-        val_acc_best=module.best_acc if module.history and not config.trainer.refit else None,
-        best_epoch=module.best_epoch if module.history and not config.trainer.refit else None,
+        val_acc_best=module.best_acc if validated else None,
+        best_epoch=module.best_epoch if validated else None,
         trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         params=_params(config, overrides),
         config=flat(config),
         history=module.history,
         last={**(module.history[-1] if module.history else {}), **test},
-        classes=list(images.classes),
+        classes=list(given.images.classes),
         seconds=clock.seconds,
-        images_per_second=round(len(images.splits["train"].images) * len(module.history) / clock.seconds["train"], 1),
+        images_per_second=round(
+            len(given.images.splits["train"].images) * len(module.history) / clock.seconds["train"], 1
+        ),
         peak_memory_mb=peak_memory_mb(precision.device),
-        digests={
-            "weights": network.weights.digest,
-            "frozen": network.cut.frozen_digest,
-            "dataset": "-".join(store.digest for store in images.splits.values()),
-            "split": images.split_digest,
-            "augmentation": given.preprocess.augment.digest,
-        },
+        digests=_digests(given),
         cache=given.cache,
         versions=_versions(),
         host=platform.node(),
         device=device_name(precision.device),
-        warnings=list(images.warnings),
+        warnings=warnings,
     )
-    result.save(out)
-    close_loggers(trainer, error, lambda: _summary(config, network, result))
-    if error is not None:
-        raise error
-    return result
+
+
+def _digests(given: Inputs) -> dict[str, str]:
+    return {
+        "weights": given.network.weights.digest,
+        "frozen": given.network.cut.frozen_digest,
+        "dataset": "-".join(store.digest for store in given.images.splits.values()),
+        "split": given.images.split_digest,
+        "augmentation": given.preprocess.augment.digest,
+    }
 
 
 def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelData) -> dict[str, float]:
@@ -143,13 +201,40 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
     for logger in trainer.loggers:
         logger.log_hyperparams(flat(config))
     torch.manual_seed(config.seed)  # dropout draws the same whatever was computed before
-    trainer.fit(module, datamodule=batches)
+    try:
+        trainer.fit(module, datamodule=batches)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(
+            f"{' '.join(str(error).split())} With data.batch_size={config.data.batch_size} and "
+            f"model.freeze_depth={config.model.freeze_depth}, {peak_memory_mb(trainer.strategy.root_device):.0f} MiB "
+            "were in use at the most; lower data.batch_size or freeze more"
+        ) from error
     if config.trainer.refit:
         module.best_state = module.trained_state()
     if "test" not in batches.stores:
         return {}
     module.load_trained_state(module.best_state)
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
+
+
+def _beating(progress: Progress, heartbeat: Heartbeat) -> Progress:
+    def beat(what: str, done: int, total: int) -> None:
+        heartbeat.beat()
+        progress(what, done, total)
+
+    return beat
+
+
+def _save_best(out: Path, config: Config, module: FineTune, images: Images, network: Network) -> None:
+    model = replace(config.model, freeze_depth=network.cut.plan.depth)
+    pixels = config.data.size, config.data.resize, config.data.interpolation
+    given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
+    reach("checkpoint", out / CHECKPOINT)
+    frozen = network.cut.frozen_digest
+    save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen, given_to)
+    _save_predictions(out, config, module, images)
 
 
 def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:
@@ -188,12 +273,19 @@ class _Clock:
         self.seconds["total"] = round(now - self.started, 3)
         self.last = now
 
+    def add(self, phase: str, seconds: float) -> None:
+        """Of an earlier attempt."""
+        for name in (phase, "total"):
+            self.seconds[name] = round(self.seconds[name] + seconds, 3)
+
 
 def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
     (out / ".hydra").mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     (out / STOP).unlink(missing_ok=True)  # meant for an earlier attempt
-    (out / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    (out / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    given = {"config": OmegaConf.structured(config), "overrides": OmegaConf.create(list(overrides))}
+    for name, values in given.items():
+        write_durably(out / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(values).encode())
 
 
 def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
@@ -210,36 +302,32 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(130 if number == signal.SIGINT else 143)
-
-
-def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> str:
+def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> Shared:
     """Check the configs of a sweep's trials, given as overrides with the number of trials like them, and store what
-    they share, activations only if `stores`; returns what `run_trial` wants to know of it.
+    they share, activations only if `stores`; returns what was found out.
 
     Raises:
         Refused: the first config, data set or weights that cannot be used.
     """
-    shared = Shared()
-    activation_plan.prepare(
-        [(compose_config(overrides), count) for overrides, count in configs], stores, shared, progress
-    )
-    return shared.to_text()
+    shared, given = Shared(), [(compose_config(overrides), count) for overrides, count in configs]
+    for cache in {config.cache.dir for config, _ in given}:
+        remove_leftovers(Path(cache).expanduser())
+    activation_plan.prepare(given, stores, shared, progress)
+    return shared
 
 
-def run_trial(overrides: Sequence[str], shared: str = "", beat: Beat | None = None, signals: bool = True) -> int:
+def run_trial(overrides: Sequence[str], shared: str = "", beat: Beat | None = None, listen: bool = True) -> int:
     """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code.
 
     Args:
         overrides: The trial's.
-        shared: What `prepare` returned.
+        shared: What `prepare` returned, as text.
         beat: What the trial must be better than for its checkpoint to be kept.
-        signals: SIGINT and SIGTERM end the trial as interrupted; otherwise they are left alone.
+        listen: Those of finetune/signals.py end the trial as interrupted; otherwise they are left alone.
     """
     known = Shared.from_text(shared) if shared else Shared()
     run = lambda: _train_and_tell(compose_config(overrides), overrides, known, beat)  # noqa: E731
-    return _exit_code(run, debug=True, signals=signals)
+    return _exit_code(run, debug=True, listen=listen)
 
 
 def main() -> int:
@@ -253,13 +341,20 @@ def main() -> int:
 def _train_and_tell(
     config: Config, overrides: Sequence[str], shared: Shared | None = None, beat: Beat | None = None
 ) -> None:
-    result = train(config, overrides, shared, beat)
+    try:
+        result = train(config, overrides, shared, beat)
+    except Interrupted:
+        words = [word for word in overrides if not word.startswith("out=")]
+        command = shlex.join([*words, override("out", config.out)])
+        print(f"to go on: python -m finetune.train {command}", file=sys.stderr)
+        raise
     found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
     print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
 
 
 def _from_command_line() -> None:
     raised: list[BaseException] = []
+    refuse_reach([word for word in sys.argv[1:] if not word.startswith("-")])
 
     @hydra.main(config_path=str(shipped("conf").resolve()), config_name="config", version_base="1.3")
     def run(raw: DictConfig) -> None:
@@ -270,24 +365,23 @@ def _from_command_line() -> None:
 
     try:
         run()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, ArithmeticError) as error:
         raise explain(error, [word for word in sys.argv[1:] if "=" in word]) from error
     if raised:
         raise raised[0]
 
 
-def _exit_code(run: Callable[[], None], debug: bool, signals: bool = True) -> int:
+def _exit_code(run: Callable[[], None], debug: bool, listen: bool = True) -> int:
     """Run; what went wrong is told in one line, and as a traceback under `debug`."""
-    for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
-            signal.signal(number, _on_signal)
     try:
+        if listen:
+            signals.listen()
         run()
         return 0
     except Refused as refusal:
         code, text = 2, f"refused: {refusal}"
     except Interrupted as interrupt:
-        code, text = interrupt.code, "interrupted; the same command starts over"
+        code, text = interrupt.code, "interrupted"
     except Exception as failure:
         code, text = 1, f"failed: {_one_line(failure)} (--debug shows where)"
         if debug:

@@ -14,15 +14,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.durable import write_durably
 from finetune.errors import Interrupted, Pruned
+from finetune.faults import reach
 from finetune.module import FineTune, constant, cosine
 from finetune.precision import Precision
 from finetune.result import PROGRESS, STOP
+from finetune.unfinished import Keeper
+from finetune.wandb_run import PatientLogger
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # batches are gathers from memory
@@ -68,10 +71,12 @@ def build_module(
     return module.to(memory_format=torch.channels_last)
 
 
-def build_trainer(settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision) -> pl.Trainer:
-    """A Trainer on one device that prints a line an epoch and keeps its files in `out`."""
+def build_trainer(
+    settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision, keeper: Keeper
+) -> pl.Trainer:
+    """A Trainer on one device that prints a line an epoch and keeps its files in `out`, with the help of `keeper`."""
     terminal = sys.stdout.isatty()
-    callbacks: list[Callback] = [EpochLines(out)]
+    callbacks: list[Callback] = [EpochLines(out, keeper)]
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=settings.patience))
     if terminal:
@@ -98,13 +103,13 @@ def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
     if logger.name == "csv":
         return [CSVLogger(out, name="", version="")]
     if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
-
-        def stop() -> None:
-            write_durably(out / STOP, b"stopped by W&B")
-
-        offline = logger.mode == "offline"
-        return [WandbLogger(project=logger.project, offline=offline, save_dir=out, settings={"stop_fn": stop})]
+        return [PatientLogger(logger.project, logger.mode == "offline", out)]
     return []
+
+
+def logger_warnings(trainer: pl.Trainer) -> list[str]:
+    """What a person should know of the loggers, for the record."""
+    return [logger.warning for logger in trainer.loggers if isinstance(logger, PatientLogger) and logger.warning]
 
 
 def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Callable[[], dict[str, Any]]) -> None:
@@ -114,23 +119,28 @@ def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Cal
     """
     code = error.code if isinstance(error, Interrupted) else int(error is not None)
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, PatientLogger):
             run = logger.experiment
             run.summary.update(summary())
             if code == 143:
                 run.mark_preempting()
-            run.finish(exit_code=code)
+            logger.finish(code)
 
 
 class EpochLines(Callback):
     """One printed line an epoch, and the epochs so far in `progress.json` for whoever watches the sweep.
 
-    Ends the trial when the watcher leaves a file named `stop`.
+    Ends the trial when the watcher leaves a file named `stop`, or a signal asks for it. It is the trial's only callback
+    of ours, for Lightning takes a few microseconds a step for each.
     """
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, keeper: Keeper):
         """`out` is the trial's folder."""
-        self.out = out
+        self.out, self.keeper = out, keeper
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on from where an earlier attempt stopped."""
+        self.keeper.begin(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """End here if the sweep says so.
@@ -138,9 +148,27 @@ class EpochLines(Callback):
         Raises:
             Pruned: with the sweep's reason.
         """
+        reach("step", self.out)
+        self.keeper.heartbeat.beat()
         stop = self.out / STOP
         if stop.exists():
             raise Pruned(stop.read_text())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save the trial's state when it is time to."""
+        self.keeper.after_batch(trainer, pl_module)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save and end here if a signal asked for it."""
+        self.keeper.while_validating(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, just before the module takes note of the epoch."""
+        self.keeper.while_validating(trainer, pl_module)
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """End here if a signal asked for it."""
+        self.keeper.while_testing()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and note the epoch that ended; the module has recorded it already."""

@@ -185,7 +185,10 @@ def test_a_trial_trains_on_when_its_store_cannot_be_written(
 
     monkeypatch.setattr(activation_plan, "build", full)
     result = run([*words, "cache.mode=on"], tmp_path / "on")
-    assert result.cache["reason"] == "the store could not be written: No space left on device"
+    assert (
+        result.cache["reason"]
+        == "the frozen layers run anew in each epoch, for their store could not be written: No space left on device"
+    )
     assert result.history == expected.history
 
 

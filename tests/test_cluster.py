@@ -13,8 +13,9 @@ import yaml
 from finetune.errors import Refused
 from finetune.result import Result
 from finetune.sweep.cluster import read_cluster
-from finetune.sweep.run import Options, Sweep, run_sweep
+from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
+from finetune.sweep.state import Options, Sweep
 
 slurm = pytest.mark.slurm
 needs_slurm = pytest.mark.skipif(

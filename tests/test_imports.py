@@ -65,6 +65,7 @@ ROOTS = ("cli", "commands")
 """They import entries, late."""
 LEAVES = ("errors", "faults", "config", "head", "metric", "parallel", "progress", "cost", "sweep.stopping")
 NEVER = {
+    "guard": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "store", "durable"),
     "durable": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "store"),
     "result": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report"),
     "store": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "activations"),
@@ -93,6 +94,9 @@ NEVER = {
     "evaluate": (*NETWORK, "data", "checkpoint", "classifier", "trainer", "sweep", "report", "result"),
     "card": (*NETWORK, "checkpoint", "classifier", "trainer", "sweep", "report"),
     "trainer": ("sweep", "report", "data", "checkpoint", "compose"),
+    "unfinished": ("sweep", "report", "data", "checkpoint", "compose", "trainer"),
+    "heartbeat": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "compose"),
+    "signals": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "compose", "result"),
     "sweep": (*NETWORK, "data", "checkpoint", "trainer", "report", "activations", "inputs"),
     "sweep.spec": ("sweep.search", "sweep.launch", "result"),
     "sweep.search": ("sweep.launch", "result"),
@@ -125,7 +129,7 @@ def test_no_module_knows_what_uses_it(lower: str) -> None:
 
 def test_entries_are_imported_by_the_command_line_and_by_children_only_and_late() -> None:
     users = {(user, name) for user, found in ALL.items() for name in ours(found) if name in ENTRIES}
-    known = {("sweep.launch", "train"), ("sweep.cluster", "train"), ("console", "sweep.run")}  # the last for a type
+    known = {("sweep.launch", "train"), ("sweep.prepare", "train"), ("sweep.cluster", "train")}
     known |= {("report.serve", "report.html")}
     assert {(user, name) for user, name in users if not under(user, ROOTS)} == known
     assert not {(user, name) for user, name in users if f"finetune.{name}" in AT_START[user]}
@@ -134,12 +138,12 @@ def test_entries_are_imported_by_the_command_line_and_by_children_only_and_late(
 ONLY_IN = {
     "optuna": ("sweep.search", "report.study"),
     "hydra": ("compose", "train"),
-    "wandb": ("trainer", "sweep.agent", "report.dashboard"),
+    "wandb": ("wandb_run", "sweep.agent", "report.dashboard"),
     "plotly": ("report.html", "report.plot", "report.figures", "report.settings", "report.winner_html"),
     "typer": ("cli", "commands"),
     "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
-    "torchvision": ("backbone", "train", "commands.model"),
-    "pytorch_lightning": ("module", "trainer", "train", "data.datamodule"),
+    "torchvision": ("backbone", "activations", "train", "commands.model"),
+    "pytorch_lightning": ("module", "trainer", "unfinished", "wandb_run", "train", "data.datamodule"),
     "pickle": (),
 }
 
@@ -164,6 +168,9 @@ TORCH = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "safetenso
         "compose",
         "errors",
         "durable",
+        "heartbeat",
+        "signals",
+        "guard",
         "store",
         "result",
         "sweep",

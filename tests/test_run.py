@@ -23,9 +23,10 @@ from finetune.metric import Beat
 from finetune.result import CHECKPOINT, RECORD, Result, outcome
 from finetune.sweep.launch import LOG, LocalLauncher, Slot, local_slots
 from finetune.sweep.records import finished_record, trial_keys
-from finetune.sweep.run import Options, Sweep, run_sweep
+from finetune.sweep.run import run_sweep
 from finetune.sweep.search import Search, sharing_order
 from finetune.sweep.spec import SweepSpec, read_sweep
+from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
 
 
@@ -121,7 +122,7 @@ def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str])
     assert {result.params["optim.lr"] for result in stopped} == {1e-9, 1e-10}
     assert all(re.fullmatch(r"stopped at epoch \d+: 0\.\d+ below 0\.\d+", result.reason) for result in stopped)
     assert sum(len(result.history) for _, result in race.finished) < 90
-    with pytest.raises(Refused, match="digest was"):
+    with pytest.raises(Refused, match=r"search was .* stopping Race.* would now be .* stopping none"):
         run_sweep(spec, tmp_path / "race")
 
 
@@ -253,7 +254,8 @@ def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path,
                 os.kill(trial.job.pid or 0, signal.SIGKILL)
 
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=kill)
-    assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", "killed by signal 9")]
+    reason = "killed by signal 9, at each of 3 starts"
+    assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", reason)]
 
 
 def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None:
@@ -292,7 +294,7 @@ def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[st
     run_sweep(one, tmp_path / "s")
     before = records(tmp_path / "s")
     other = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
-    with pytest.raises(Refused, match=r"holds a sweep whose digest was \w+ and would now be"):
+    with pytest.raises(Refused, match=r"holds a sweep whose model.freeze_depth was 17 and would now be 16, 17"):
         run_sweep(other, tmp_path / "s")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
@@ -391,7 +393,7 @@ def test_the_sweep_file_of_a_folder_is_json_without_secrets(
     forkserver._forkserver._stop()  # the next one starts with the secret in its environment
     monkeypatch.setenv("WANDB_API_KEY", secret)
     run_sweep(spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17]}}), tmp_path / "s")
-    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["swept"] == ["model.freeze_depth"]
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["space"] == {"model.freeze_depth": "17"}
     written = [file for file in (tmp_path / "s").rglob("*") if file.is_file()]
     assert len(written) > 3
     assert not [file for file in written if secret.encode() in file.read_bytes()]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from finetune.data.samples import DataSet, Samples, content_digests, load_samples, stratified
+from finetune.data.samples import DataSet, Samples, contents, load_samples, stratified
 from finetune.errors import Refused
 
 TWO_CLASSES = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
@@ -108,7 +108,7 @@ def test_odd_file_names_work(tmp_path: Path, name: str) -> None:
     path = tmp_path / folder / name
     assert path in every_path(data)
     assert folder in data.classes
-    assert content_digests([path]) == [hashlib.sha256(os.fsencode(f"{folder}/{name}")).hexdigest()]
+    assert contents([path])[0].digest == hashlib.sha256(os.fsencode(f"{folder}/{name}")).hexdigest()
     assert len(data.split_digest) == 12
 
 
@@ -195,14 +195,15 @@ def test_refused_links(tmp_path: Path, case: str) -> None:
         load_samples(str(root))
 
 
-def test_links_inside_a_class_and_linked_class_folders_work(tmp_path: Path) -> None:
-    elsewhere = plant(tmp_path / "elsewhere", "emus/1.png", "emus/2.png")
-    root = plant(tmp_path / "root", *TWO_CLASSES)
-    (root / "cat" / "again.png").symlink_to("1.png")
-    (root / "emu").symlink_to(elsewhere / "emus")
-    data = load_samples(str(root), val_fraction=0.5)
+def test_links_inside_a_class_and_linked_class_folders_of_the_same_root_work(tmp_path: Path) -> None:
+    root = plant(tmp_path / "root", *(f"train/{name}" for name in TWO_CLASSES), "all/emus/1.png", "all/emus/2.png")
+    linked = tmp_path / "linked"
+    linked.symlink_to(root)  # the root itself may be one
+    (root / "train" / "cat" / "again.png").symlink_to("1.png")
+    (root / "train" / "emu").symlink_to("../all/emus")
+    data = load_samples(str(linked), val_fraction=0.5)
     assert data.classes == ("cat", "dog", "emu")
-    assert {root / "cat" / "again.png", root / "emu" / "1.png"} <= set(every_path(data))
+    assert {linked / "train" / "cat" / "again.png", linked / "train" / "emu" / "1.png"} <= set(every_path(data))
 
 
 def test_a_class_that_val_or_test_lacks_is_warned_of(tmp_path: Path) -> None:
@@ -390,11 +391,13 @@ def test_the_split_digest_names_the_split_and_not_the_place(tmp_path: Path) -> N
 def test_contents_are_named_by_their_bytes_in_order(tmp_path: Path) -> None:
     plant(tmp_path, "b", "a", "c/a")
     paths = [tmp_path / "b", tmp_path / "a", tmp_path / "c/a"]
-    assert content_digests(paths) == [hashlib.sha256(text).hexdigest() for text in (b"b", b"a", b"c/a")]
+    assert [content.digest for content in contents(paths)] == [
+        hashlib.sha256(text).hexdigest() for text in (b"b", b"a", b"c/a")
+    ]
     stat = paths[0].stat()
     paths[0].write_bytes(b"x")
     os.utime(paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert content_digests(paths)[0] == hashlib.sha256(b"x").hexdigest()
+    assert contents(paths)[0].digest == hashlib.sha256(b"x").hexdigest()
 
 
 def test_samples_without_some_keep_their_labels() -> None:

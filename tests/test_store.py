@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune import store
-from finetune.store import Building, Rows, locked, make_room, open_store
+from finetune import cache, store
+from finetune.cache import locked, make_room
+from finetune.store import Building, Rows, open_store
 
 
 def values(count: int, width: int = 6) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_a_build_goes_on_after_its_last_intact_block(tmp_path: Path, damage: str
 def test_several_processes_that_want_one_store_build_it_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; import numpy as np\n"
-        "from finetune.store import *\n"
+        "from finetune.cache import *; from finetune.store import *\n"
         "folder = Path(sys.argv[1])\n"
         "with locked(folder):\n"
         "    if open_store(folder) is None:\n"
@@ -183,7 +184,7 @@ def test_a_build_under_way_is_not_evicted_and_one_left_behind_is(tmp_path: Path)
 
 
 def test_a_full_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_SPARE", 2**60)
+    monkeypatch.setattr(cache, "_SPARE", 2**60)
     assert not make_room(tmp_path, 1, 2**62)
 
 

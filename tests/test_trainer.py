@@ -4,19 +4,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 
 from finetune import train
 from finetune.compose import compose_config
 from finetune.config import LoggerConfig, TrainerConfig, flat
 from finetune.errors import Refused
+from finetune.heartbeat import Heartbeat
 from finetune.precision import Precision
 from finetune.trainer import build_loggers, build_trainer
+from finetune.unfinished import Keeper
+
+
+def built(settings: TrainerConfig, out: Path) -> pl.Trainer:
+    return build_trainer(
+        settings, LoggerConfig("none"), out, Precision.of(settings), Keeper(out, Heartbeat(out), {}, 5.0)
+    )
 
 
 def test_auto_precision_is_full_on_a_cpu(tmp_path: Path) -> None:
     for asked, given in (("auto", "32-true"), ("32", "32-true"), ("bf16", "bf16-mixed")):
         settings = TrainerConfig(precision=asked, accelerator="cpu")
-        assert build_trainer(settings, LoggerConfig("none"), tmp_path, Precision.of(settings)).precision == given
+        assert built(settings, tmp_path).precision == given
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +38,7 @@ def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypat
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     assert build_loggers(LoggerConfig("auto"), tmp_path) == []
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
-    assert [type(logger).__name__ for logger in build_loggers(LoggerConfig("auto"), tmp_path)] == ["WandbLogger"]
+    assert [type(logger).__name__ for logger in build_loggers(LoggerConfig("auto"), tmp_path)] == ["PatientLogger"]
 
 
 @pytest.mark.filterwarnings("ignore")  # the client's own

@@ -52,7 +52,7 @@ def check(
         console.print(f"unreadable: {path} ({why})", markup=False)
     for doubt in checkup.doubts(given.size):
         console.print(f"doubt: {doubt}", markup=False)
-    refusals = checkup.refusals(given.on_bad)
+    refusals = checkup.refusals(given.on_bad, given.on_leak)
     for reason in refusals:
         console.print(f"training would be refused: {reason}", markup=False)
     if not refusals:

@@ -169,5 +169,5 @@ def _write_csv(path: Path, rows: list[list[Any]]) -> None:
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_durably(path, text.getvalue().encode())
+    write_durably(path, text.getvalue().encode(errors="surrogateescape"))
     console.print(f"written: {path}", markup=False)

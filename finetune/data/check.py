@@ -10,21 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from finetune.data.pixels import decode
-from finetune.data.samples import DataSet, content_digests
+from finetune.data.samples import WITHOUT_LEAKS, DataSet, contents, misnamed, too_kind
 
-_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-}
-"""What Pillow calls a file with that ending."""
 _ALSO = {"MPO": "JPEG"}
 """A camera's JPEG with a second picture behind the first."""
 
@@ -60,13 +47,9 @@ class Checkup:
         return {path: look.why for path, look in self.looks.items() if look.why}
 
     @property
-    def misnamed(self) -> dict[Path, str]:
-        """What readable files are whose name says otherwise: a PNG named .jpg."""
-        return {
-            path: look.format
-            for path, look in self.looks.items()
-            if not look.why and _ALSO.get(look.format, look.format) != _FORMATS.get(path.suffix.lower())
-        }
+    def misnamed(self) -> str:
+        """A sentence on readable files whose name says another format than they have; empty without any."""
+        return misnamed({p: _ALSO.get(look.format, look.format) for p, look in self.looks.items() if not look.why})
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -93,12 +76,13 @@ class Checkup:
         """Readable images by kind of pixels."""
         return Counter(look.mode for look in self.looks.values() if not look.why)
 
-    def refusals(self, on_bad: str) -> list[str]:
-        """Why training would be refused, one sentence each; `on_bad` is `data.on_bad`."""
+    def refusals(self, on_bad: str, on_leak: str = "warn") -> list[str]:
+        """Why training would be refused, one sentence each; `on_bad` is `data.on_bad`, `on_leak` `data.on_leak`."""
         bad = self.unreadable
+        leaks = [f"{too_kind(self.shared)}; {WITHOUT_LEAKS}"] if self.shared and on_leak == "refuse" else []
         if bad and on_bad == "refuse":
-            return [f"{len(bad)} unreadable images; mend or remove them, or train with data.on_bad=skip"]
-        return [
+            return [f"{len(bad)} unreadable images; mend or remove them, or train with data.on_bad=skip", *leaks]
+        return leaks + [
             f"every image of {split} is unreadable; give others"
             for split, samples in self.data.splits.items()
             if all(path in bad for path in samples.paths)
@@ -109,9 +93,7 @@ class Checkup:
         train, val = self.counts["train"], self.counts["val"]
         found = list(self.data.warnings)
         if self.shared:
-            found.append(
-                f"{len(self.shared)} images lie in several splits, so validation is too kind: {_named(self.shared)}"
-            )
+            found.append(too_kind(self.shared))
         if self.contradicting:
             found.append(f"{len(self.contradicting)} images have two labels: {_named(self.contradicting)}")
         copies = sum(len(group) - 1 for group in self.same) - len(self.shared)
@@ -120,8 +102,7 @@ class Checkup:
                 f"{copies} more files are copies of others: {_named([g for g in self.same if g not in self.shared])}"
             )
         if self.misnamed:
-            first, kind = next(iter(self.misnamed.items()))
-            found.append(f"{len(self.misnamed)} files are not what their names say (read anyway): {first} is {kind}")
+            found.append(self.misnamed)
         if max(train) > 3 * min(train):
             least, most = (self.data.classes[train.index(pick(train))] for pick in (min, max))
             found.append(
@@ -154,8 +135,8 @@ def look_at(data: DataSet, progress: Callable[[int, int], None] = lambda done, t
             looks[path] = look
             progress(len(looks), len(paths))
     groups = defaultdict[str, list[Path]](list)
-    for path, digest in zip(paths, content_digests(paths), strict=True):
-        groups[digest].append(path)
+    for path, content in zip(paths, contents(paths), strict=True):
+        groups[content.digest].append(path)
     return Checkup(data, looks, tuple(tuple(group) for group in groups.values() if len(group) > 1))
 
 

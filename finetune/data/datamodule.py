@@ -1,6 +1,7 @@
 """Stored pixels, or stored activations, as batches on the training device. Knows no k and no model."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -67,6 +68,8 @@ class PixelData(pl.LightningDataModule):
         self.stored = stored or {}
         self.augmenting = Stopwatch()
         """How long augmentation took so far."""
+        self.start = (0, 0)
+        """An epoch, and how many of its batches come too late: where a trial goes on."""
         self._draws: tuple[int, Tensor | None] = (-1, None)
         self._resident: dict[str, list[Tensor]] = {}
 
@@ -90,13 +93,8 @@ class PixelData(pl.LightningDataModule):
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
         labels = self.stores["train"].labels
         # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
-        order: DistributedSampler[Batch] = DistributedSampler(
-            range(len(labels)),  # type: ignore[arg-type]
-            num_replicas=1,
-            rank=0,
-            shuffle=True,
-            seed=self.seed * 1_000_003,
-        )
+        epoch, batches = self.start
+        order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * self.batch_size)
         alone = len(labels) > self.batch_size and len(labels) % self.batch_size == 1
         images = StoredImages(self._views("train"), labels, order, "train" not in self._resident)
         return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=alone)
@@ -138,6 +136,17 @@ class PixelData(pl.LightningDataModule):
             draws = self.preprocess.draws(len(self.stores["train"].labels), self.seed, self.preprocess.view(epoch))
             self._draws = epoch, None if draws is None else draws.to(device)
         return self._draws[1]
+
+
+class _Order(DistributedSampler[Batch]):
+    """The images in an order drawn for each epoch; `epoch` begins later, with image `first`."""
+
+    def __init__(self, images: int, seed: int, epoch: int, first: int):
+        super().__init__(range(images), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self._late, self._first = epoch, first
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(super().__iter__(), self._first if self.epoch == self._late else 0, None)
 
 
 class Stopwatch:

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,13 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from finetune.cache import locked, make_room
 from finetune.config import digest_of
-from finetune.data.samples import Samples, content_digests
+from finetune.cost import free_memory
+from finetune.data.samples import Samples, contents, misnamed, state_of
 from finetune.errors import Refused
 from finetune.parallel import in_order
-from finetune.store import Building, Rows, locked, make_room, open_store, store_bytes
+from finetune.store import Building, Loaded, Rows, open_store, store_bytes
 
 ALPHA_BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
@@ -77,6 +79,8 @@ class PixelStore:
     digest: str
     """Names contents, labels' order and transform; equal digests, equal pixels."""
     warnings: tuple[str, ...] = ()
+    contents: Mapping[Path, str] = field(default_factory=dict)
+    """The digest of each file, where the images were just looked at."""
 
 
 def decode(path: Path) -> Image.Image:
@@ -98,7 +102,7 @@ def decode(path: Path) -> Image.Image:
         raise ValueError("larger than any photograph (a decompression bomb?)") from error
     except UnidentifiedImageError as error:
         raise ValueError("empty" if path.stat().st_size == 0 else "not an image") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # what Pillow's readers raise on bytes that make no sense
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if wide:
         raise ValueError("32-bit pixels; convert it to 8 or 16 bits")
@@ -137,69 +141,111 @@ def pixel_store(
     Raises:
         Refused: unreadable images, all of them listed, or none left; or no room for the pixels.
     """
-    key = digest_of([content_digests(samples.paths), asdict(transform), PIL.__version__, VERSION])
+    states = [state_of(path) for path in samples.paths]
+    found = dict(zip(samples.paths, contents(samples.paths), strict=True))
+    key = digest_of([[found[path].digest for path in samples.paths], asdict(transform), PIL.__version__, VERSION])
     folder = cache / "pixels" / key
-    with locked(folder):
-        damaged = folder.is_dir()
-        store = open_store(folder)
-        damaged = damaged and store is None
-        if store is None:
-            need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
-            if not make_room(cache, need, max_bytes):
-                raise Refused(
-                    f"{len(samples)} images of {transform.size} px need {need / 1e9:.1f} GB in {cache}, which may hold "
-                    f"{max_bytes / 1e9:g} GB, or whose disk is full; raise cache.max_gb or set cache.dir elsewhere"
-                )
-            _build(folder, samples, transform, on_bad, threads, progress)
-            store = open_store(folder, verify=False)
-    assert store is not None
-    bad = {samples.paths[int(i)]: why for i, why in store.about["bad"].items()}
+    need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
+    warnings = list[str]()
+    decoded = _decoded(samples, states, transform, threads, progress)
+    try:
+        with locked(folder):
+            damaged = folder.is_dir()
+            store = open_store(folder)
+            if store is None:
+                warnings += [f"{folder} was damaged, and was built anew"] * damaged
+                if need > max_bytes or not make_room(cache, need, max_bytes):
+                    raise OSError(f"{cache} may hold {max_bytes / 1e9:g} GB, or its disk is full")
+                _build(folder, samples, transform, on_bad, decoded)
+                store = open_store(folder, verify=False)
+        assert store is not None
+        rows, unreadable = store.rows, {int(i): why for i, why in store.about["bad"].items()}
+    except OSError as error:
+        if need > min(max_bytes, free_memory() / 2):
+            raise Refused(
+                f"{len(samples)} images of {transform.size} px need {need / 1e9:.1f} GB, which neither the disk of "
+                f"{cache} nor the memory has ({error}); raise cache.max_gb or set cache.dir elsewhere"
+            ) from error
+        warnings.append(f"the images are kept in memory, and decoded for each trial: {error}")
+        rows, unreadable = _in_memory(decoded, transform.size)
+    bad = {samples.paths[i]: why for i, why in unreadable.items()}
     if bad and on_bad == "refuse":
         raise _unreadable(bad)
     kept = samples.without(frozenset(bad))
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
-    warnings = [f"{folder} was damaged, and was built anew"] if damaged else []
     if bad:
         warnings.append(f"left out {len(bad)} unreadable images: {_listed(bad)}")
-    return PixelStore(store.rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings))
+    if odd := misnamed({path: found[path].format for path in kept.paths}):
+        warnings.append(odd)
+    digests = {path: found[path].digest for path in kept.paths}
+    return PixelStore(rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings), digests)
 
 
-def _build(
-    folder: Path,
+Decoded = Callable[[int], Generator[NDArray[np.uint8] | str, None, None]]
+"""From the position of an image to it and all that follow, each as pixels or as what is wrong with it."""
+
+
+def _decoded(
     samples: Samples,
+    states: Sequence[str],
     transform: Transform,
-    on_bad: str,
     threads: int | None,
     progress: Callable[[int, int], None],
-) -> None:
-    def pixels(path: Path) -> NDArray[np.uint8] | str:
+) -> Decoded:
+    def pixels(known: tuple[Path, str]) -> NDArray[np.uint8] | str:
+        path, state = known
+        found: NDArray[np.uint8] | str
         try:
-            return transform(decode(path))
-        except ValueError as error:
-            return str(error)
+            found = transform(decode(path))
+        except (ValueError, FileNotFoundError) as error:
+            found = str(error)
+        if state_of(path) != state:
+            raise Refused(f"{path} was changed or removed while the images were read; restore it and run again")
+        return found
 
+    def decoded(first: int) -> Generator[NDArray[np.uint8] | str, None, None]:
+        known = list(zip(samples.paths, states, strict=True))[first:]
+        images = in_order(pixels, known, threads or os.cpu_count() or 1)
+        with contextlib.closing(images):
+            for done, image in enumerate(images, first + 1):
+                progress(done, len(samples))
+                yield image
+
+    return decoded
+
+
+def _build(folder: Path, samples: Samples, transform: Transform, on_bad: str, decoded: Decoded) -> None:
     building = Building(folder, (transform.size, transform.size, 3), "uint8")
     started, seen = time.perf_counter(), sum(note["images"] for note in building.notes)
-    decoded = in_order(pixels, samples.paths[seen:], threads or os.cpu_count() or 1)
-    with contextlib.closing(building), contextlib.closing(decoded):
-        for first in range(seen, len(samples), _BLOCK):
-            block, bad = list[NDArray[np.uint8]](), dict[str, str]()
-            for i in range(first, min(first + _BLOCK, len(samples))):
-                image = next(decoded)
-                if isinstance(image, str):
-                    bad[str(i)] = image
-                else:
-                    block.append(image)
-                progress(i + 1, len(samples))
-            shaped = np.stack(block) if block else np.empty((0, *building.shape), np.uint8)
-            building.append(shaped, {"images": len(block) + len(bad), "bad": bad})
-        unreadable = {i: why for note in building.notes for i, why in note["bad"].items()}
-        if unreadable and on_bad == "refuse":
+    with contextlib.closing(building), contextlib.closing(decoded(seen)) as images:
+        try:
+            for first in range(seen, len(samples), _BLOCK):
+                block, bad = list[NDArray[np.uint8]](), dict[str, str]()
+                for i in range(first, min(first + _BLOCK, len(samples))):
+                    image = next(images)
+                    if isinstance(image, str):
+                        bad[str(i)] = image
+                    else:
+                        block.append(image)
+                shaped = np.stack(block) if block else np.empty((0, *building.shape), np.uint8)
+                building.append(shaped, {"images": len(block) + len(bad), "bad": bad})
+            unreadable = {i: why for note in building.notes for i, why in note["bad"].items()}
+            if unreadable and on_bad == "refuse":
+                building.drop()
+                raise _unreadable({samples.paths[int(i)]: why for i, why in unreadable.items()})
+            seconds = time.perf_counter() - started
+            building.publish({"transform": asdict(transform), "bad": unreadable, "seconds": round(seconds, 3)})
+        except OSError:
             building.drop()
-            raise _unreadable({samples.paths[int(i)]: why for i, why in unreadable.items()})
-        seconds = time.perf_counter() - started
-        building.publish({"transform": asdict(transform), "bad": unreadable, "seconds": round(seconds, 3)})
+            raise
+
+
+def _in_memory(decoded: Decoded, size: int) -> tuple[Rows, dict[int, str]]:
+    images = list(decoded(0))
+    bad = {i: image for i, image in enumerate(images) if isinstance(image, str)}
+    good = [image for image in images if not isinstance(image, str)]
+    return Loaded(np.stack(good) if good else np.empty((0, size, size, 3), np.uint8)), bad
 
 
 def _unreadable(bad: dict[Path, str]) -> Refused:

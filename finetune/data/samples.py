@@ -5,7 +5,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,34 @@ from numpy.typing import NDArray
 from finetune.config import digest_of
 from finetune.errors import Refused
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 SPLITS = ("train", "val", "test")
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+}
+"""What Pillow calls a file with that ending."""
+EXTENSIONS = frozenset(FORMATS)
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG", "PNG"),
+    (b"BM", "BMP"),
+    (b"RIFF", "WEBP"),
+    (b"II", "TIFF"),
+    (b"MM", "TIFF"),
+    (b"GIF8", "GIF"),
+    (b"P", "PPM"),
+)
+"""How a file of each format begins."""
+WITHOUT_LEAKS = "remove them from one, or set data.on_leak=warn"
+"""What to do where images that lie in several splits are refused."""
 _FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -148,7 +174,7 @@ def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, l
     if split is not None and split not in there:
         raise Refused(f"{root} has no {split}/ folder; it has {', '.join(there) or 'no splits'}")
     name = split or next((name for name in ("test", "val", "train") if name in there), None)
-    images = [(path, label) for label, path in _class_images(there[name] if name else root, Counter())]
+    images = [(path, label) for label, path in _class_images(there[name] if name else root, root.resolve(), Counter())]
     return name, sorted(images, key=lambda image: os.fsencode(image[0]))
 
 
@@ -169,22 +195,72 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
     return sorted(int(i) for i in np.concatenate(chosen))
 
 
-def content_digests(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file's bytes, in order; size and time of change are not trusted.
+@dataclass(frozen=True)
+class Content:
+    """What is known of a file's bytes."""
+
+    digest: str
+    """SHA-256; size and time of change are not trusted."""
+    format: str
+    """Pillow's name for what the file begins like; empty when that is none of `FORMATS`."""
+
+
+def contents(paths: Sequence[Path]) -> list[Content]:
+    """Digest and format of each file, in order, each read once.
 
     Raises:
         Refused: a file is gone or may not be read.
     """
 
-    def digest(path: Path) -> str:
+    def read(path: Path) -> Content:
         try:
             with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+                begins = file.read(4)
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
+        return Content(digest, next((name for magic, name in _MAGIC if begins.startswith(magic)), ""))
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(digest, paths))
+        return list(pool.map(read, paths))
+
+
+def misnamed(formats: Mapping[Path, str]) -> str:
+    """One sentence on files whose name says another format than they have, a PNG named .jpg; empty without any."""
+    odd = [(path, name) for path, name in formats.items() if name != FORMATS.get(path.suffix.lower(), name)]
+    if not odd:
+        return ""
+    first, name = odd[0]
+    return f"{len(odd)} files are not what their names say (read anyway): {first} is {name or 'of another kind'}"
+
+
+def in_several(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...]]:
+    """Images that lie in more than one split, byte for byte: groups of paths, one a split.
+
+    Args:
+        splits: The digest of every file, by split.
+    """
+    places: dict[str, dict[str, Path]] = {}
+    for split, digests in splits.items():
+        for path, digest in digests.items():
+            places.setdefault(digest, {}).setdefault(split, path)
+    return [tuple(there.values()) for there in places.values() if len(there) > 1]
+
+
+def too_kind(shared: Sequence[Sequence[Path]]) -> str:
+    """The sentence on such groups."""
+    first = " = ".join(map(str, shared[0][:2])) + (" …" if len(shared) > 1 else "")
+    return f"{len(shared)} images lie in several splits, so validation is too kind: {first}"
+
+
+def state_of(file: Path) -> str:
+    """Changes when the file does, as far as a look at its entry tells; empty where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ""
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 Found = dict[str, list[tuple[Path, str]]]
@@ -203,13 +279,21 @@ def _from_folder(root: Path) -> tuple[Found, list[str]]:
     found = {}
     for split, folder in folders.items():
         if folder is not None:
-            found[split] = [(path, label) for label, path in _class_images(folder, ignored)]
+            found[split] = [(path, label) for label, path in _class_images(folder, root.resolve(), ignored)]
     warnings = [f"{root}: ignored {sum(ignored.values())} files that are no images ({_examples(ignored)})"]
     return found, warnings if ignored else []
 
 
-def _class_images(folder: Path, ignored: Counter[str]) -> Iterator[tuple[str, Path]]:
-    classes = sorted(entry for entry in _visible(folder, ignored) if entry.is_dir())
+def _class_images(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[tuple[str, Path]]:
+    if not folder.resolve().is_relative_to(root):
+        raise Refused(f"{folder} links out of {root}; copy the folder in instead")
+    entries = list(_visible(folder, ignored))
+    for entry in entries:
+        if entry.is_symlink() and not entry.exists():
+            raise Refused(f"{entry} links to nothing or to itself; copy the folder in or remove the link")
+        if entry.is_dir() and not entry.resolve().is_relative_to(root):
+            raise Refused(f"{entry} links out of {root}; copy the folder in instead")
+    classes = sorted(entry for entry in entries if entry.is_dir())
     if not classes:
         raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
     for entry in classes:
@@ -221,20 +305,24 @@ def _class_images(folder: Path, ignored: Counter[str]) -> Iterator[tuple[str, Pa
 
 def _images(folder: Path, top: Path, ignored: Counter[str]) -> Iterator[Path]:
     for entry in _visible(folder, ignored):
-        if entry.is_symlink() and not entry.exists():
-            raise Refused(f"{entry} links to nothing or to itself; copy the image in or remove the link")
-        if entry.is_symlink() and not entry.resolve().is_relative_to(top):
-            raise Refused(f"{entry} links out of its class folder; copy the images in instead")
-        if entry.is_symlink() and entry.is_dir():
-            raise Refused(f"{entry} links to a folder, which may loop; copy the images in instead")
-        if entry.is_dir():
+        is_folder = entry.is_dir()
+        if entry.is_symlink():
+            if not entry.exists():
+                raise Refused(f"{entry} links to nothing or to itself; copy the image in or remove the link")
+            if not entry.resolve().is_relative_to(top):
+                raise Refused(f"{entry} links out of its class folder; copy the images in instead")
+            if is_folder:
+                raise Refused(f"{entry} links to a folder, which may loop; copy the images in instead")
+        if is_folder:
             if entry.suffix.lower() in EXTENSIONS:
                 raise Refused(f"{entry} is a folder with the name of an image; rename or remove it")
             yield from _images(entry, top, ignored)
-        elif entry.suffix.lower() in EXTENSIONS:
-            yield entry
-        else:
+        elif entry.suffix.lower() not in EXTENSIONS:
             ignored[entry.name] += 1
+        elif entry.is_file():
+            yield entry
+        else:  # reading a pipe would wait for ever
+            raise Refused(f"{entry} is no ordinary file; remove it")
 
 
 def _visible(folder: Path, ignored: Counter[str]) -> Iterator[Path]:

@@ -34,7 +34,7 @@ def write_report(folder: Path, records: Sequence[Result], others: Sequence[Path]
         others: Further folders that trials lie in.
     """
     path = folder / REPORT
-    write_durably(path, page([folder, *others], records).encode())
+    write_durably(path, page([folder, *others], records).encode(errors="replace"))
     return path
 
 

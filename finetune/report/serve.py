@@ -38,7 +38,7 @@ def server(folders: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             state = state_of(folders)
             if state not in made:
                 made.clear()
-                made[state] = page(folders, read_all(folders), live=state).encode()
+                made[state] = page(folders, read_all(folders), live=state).encode(errors="replace")
             return made[state]
 
     try:

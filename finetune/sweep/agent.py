@@ -24,12 +24,12 @@ from finetune.sweep.launch import (
     CONTEXT,
     LocalLauncher,
     Slot,
-    check_and_prepare,
     chosen_gpus,
     end_with_parent,
     local_slots,
     stop_jobs,
 )
+from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import TRIALS
 from finetune.sweep.spec import command_overrides
 
@@ -61,7 +61,7 @@ def run_agents(
         raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
     name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
-    slots = local_slots(chosen_gpus(check_and_prepare([])[0], gpus), workers, trials_per_gpu)
+    slots = local_slots(chosen_gpus(check_and_prepare([]).gpus, gpus), workers, trials_per_gpu)
     agents = [
         CONTEXT.Process(name=f"agent {i}", target=_agent, args=(sweep, fixed, folder, slot, count))
         for i, slot in enumerate(slots)
@@ -114,7 +114,7 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
         words = _asked_for(fixed)
         if not shared:
             with contextlib.suppress(Refused):  # the trial itself will say so
-                _, shared = check_and_prepare([(words, 1)])
+                shared = check_and_prepare([(words, 1)]).shared
         _trial(words, len(fixed), folder, slot, leaving, shared)
 
     wandb.agent(sweep, run, entity=entity, project=project, count=count)
@@ -127,9 +127,9 @@ def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
 
 
 def _asked_for(fixed: tuple[str, ...]) -> list[str]:
-    """The overrides of the trial that the server wants."""
+    """The overrides of the trial that the server wants; a requeued run has an extra `_wandb`, which is none."""
     raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
-    given = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict)}
+    given = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict) and key != "_wandb"}
     return [*fixed, *(override(key, value) for key, value in given.items())]
 
 

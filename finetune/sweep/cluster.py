@@ -76,7 +76,7 @@ class ClusterLauncher:
 
         # a trial that took too long once would take too long again
         self._executor = submitit.AutoExecutor(folder / _JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
-        self.capacity = settings.parallel
+        self._parallel = settings.parallel
         self._environment, self._shared, self._poll = dict(environment), shared, settings.poll_seconds
         self._slurm = settings.cluster == "slurm"
         self._executor.update_parameters(
@@ -88,6 +88,11 @@ class ClusterLauncher:
             slurm_partition=settings.partition,
             slurm_additional_parameters=settings.sbatch,
         )
+
+    @property
+    def capacity(self) -> int:
+        """Jobs at a time."""
+        return self._parallel
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Job]:
         """Submit trials, several as one job array."""
@@ -110,6 +115,13 @@ class ClusterLauncher:
             if isinstance(job, ClusterJob) and (queued is not None or not self._slurm):
                 there = job.name in queued if queued is not None else job.runs_here
                 job.absences = 0 if there else job.absences + 1
+
+    def worker(self, job: Job) -> str:
+        """The cluster's choice."""
+        return ""
+
+    def set_aside(self, worker: str) -> None:
+        """The cluster's business."""
 
 
 class ClusterJob:
@@ -148,7 +160,7 @@ def _queue() -> set[str] | None:
 
 
 class _Trial:
-    """What a job runs. A preempted job is queued again by SLURM and starts its trial over."""
+    """What a job runs. A preempted job is queued again by SLURM and goes on from its last save."""
 
     def __init__(self, arguments: list[str], log: Path, environment: dict[str, str], shared: str, beat: Beat | None):
         self.arguments, self.log, self.environment, self.shared, self.beat = arguments, log, environment, shared, beat
@@ -159,9 +171,7 @@ class _Trial:
 
         from finetune import train
 
-        return train.run_trial(
-            self.arguments, self.shared, self.beat, signals=False
-        )  # submitit has handlers of its own
+        return train.run_trial(self.arguments, self.shared, self.beat, listen=False)  # submitit has handlers of its own
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the job is preempted."""

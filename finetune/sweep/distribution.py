@@ -124,7 +124,7 @@ def read_distribution(where: str, key: str, given: Any) -> Distribution:
     if unknown:
         raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _PARAMETER)}")
     kind = given.get("distribution") or _implied(where, given)
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
     names = _NUMBERS.get(kind.removeprefix("q_"), ())
     known = {
@@ -150,9 +150,11 @@ def read_distribution(where: str, key: str, given: Any) -> Distribution:
         raise Refused(f"{where}: q {q:g} must be above 0")
     made = Distribution(kind, bounds=(low, high), q=q)
     try:
-        made.at(0.0), made.at(1.0)
-    except OverflowError:
-        raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number") from None
+        ends = made.at(0.0), made.at(1.0)
+    except (ArithmeticError, ValueError):
+        ends = math.inf, math.inf
+    if not all(map(math.isfinite, ends)):
+        raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number")
     return made
 
 
@@ -191,6 +193,8 @@ def _value(where: str, key: str, value: Any) -> Any:
             raise Refused(f"{where}: {part} is a {type(part).__name__}; give numbers, words, or lists of them")
         if isinstance(part, float) and not math.isfinite(part):
             raise Refused(f"{where}: {part} is not a finite number")
+        if isinstance(part, int) and abs(part) >= 2**63:
+            raise Refused(f"{where}: a value is too large a whole number; give one below 2^63")
     try:
         made = typed(key, value)
     except ValueError:
@@ -213,6 +217,8 @@ def number(where: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = f"; write {float(value):.1e} with a dot" if isinstance(value, str) and _is_float(value) else ""
         raise Refused(f"{where}: {name} must be a number, not {value!r}{hint}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise Refused(f"{where}: {name} is too large a whole number; give one below 2^63")
     if not math.isfinite(value):
         raise Refused(f"{where}: {name} {value} is not a finite number")
     return float(value)

@@ -3,15 +3,14 @@
 Imports no torch itself; the functions that do run in the children.
 """
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +22,7 @@ from finetune.metric import Beat
 LOG = "log.txt"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finetune.train"])
-_GRACE = 5.0
+_GRACE = 8.0
 """Seconds that a trial asked to end may take before it is killed."""
 _LAST = 60.0
 """Seconds that a killed one may take to be gone."""
@@ -46,8 +45,9 @@ class Job(Protocol):
 class Launcher(Protocol):
     """Where trials run."""
 
-    capacity: int
-    """Trials at a time."""
+    @property
+    def capacity(self) -> int:
+        """Trials at a time."""
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> Sequence[Job]:
         """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
@@ -58,16 +58,25 @@ class Launcher(Protocol):
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return when one of `jobs` may have ended, or after a moment."""
 
+    def worker(self, job: Job) -> str:
+        """The place that a job runs in, or ran in; empty where places are not ours to choose."""
+
+    def set_aside(self, worker: str) -> None:
+        """Start nothing in that place any more."""
+
 
 def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
     """End jobs and wait until they have: asked first, killed after a grace; a cluster that is silent is left."""
-    for job in jobs:
-        job.terminate()
-    deadline = time.monotonic() + _GRACE
-    while (left := [job for job in jobs if job.exitcode is None]) and time.monotonic() < deadline:
-        launcher.wait(left)
-    for job in left:
-        job.kill()
+    left = list(jobs)
+    try:
+        for job in jobs:
+            job.terminate()
+        deadline = time.monotonic() + _GRACE
+        while (left := [job for job in jobs if job.exitcode is None]) and time.monotonic() < deadline:
+            launcher.wait(left)
+    finally:  # a second Ctrl-C is not to wait
+        for job in left:
+            job.kill()
     deadline = time.monotonic() + _LAST
     while any(job.exitcode is None for job in left) and time.monotonic() < deadline:
         launcher.wait(left)
@@ -82,30 +91,49 @@ class Slot:
     threads: int
     """CPU threads for it."""
 
+    def name(self, place: int) -> str:
+        """For people."""
+        return f"worker {place}" + ("" if self.gpu is None else f" on GPU {self.gpu}")
+
 
 class LocalLauncher:
     """Children of this process, each in a slot of its own; they end when this process does, however that happens."""
 
     def __init__(self, slots: Sequence[Slot], environment: Mapping[str, str] | None = None, shared: str = ""):
         """`environment` is added to every child's; `shared` is what `check_and_prepare` found."""
-        self.capacity, self._shared = len(slots), shared
-        self._slots = slots
-        self._environment = dict(environment or {})
-        self._taken: dict[int, ForkServerProcess] = {}
+        self._slots = {slot.name(i): slot for i, slot in enumerate(slots)}
+        self._shared, self._environment = shared, dict(environment or {})
+        self._taken: dict[str, ForkServerProcess] = {}
+        self._places: dict[ForkServerProcess, str] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Slots that were not set aside."""
+        return len(self._slots)
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[ForkServerProcess]:
         """Fork a child for each trial, in the first free slot."""
         return [self._fork(overrides, folder, beat) for overrides, folder in trials]
 
     def _fork(self, overrides: Sequence[str], folder: Path, beat: Beat | None) -> ForkServerProcess:
-        free = [i for i in range(self.capacity) if i not in self._taken or self._taken[i].exitcode is not None]
+        ended = {n: self._taken[n].exitcode if n in self._taken else 0 for n in self._slots}
+        free = min((n for n in self._slots if ended[n] is not None), key=lambda n: ended[n] != 0)  # the last went well
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
-        given = (arguments, folder / LOG, self._slots[free[0]], self._environment, self._shared, beat)
+        given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, beat)
         child = CONTEXT.Process(target=_run_trial, args=given, daemon=True)
         child.start()
-        self._taken[free[0]] = child
+        self._taken[free] = child
+        self._places[child] = free
         return child
+
+    def worker(self, job: Job) -> str:
+        """The name of the slot."""
+        return self._places[job] if isinstance(job, ForkServerProcess) else ""
+
+    def set_aside(self, worker: str) -> None:
+        """Take a slot away."""
+        self._slots.pop(worker, None)
 
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return as soon as one of the children ends, or after a quarter of a second."""
@@ -136,46 +164,6 @@ def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
     return names
 
 
-def check_and_prepare(
-    configs: Sequence[tuple[Sequence[str], int]],
-    stores: bool = True,
-    show: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> tuple[list[str], str]:
-    """Check every config, and compute what their trials share, in a child.
-
-    Args:
-        configs: Overrides, and how many trials there are like them.
-        stores: Whether the trials will run on this machine, so that activations can be stored for them.
-        show: Called with what is being done, how much of it is, and the total.
-
-    Returns:
-        The names of the GPUs it can use, and what it found out, for the trials.
-
-    Raises:
-        Refused: what the first config that cannot run is refused for.
-    """
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=_prepare, args=([(list(c), n) for c, n in configs], stores, sender), daemon=True)
-    child.start()
-    sender.close()
-    try:
-        while isinstance(message := receiver.recv(), tuple):
-            show(*message)
-    except EOFError:
-        child.join()
-        raise RuntimeError(f"the process that prepares the data died with exit code {child.exitcode}") from None
-    finally:
-        receiver.close()
-        if child.is_alive() and sys.exc_info()[0] is not None:
-            child.terminate()
-    child.join()
-    if message["refusal"] is not None:
-        raise Refused(message["refusal"])
-    count = message["gpus"]
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return visible[:count] if visible else [str(i) for i in range(count)], message["shared"]
-
-
 def _run_trial(
     arguments: list[str], log: Path, slot: Slot, environment: dict[str, str], shared: str, beat: Beat | None
 ) -> None:
@@ -198,29 +186,6 @@ def log_to(file: Path) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-
-
-def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection) -> None:
-    end_with_parent()
-
-    import torch
-
-    from finetune import train
-
-    shown, refusal, shared = 0.0, None, ""
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal shown
-        if done == total or time.monotonic() > shown + 0.1:
-            shown = time.monotonic()
-            sender.send((what, done, total))
-
-    with contextlib.suppress(BrokenPipeError):
-        try:
-            shared = train.prepare(configs, stores, show)
-        except Refused as error:
-            refusal = str(error)
-        sender.send({"refusal": refusal, "shared": shared, "gpus": torch.cuda.device_count()})
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: whose it is, and what its trials left there. Imports no torch."""
+"""What the trials of a sweep left in its folder. Imports no torch."""
 
 import json
 import shutil
@@ -10,49 +10,28 @@ from typing import Any
 from finetune.compose import compose_config, override_values
 from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
-from finetune.errors import Refused
 from finetune.predictions import PREDICTIONS
-from finetune.result import CHECKPOINT, PROGRESS, RECORD, Result
+from finetune.result import CHECKPOINT, LAST, PROGRESS, RECORD, Result
 from finetune.sweep.launch import LOG
 from finetune.sweep.search import Params, corners
 from finetune.sweep.spec import SweepSpec
 
-SWEEP = "sweep.json"
 TRIALS = "trials"
-
-
-def refuse_another(spec: SweepSpec, folder: Path, seed: int) -> None:
-    """Make sure that `folder` is new or holds this very sweep.
-
-    Raises:
-        Refused: it holds another, or something else; the message says old and new.
-    """
-    if not (folder / SWEEP).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise Refused(f"{folder} holds other files and no sweep; give --out another folder")
-        return
-    old, new = json.loads((folder / SWEEP).read_text()), json.loads(json.dumps(_identity(spec, seed)))
-    for name in ("fixed", "seed", "digest"):
-        if old[name] != new[name]:
-            raise Refused(
-                f"{folder} holds a sweep whose {name} was {old[name]} and would now be {new[name]}; give the same file "
-                f"and overrides to continue it, or `--out ANOTHER --reuse {folder}` to extend it"
-            )
-
-
-def claim(spec: SweepSpec, folder: Path, seed: int) -> None:
-    """Write into `folder` which sweep it holds."""
-    write_durably(folder / SWEEP, json.dumps(_identity(spec, seed), indent=1).encode())
-
-
-def _identity(spec: SweepSpec, seed: int) -> dict[str, Any]:
-    return {"name": spec.name, "digest": spec.digest, "seed": seed, "swept": list(spec.parameters), "fixed": spec.fixed}
 
 
 def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
     """From the parameters of a trial to its key, as composing its config would give it, but in microseconds."""
     base = flat(compose_config(spec.overrides(corners(spec)[0])))
     return lambda params: key_of({**base, **{key: typed(key, value) for key, value in params.items()}})
+
+
+def clear_attempt(trial: Path) -> None:
+    """Remove what an unfinished attempt left, all but what the next goes on from."""
+    for left in trial.glob("*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != LAST:
+            left.unlink(missing_ok=True)
 
 
 def finished_record(trial: Path) -> Result | None:
@@ -70,20 +49,22 @@ def records_by_age(folder: Path) -> list[Result]:
     return [result for file in files if (result := finished_record(file.parent)) is not None]
 
 
-def reused_record(spec: SweepSpec, params: Params, place: Path, others: Sequence[Path]) -> Result | None:
+def reused_record(
+    spec: SweepSpec, params: Params, place: Path, others: Sequence[Path], datasets: Sequence[str]
+) -> Result | None:
     """The finished record of the same settings in one of the folders `others`, now also at `place`; None without one.
 
-    `others` are folders of sweeps, or folders of runs by key.
+    `others` are folders of sweeps, or folders of runs by key. Records of other images than `datasets` do not count.
     """
     for other in (folder for base in others for folder in (base / TRIALS / place.name, base / place.name)):
         result = finished_record(other)
-        if result is not None and result.status != "failed":
+        if result is not None and result.status != "failed" and result.digests.get("dataset") in datasets:
             shown = {key: result.config[key] for key in (*override_values(spec.fixed), *params) if key in result.config}
             result = replace(result, params=shown)
             result.save(place)
             for kept in (CHECKPOINT, PREDICTIONS):
                 if (other / kept).is_file():
-                    shutil.copyfile(other / kept, place / kept)
+                    write_durably(place / kept, (other / kept).read_bytes())
             return result
     return None
 
@@ -97,12 +78,24 @@ def progress_of(trial: Path) -> dict[str, Any]:
     return state
 
 
-def record_death(trial: Path, params: Params, exitcode: int) -> Result:
-    """Write, and return, the record of a trial that ended without leaving one: refused, or killed from outside."""
+def record_death(trial: Path, params: Params, exitcode: int, starts: int, stuck: bool) -> Result:
+    """Write, and return, the record of a trial that left none: refused, killed from outside, or stuck."""
     log = trial / LOG
     words = log.read_text(errors="replace").strip().splitlines() if exitcode > 0 and log.exists() else []
     how = f"killed by signal {-exitcode}" if exitcode < 0 else words[-1] if words else f"exit code {exitcode}"
+    if stuck:
+        how = "no sign of progress, so it was ended"
+    if starts > 1:
+        how = f"{how}, at each of {starts} starts"
     return _write_record(trial, params, "failed", how)
+
+
+def record_unlogged(trial: Path, result: Result, metric: str) -> Result:
+    """Write, and return, a complete trial's record as failed: it never logged what the sweep optimises."""
+    names = sorted({name for epoch in result.history for name in epoch} - {"epoch"})
+    failed = replace(result, status="failed", reason=f"{metric} was never logged; logged were {', '.join(names)}")
+    failed.save(trial)
+    return failed
 
 
 def record_unstarted(trial: Path, params: Params, reason: str) -> Result:
@@ -125,4 +118,5 @@ def _write_record(trial: Path, params: Params, status: str, reason: str) -> Resu
         params=params,
     )
     result.save(trial)
+    (trial / LAST).unlink(missing_ok=True)
     return result

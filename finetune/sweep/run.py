@@ -1,107 +1,44 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import digest_of
-from finetune.durable import write_durably
+from finetune.durable import remove_leftovers, write_durably
+from finetune.errors import Refused
+from finetune.faults import reach
 from finetune.metric import Beat, metric_values
 from finetune.predictions import PREDICTIONS
 from finetune.result import CHECKPOINT, STOP, Result
+from finetune.store import held
+from finetune.sweep.attempts import ASKED, SICK, Attempts, sick, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
-from finetune.sweep.launch import (
-    Job,
-    Launcher,
-    LocalLauncher,
-    check_and_prepare,
-    chosen_gpus,
-    local_slots,
-    stop_jobs,
-)
+from finetune.sweep.folder import alone, beside, claim, refuse_another
+from finetune.sweep.launch import Launcher, LocalLauncher, chosen_gpus, local_slots, stop_jobs
+from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import (
     TRIALS,
-    claim,
+    clear_attempt,
     finished_record,
     progress_of,
     record_death,
+    record_unlogged,
     record_unstarted,
     records_by_age,
-    refuse_another,
     reused_record,
     trial_keys,
 )
 from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
 from finetune.sweep.spec import SweepSpec
+from finetune.sweep.state import Options, Running, Sweep, result_value
 from finetune.sweep.stopping import Race, Stopped
 
 _ALIKE = 3
 """So many first trials that fail for the same reason end a sweep."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a sweep runs; none of it changes which trials there are."""
-
-    workers: int | None = None
-    """Trials at a time; by default one a GPU, else one a core and four at the most."""
-    gpus: str = "all"
-    """`all`, or numbers of GPUs such as `0,2`."""
-    trials_per_gpu: int = 1
-    budget: float | None = None
-    """Seconds after which running trials are stopped and no other starts."""
-    reuse: tuple[Path, ...] = ()
-    """Folders of sweeps, or of runs, whose records count as this sweep's where the settings are the same."""
-    launcher: str = "local"
-    """Where trials run: `local`, `slurm`, or a file of settings like conf/launcher/slurm.yaml."""
-    retry_failed: bool = False
-    """Run failed trials again; otherwise their records stand."""
-
-
-@dataclass
-class Running:
-    """A trial under way."""
-
-    params: Params
-    folder: Path
-    job: Job
-    history: list[dict[str, float]] = field(default_factory=list)
-    """Its epochs so far."""
-    epochs: int | None = None
-    """How many there will be, once known."""
-    images: int = 0
-    """Validation images."""
-
-
-@dataclass
-class Sweep:
-    """The state of one sweep: what finished, what runs. Rebuilt from the records at every start."""
-
-    spec: SweepSpec
-    folder: Path
-    total: int
-    """Trials there will be at the most."""
-    finished: list[tuple[Params, Result]] = field(default_factory=list)
-    """In the order in which this process learned of them."""
-    running: list[Running] = field(default_factory=list)
-    ended: str = ""
-    """Why it stopped before its last trial; empty otherwise."""
-    out_of_time: bool = False
-    """Whether that was the budget, so that the same call would go on."""
-
-    best: Result | None = None
-    """The complete trial with the best metric, the first of equals."""
-
-    def add(self, params: Params, result: Result) -> None:
-        """Count a finished trial."""
-        self.finished.append((params, result))
-        value = result_value(self.spec, result)
-        best = None if self.best is None else result_value(self.spec, self.best)
-        if value is not None and (best is None or self.spec.better(value, best)):
-            self.best = result
+_AS_USUAL = Options()
 
 
 def _place_in_race(params: Params) -> tuple[float, str, str]:
@@ -111,16 +48,10 @@ def _place_in_race(params: Params) -> tuple[float, str, str]:
     return math.inf if depth == "all" else float(depth), digest_of(others), digest_of(params.get("seed"))
 
 
-def result_value(spec: SweepSpec, result: Result) -> float | None:
-    """The metric the sweep optimises, of a complete trial; else None."""
-    values = metric_values(spec.metric, result.history) if result.status == "complete" else []
-    return values[-1] if values else None
-
-
 def run_sweep(
     spec: SweepSpec,
     folder: Path,
-    options: Options = Options(),
+    options: Options = _AS_USUAL,
     seed: int = 0,
     watch: Callable[[Sweep, Result | None], None] = lambda sweep, ended: None,
     show: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -139,23 +70,44 @@ def run_sweep(
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
-    refuse_another(spec, folder, seed)
+    trial_keys(spec)  # a setting that is not known is the first thing to hear of
+    _settle(spec, folder, seed, (), options)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    local = cluster is None
-    found, shared = check_and_prepare(_to_prepare(spec, seed), local, show)
-    gpus = chosen_gpus(found, options.gpus)
-    claim(spec, folder, seed)
+    found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show)
+    data = (*found.datasets, *found.weights)
+    folder, reuse = _settle(spec, folder, seed, data, options)
+    options = replace(options, reuse=reuse)
+    gpus = chosen_gpus(found.gpus, options.gpus)
     environment = {"WANDB_RUN_GROUP": spec.name}
-    launcher: Launcher
-    if cluster is None:
-        slots = local_slots(gpus, options.workers, options.trials_per_gpu)
-        launcher = LocalLauncher(slots, environment, shared)
-    else:
-        launcher = ClusterLauncher(cluster, folder, environment, shared)
     sweep = Sweep(spec, folder, size(spec))
     in_plan_order = spec.target is not None or options.budget is not None  # what ends early must not end lopsided
-    _Loop(sweep, Search(spec, seed, None if in_plan_order else sharing_order), launcher, options, watch).run()
+    search = Search(spec, seed, None if in_plan_order else sharing_order)
+    with alone(folder), held(found.stores):
+        remove_leftovers(folder)
+        claim(spec, folder, seed, data)
+        launcher: Launcher
+        if cluster is None:
+            slots = local_slots(gpus, options.workers, options.trials_per_gpu)
+            launcher = LocalLauncher(slots, environment, found.shared)
+        else:
+            launcher = ClusterLauncher(cluster, folder, environment, found.shared)
+        _Loop(sweep, search, launcher, options, watch, found.datasets).run()
     return sweep
+
+
+def _settle(
+    spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], options: Options
+) -> tuple[Path, tuple[Path, ...]]:
+    """The folder to run in, and those whose records count: another folder where this one has another sweep and
+    `options.fork` is set.
+    """
+    try:
+        refuse_another(spec, folder, seed, data)
+    except Refused:
+        if not options.fork:
+            raise
+        return beside(folder, spec, seed, data), (*options.reuse, folder)
+    return folder, options.reuse
 
 
 def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
@@ -180,11 +132,17 @@ class _Loop:
         launcher: Launcher,
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
+        datasets: Sequence[str] = (),
     ):
         self.sweep, self.search, self.launcher, self.watch = sweep, search, launcher, watch
-        self.options = options
+        self.options, self.datasets = options, datasets
         self.deadline = None if options.budget is None else time.monotonic() + options.budget
         self.key_of = trial_keys(sweep.spec)
+        self.attempts = Attempts()
+        self.again: list[tuple[Params, Path]] = []
+        """Trials to start once more, before any other."""
+        self.outcomes: dict[str, list[tuple[str, bool]]] = {}
+        """By worker."""
         self.tried: list[Tried] = []
         """What a bayes search learns from."""
         self.curves: list[list[float]] = []
@@ -200,7 +158,7 @@ class _Loop:
         try:
             while True:
                 self._start()
-                if not sweep.running:
+                if not sweep.running and (sweep.ended or not self.again):
                     return
                 self.watch(sweep, None)
                 self.launcher.wait([trial.job for trial in sweep.running])
@@ -214,8 +172,10 @@ class _Loop:
     def _finish(self, params: Params, result: Result) -> None:
         """Count a trial that has its record, and see whether it ends the search."""
         sweep, spec = self.sweep, self.sweep.spec
-        sweep.add(params, result)
         curve = metric_values(spec.metric, result.history)
+        if result.status == "complete" and not curve:
+            result = record_unlogged(sweep.folder / TRIALS / result.key, result, spec.metric)
+        sweep.add(params, result)
         self.curves.append([self.sign * value for value in curve])
         self.tried.append(Tried(params, curve[-1] if curve and result.status != "failed" else None))
         value = result_value(spec, result)
@@ -230,14 +190,20 @@ class _Loop:
         sweep, waiting = self.sweep, list[tuple[Params, Path]]()
         while len(sweep.running) + len(waiting) < self.launcher.capacity and not sweep.ended:
             params = self.search.propose(self._tried(waiting) if sweep.spec.method == "bayes" else ())
+            if params is None and self.again:  # last, so that a worker is tried with other trials meanwhile
+                waiting.append(self.again.pop(0))
+                clear_attempt(waiting[-1][1])
+                continue
             if params is None:
                 break
             place = sweep.folder / TRIALS / self.key_of(params)
-            record = finished_record(place) or reused_record(sweep.spec, params, place, self.options.reuse)
+            record = finished_record(place) or reused_record(
+                sweep.spec, params, place, self.options.reuse, self.datasets
+            )
             if record is not None and not (record.status == "failed" and self.options.retry_failed):
                 self._finish(params, record)
                 continue
-            shutil.rmtree(place, ignore_errors=True)  # what an interrupted attempt left
+            clear_attempt(place)
             hopeless = self._lost_before(params)
             if hopeless:
                 self._finish(params, record_unstarted(place, params, hopeless))
@@ -268,25 +234,55 @@ class _Loop:
         return [*self.tried, *(Tried(params, None, running=True) for params in under_way)]
 
     def _look(self) -> None:
-        """Take note of new epochs and of trials that ended."""
+        """Take note of new epochs, of trials that ended, and of those that make no progress."""
         sweep = self.sweep
         for trial in list(sweep.running):
-            ended = trial.job.exitcode is not None
+            if trial.job.exitcode is not None:
+                sweep.running.remove(trial)
+                self._end(trial, trial.job.exitcode)
+                continue
             progress = progress_of(trial.folder)
-            if not ended and len(progress.get("history", [])) > len(trial.history):
+            if len(progress.get("history", [])) > len(trial.history):
                 trial.history, trial.epochs, trial.images = (progress[name] for name in ("history", "epochs", "images"))
                 self._stop_if_behind(trial)
-            if ended:
-                sweep.running.remove(trial)
-                result = finished_record(trial.folder) or record_death(
-                    trial.folder, trial.params, trial.job.exitcode or 0
-                )
-                best = sweep.best
-                self._finish(trial.params, result)
-                for loser in {trial.folder.name, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
-                    for kept in (CHECKPOINT, PREDICTIONS):
-                        (sweep.folder / TRIALS / loser / kept).unlink(missing_ok=True)
-                self.watch(sweep, result)
+            trial.look()
+            if trial.idle > self.options.stuck_after and not trial.stuck:
+                trial.stuck = True
+                stop_jobs(self.launcher, [trial.job])
+
+    def _end(self, trial: Running, exitcode: int) -> None:
+        """Record a trial that ended, or start it again."""
+        sweep, key = self.sweep, trial.folder.name
+        result = finished_record(trial.folder)
+        if trial.stuck or exitcode not in ASKED:
+            self._judge(trial, result is not None and speaks_for_worker(result))
+        if result is None and self.attempts.again(key, exitcode, trial.stuck):
+            why = "made no progress" if trial.stuck else f"ended by itself with exit code {exitcode}"
+            sweep.notes.append(f"trial {key} {why}; it was started again")
+            self.again.append((trial.params, trial.folder))
+            return
+        reach("tell", trial.folder)
+        if result is None:
+            starts = self.attempts.times(key)
+            result = record_death(trial.folder, trial.params, exitcode, starts, trial.stuck)
+        best = sweep.best
+        self._finish(trial.params, result)
+        for loser in {key, best.key if best else ""} - {sweep.best.key if sweep.best else ""}:
+            for kept in (CHECKPOINT, PREDICTIONS):
+                (sweep.folder / TRIALS / loser / kept).unlink(missing_ok=True)
+        self.watch(sweep, result)
+
+    def _judge(self, trial: Running, works: bool) -> None:
+        """Set a worker aside that fails again and again while others do not."""
+        worker = self.launcher.worker(trial.job)
+        outcomes = self.outcomes.setdefault(worker, [])
+        outcomes.append((trial.folder.name, works))
+        others = [seen for name, seen in self.outcomes.items() if name != worker]
+        if worker and self.launcher.capacity > 1 and sick(outcomes, others):
+            self.launcher.set_aside(worker)
+            del self.outcomes[worker]
+            self.attempts.forget(trial.folder.name)
+            self.sweep.notes.append(f"{worker} was set aside: {SICK} trials in a row failed there")
 
     def _stop_if_behind(self, trial: Running) -> None:
         spec = self.sweep.spec

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from finetune.compose import nearest, no_such_key, override, shipped
+from finetune.compose import nearest, no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
 from finetune.config import digest_of, flat
 from finetune.errors import Refused
@@ -18,6 +18,8 @@ from finetune.sweep.stopping import Hyperband, Race
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
 """What a trial reports every epoch, and so what a sweep can optimise."""
+_LONGEST = 1_000_000
+"""Characters of a sweep file, and values in it, at the most."""
 _TOP = (
     "name",
     "description",
@@ -100,8 +102,13 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
     """
     try:
-        raw = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _LONGEST:
+            raise ValueError(f"more than {_LONGEST} characters")
+        raw = yaml.load(text, _OnceLoader)  # noqa: S506 - a SafeLoader
+        if _values_in(raw, {}) > _LONGEST:
+            raise ValueError("aliases that multiply")
+    except Exception as error:  # what a date, a number or a tag makes of a text is raised in many kinds
         raise Refused(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
         raise Refused(f"{path} is not a sweep file: it must have `method` and `parameters`")
@@ -127,7 +134,10 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
     flattened = list(_flattened(path, raw["parameters"]))
     parameters = {key: _parameter(path, key, given, method) for key, given, _ in flattened}
-    fixed = (*command_overrides(str(path), raw.get("command", [])), *overrides)
+    told = command_overrides(str(path), raw.get("command", []))
+    refuse_reach((*told, *overrides))
+    _refuse_climbing(path, told, parameters)
+    fixed = (*told, *overrides)
     for word in overrides:
         key = word.lstrip("+~").partition("=")[0]
         if key in parameters:
@@ -153,6 +163,15 @@ def _problems(raw: Mapping[str, Any], nested: list[str]) -> Iterator[str]:
         yield f"nested parameters reach Hydra as one mapping; write dotted keys, such as {nested[0]}"
 
 
+def _refuse_climbing(path: Path, told: tuple[str, ...], parameters: Mapping[str, Distribution]) -> None:
+    """A file may say where to read, but not that something is written outside the folders it is run in."""
+    swept = [f"{key}={value}" for key, given in parameters.items() for value in given.values]
+    for word in (*told, *swept):
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in ("out", "cache.dir") and ".." in Path(value).parts:
+            raise Refused(f"{path}: {word} leads out of the folder; give --out or {key}=… beside the file instead")
+
+
 def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
     if not isinstance(given, dict) or not set(given) <= {"name", "goal", "target"} or "name" not in given:
         raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize, target: NUMBER}} and nothing else")
@@ -160,7 +179,7 @@ def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
     if goal not in ("maximize", "minimize"):
         raise Refused(f"{path}: metric.goal {goal!r} is not known; use maximize or minimize")
     if given["name"] not in METRICS:
-        raise Refused(f"{path}: metric.name {given['name']!r} is not reported; {nearest(str(given['name']), METRICS)}")
+        raise Refused(f"{path}: metric.name {given['name']!r} is not reported; choose from {', '.join(METRICS)}")
     target = given.get("target")
     return goal, given["name"], None if target is None else number(f"{path}: metric", "target", target)
 
@@ -178,14 +197,17 @@ def _stopping(path: Path, given: Any) -> Hyperband:
     if ("max_iter" in given) != ("s" in given):
         raise Refused(f"{where}: max_iter and s belong together; s is the number of bands before max_iter")
     for name in ("min_iter", "max_iter", "s"):
-        if name in given and (not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1):
-            raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
+        if name in given:
+            epochs = number(where, name, given[name])
+            if not epochs.is_integer() or not 1 <= epochs <= (100 if name == "s" else _LONGEST):
+                raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
     eta, strict = number(where, "eta", given.get("eta", 3)), given.get("strict", False)
-    if eta <= 1:
+    if not 1.01 <= eta <= 1000:
         raise Refused(f"{where}: eta {eta:g} must be above 1; 3 keeps a third of the trials at each band")
     if not isinstance(strict, bool):
         raise Refused(f"{where}: strict must be true or false, not {strict!r}")
-    made = Hyperband(given.get("min_iter"), given.get("max_iter"), given.get("s"), eta, strict)
+    first, last, bands = (given.get(name) for name in ("min_iter", "max_iter", "s"))
+    made = Hyperband(first, last, bands, eta, strict)
     if not made.bands:
         raise Refused(f"{where}: no band lies before max_iter {made.max_iter}; raise it, or lower eta")
     return made
@@ -229,17 +251,35 @@ def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
     if key not in flat(Schema()):
         raise Refused(f"{path}: {no_such_key(key)}")
     made = read_distribution(f"{path}: {key}", key, given)
+    if method == "grid" and made.kind in ("int_uniform", "q_uniform"):
+        points = (made.bounds[1] - made.bounds[0]) / made.q
+        if points > _LONGEST:
+            raise Refused(f"{path}: {key}: a grid of {points:.1e} values never ends; narrow it, or use method: random")
     if method == "grid" and made.choices is None:
         raise Refused(f"{path}: {key}: a grid needs values to list, not a {made.kind} distribution; give `values: […]`")
     return made
 
 
+def _values_in(value: Any, known: dict[int, int]) -> int:
+    """How many values this one holds once every alias is written out; one inside itself counts once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_values_in(item, known) for item in inner)
+    return known[id(value)]
+
+
 class _OnceLoader(yaml.SafeLoader):
-    """Plain YAML in which no key may come twice."""
+    """Plain YAML in which no key may come twice, and no mapping is merged into another."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} comes twice", node.start_mark)
+        seen = set[str]()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen or name == "<<":
+                why = f"key {name!r} comes twice" if name in seen else "<< is not supported; write the keys out"
+                raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)

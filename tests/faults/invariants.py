@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from finetune.cache import KINDS
 from finetune.result import RECORD, Result
-from finetune.store import KINDS, open_store
+from finetune.store import open_store
 from finetune.sweep.spec import SweepSpec, read_sweep
 
 

@@ -1,0 +1,106 @@
+"""The folder of a sweep: whose it is, and that one process at a time runs it. Imports no torch."""
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from finetune.durable import sealed, unsealed, write_durably
+from finetune.errors import Refused
+from finetune.sweep.spec import SweepSpec
+
+SWEEP = "sweep.json"
+
+
+def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str] = ()) -> None:
+    """Make sure that `folder` is new or holds this very sweep.
+
+    Args:
+        spec: The sweep.
+        folder: Where it is to live.
+        seed: Of its search.
+        data: Digests of its images and weights, once they are known.
+
+    Raises:
+        Refused: it holds another, or something else; the message says old and new.
+    """
+    if not (folder / SWEEP).is_file():
+        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise Refused(f"{folder} holds other files and no sweep; give --out another folder")
+        return
+    try:
+        old = unsealed((folder / SWEEP).read_bytes())
+        differs = _difference(old, json.loads(json.dumps(_identity(spec, seed, data))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{folder / SWEEP} cannot be read ({error}); give --out another folder") from error
+    if differs:
+        raise Refused(
+            f"{folder} holds a sweep whose {differs}; give the same file and overrides to continue it, --fork to start "
+            f"another beside it, or `--out ANOTHER --reuse {folder}` to choose where"
+        )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first thing in which two sweeps differ, with both values; empty for the same sweep."""
+    for name in ("fixed", "seed", "search", "data"):
+        if old.get(name, new[name]) != new[name] and (new[name] or name != "data"):
+            return f"{name} was {old[name]} and would now be {new[name]}"
+    spaces = old.get("space", new["space"]), new["space"]
+    for key in sorted(spaces[0].keys() | spaces[1]):
+        values = [space.get(key, "not swept") for space in spaces]
+        if values[0] != values[1]:
+            return f"{key} was {values[0]} and would now be {values[1]}"
+    return "" if old["digest"] == new["digest"] else f"digest was {old['digest']} and would now be {new['digest']}"
+
+
+def beside(folder: Path, spec: SweepSpec, seed: int, data: Sequence[str]) -> Path:
+    """A folder next to `folder` for a sweep that does not fit into it: a new one, or the one made for it before."""
+    for candidate in (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2)):
+        with contextlib.suppress(Refused):
+            refuse_another(spec, candidate, seed, data)
+            return candidate
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that runs the sweep in `folder`; one that dies lets go of it.
+
+    Raises:
+        Refused: another runs it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Refused(f"the sweep in {folder} is running already; wait for it, or give --out another folder") from None
+    except (OSError, NotImplementedError) as error:
+        print(f"warning: {folder} cannot be locked ({error}); run no second sweep in it", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]) -> None:
+    """Write into `folder` which sweep it holds."""
+    write_durably(folder / SWEEP, sealed(_identity(spec, seed, data)))
+
+
+def _identity(spec: SweepSpec, seed: int, data: Sequence[str]) -> dict[str, Any]:
+    stopping = repr(spec.stopping) if spec.stopping else "none"
+    return {
+        "name": spec.name,
+        "digest": spec.digest,
+        "seed": seed,
+        "fixed": spec.fixed,
+        "search": f"{spec.method}, {spec.goal} {spec.metric}, target {spec.target}, stopping {stopping}",
+        "space": {key: distribution.text for key, distribution in spec.parameters.items()},
+        "data": list(data),
+    }

@@ -1,0 +1,108 @@
+"""Before the first trial: every config checked, and what the trials share computed, in a child. Imports no torch."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from finetune.errors import Refused
+from finetune.sweep.attempts import RETRIES
+from finetune.sweep.launch import CONTEXT, end_with_parent
+
+Show = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and the total."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was found out."""
+
+    gpus: tuple[str, ...]
+    """Names of those that can be used."""
+    shared: str
+    """For the trials."""
+    datasets: tuple[str, ...]
+    """Digests of the images, as a trial's record has them."""
+    weights: tuple[str, ...]
+    """Digests of the pretrained weights, as a trial's record has them."""
+    stores: tuple[Path, ...]
+    """Folders of the stores that trials will read."""
+
+
+def check_and_prepare(
+    configs: Sequence[tuple[Sequence[str], int]],
+    stores: bool = True,
+    show: Show = lambda what, done, total: None,
+) -> Prepared:
+    """Check every config, and compute what their trials share, in a child; one that dies is started again.
+
+    Args:
+        configs: Overrides, and how many trials there are like them.
+        stores: Whether the trials will run on this machine, so that activations can be stored for them.
+        show: Told of the progress.
+
+    Raises:
+        Refused: what the first config that cannot run is refused for.
+    """
+    for _ in range(RETRIES + 1):
+        exitcode, found = _in_child(configs, stores, show)
+        if isinstance(found, Prepared):
+            return found
+        if isinstance(found, str):
+            raise Refused(found)
+    raise RuntimeError(f"the process that prepares the data died {RETRIES + 1} times, with exit code {exitcode}")
+
+
+def _in_child(
+    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Show
+) -> tuple[int | None, Prepared | str | None]:
+    """The child's exit code; and what it found, or why it refuses, or nothing where it died."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_prepare, args=([(list(c), n) for c, n in configs], stores, sender), daemon=True)
+    child.start()
+    sender.close()
+    found: Prepared | str | None = None
+    try:
+        while isinstance(message := receiver.recv(), tuple):
+            show(*message)
+        found = message
+    except EOFError:
+        pass
+    finally:
+        receiver.close()
+        if child.is_alive() and sys.exc_info()[0] is not None:
+            child.terminate()
+    child.join()
+    return child.exitcode, found
+
+
+def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection) -> None:
+    end_with_parent()
+
+    import torch
+
+    from finetune import train
+
+    shown = 0.0
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if done == total or time.monotonic() > shown + 0.1:
+            shown = time.monotonic()
+            sender.send((what, done, total))
+
+    found: Prepared | str
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            shared = train.prepare(configs, stores, show)
+            count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            names = [name for name in visible.split(",") if name] or [str(i) for i in range(count)]
+            folders = tuple(map(Path, shared.folders))
+            found = Prepared(tuple(names[:count]), shared.to_text(), shared.datasets, shared.weight_digests, folders)
+        except Refused as error:
+            found = str(error)
+        sender.send(found)

@@ -1,0 +1,270 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune.errors import Refused
+from finetune.result import HEARTBEAT, Result, outcome
+from finetune.sweep import run as run_module
+from finetune.sweep.launch import Slot
+from finetune.sweep.records import trial_keys
+from finetune.sweep.run import run_sweep
+from finetune.sweep.spec import SweepSpec
+from finetune.sweep.state import Options, Running, Sweep
+from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
+from tests.models import finetune
+
+DEPTHS = {"model.freeze_depth": {"values": [15, 16, 17]}}
+Arm = Callable[..., Path]
+
+
+def ended(sweep: Sweep) -> dict[object, tuple[str, str]]:
+    return {params["model.freeze_depth"]: (result.status, result.reason) for params, result in sweep.finished}
+
+
+def outcomes(folder: Path) -> dict[str, dict[str, object]]:
+    return {key: outcome(Result.load(folder / "trials" / key)) for key in terminal_records(folder)}
+
+
+def key_at(spec: SweepSpec, depth: int) -> str:
+    return trial_keys(spec)({"model.freeze_depth": depth})
+
+
+def wait_for(found: Callable[[], object], patience: float = 60) -> None:
+    deadline = time.monotonic() + patience
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("what", ["space", "metric", "images"])
+def test_fault_14_another_space_metric_or_data_are_refused_and_forked(
+    tmp_path: Path, fast: list[str], images: Path, what: str
+) -> None:
+    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
+    run_sweep(spec, tmp_path / "s")
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    if what == "space":
+        spec = spec_of(tmp_path, fast, DEPTHS)
+        told = r"model.freeze_depth was 16, 17 and would now be 15, 16, 17"
+    elif what == "metric":
+        spec = replace(spec, metric="val/loss", goal="minimize")
+        told = r"search was grid, maximize val/acc_best, .* would now be grid, minimize val/loss"
+    else:
+        file = next((images / "train" / "class0").iterdir())
+        Image.open(file).rotate(180).save(file)
+        told = r"data was \['\w+-\w+', '\w+'\] and would now be \['\w+-\w+', '\w+'\]"
+    with pytest.raises(Refused, match=told):
+        run_sweep(spec, tmp_path / "s")
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+    forked = run_sweep(spec, tmp_path / "s", Options(fork=True))
+    assert forked.folder == tmp_path / "s-2"
+    assert all(result.status == "complete" for _, result in forked.finished)
+    kept = {(result.key, str(result.seconds)) for result in map(Result.load, (tmp_path / "s" / "trials").iterdir())}
+    again = {(result.key, str(result.seconds)) for _, result in forked.finished}
+    assert len(kept & again) == (0 if what == "images" else 2)  # what was found on other images does not count
+    assert run_sweep(spec, tmp_path / "s", Options(fork=True)).folder == tmp_path / "s-2"
+
+
+def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, fast: list[str], arm: Arm) -> None:
+    file = sweep_file(tmp_path, DEPTHS)
+    words = ["sweep", file, *fast, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]
+    arm(f"tell {tmp_path}/s/trials/* 2 kill")
+    assert run(*words)[0] == -signal.SIGKILL
+    before = terminal_records(tmp_path / "s")
+    assert len(before) == 2
+    arm()
+    seen: list[str] = []
+    spec = spec_of(tmp_path, fast, DEPTHS)
+    sweep = run_sweep(spec, tmp_path / "s", watch=lambda _, result: seen.append(result.key) if result else None)
+    assert (len(sweep.finished), len(seen)) == (3, 1)
+    assert not {*seen} & {*before}
+    check_invariants(tmp_path / "s", before)
+
+
+def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_command_goes_on(
+    tmp_path: Path, fast: list[str]
+) -> None:
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [16, 17]}})
+    words = [*fast[:-2], fast[-1], "trainer.epochs=40", "trainer.save_every=0"]
+    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s")
+    wait_for(lambda: len(list((tmp_path / "s").glob("trials/*/last.ckpt"))) == 2)
+    process.kill()
+    process.communicate()
+    assert not living(str(tmp_path / "s"))
+    before = terminal_records(tmp_path / "s")
+    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [16, 17]}}), fixed=tuple(words))
+    run_sweep(spec, tmp_path / "s", Options(workers=2))
+    logs = [log.read_text() for log in (tmp_path / "s").glob("trials/*/log.txt")]
+    assert all("going on in epoch" in log for log in logs)
+    run_sweep(spec, tmp_path / "whole", Options(workers=2))
+    assert outcomes(tmp_path / "s") == outcomes(tmp_path / "whole")
+    check_invariants(tmp_path / "s", before)
+
+
+def test_fault_24_a_killed_data_process_is_noticed_and_started_again(tmp_path: Path, fast: list[str], arm: Arm) -> None:
+    spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}"], DEPTHS)
+    reached = arm(f"rename {tmp_path}/cache/pixels/???????????? 1 kill")
+    began = time.monotonic()
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert time.monotonic() - began < 60
+    assert [status for status, _ in ended(sweep).values()] == ["complete"] * 3
+    lines = reached.read_text().splitlines()
+    renamed = [line for line in lines if line.startswith(f"rename {tmp_path}/cache/pixels") and ".part" not in line]
+    assert len(renamed) == 3  # two stores, the first twice
+    check_invariants(tmp_path / "s", {}, tmp_path / "cache")
+    arm(f"rename {tmp_path}/other/pixels/* 0 kill")
+    with pytest.raises(RuntimeError, match="died 3 times, with exit code -9"):
+        run_sweep(spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'other'}"], DEPTHS), tmp_path / "t")
+
+
+def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Path, fast: list[str], arm: Arm) -> None:
+    spec = spec_of(tmp_path, fast, DEPTHS)
+    slow = key_at(spec, 17)
+    arm(f"step *{slow} 2 sleep:120")
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=8))
+    assert [status for status, _ in ended(sweep).values()] == ["complete"] * 3
+    assert sweep.notes == [f"trial {slow} made no progress; it was started again"]
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_27_a_trial_that_hangs_twice_fails(tmp_path: Path, fast: list[str], arm: Arm) -> None:
+    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
+    arm(f"step *{key_at(spec, 17)} 0 sleep:120")
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=8))
+    assert ended(sweep)[17] == ("failed", "no sign of progress, so it was ended, at each of 2 starts")
+    assert ended(sweep)[16][0] == "complete"
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_28_a_trial_that_dies_at_every_start_fails_after_two_more(
+    tmp_path: Path, fast: list[str], arm: Arm
+) -> None:
+    spec = spec_of(tmp_path, fast, DEPTHS)
+    doomed = key_at(spec, 16)
+    reached = arm(f"step *{doomed} 0 kill")
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert ended(sweep)[16] == ("failed", "killed by signal 9, at each of 3 starts")
+    assert [ended(sweep)[depth][0] for depth in (15, 17)] == ["complete"] * 2
+    assert len([line for line in reached.read_text().splitlines() if line.endswith(doomed) and "step" in line]) == 3
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_42_a_sick_worker_is_set_aside_and_the_others_go_on(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [12, 13, 14, 15, 16, 17]}})
+    broken = Slot(None, 0)  # torch accepts no zero threads, so whatever runs there dies
+    monkeypatch.setattr(run_module, "local_slots", lambda *_: [Slot(None, 1), broken])
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2))
+    assert [status for status, _ in ended(sweep).values()] == ["complete"] * 6
+    assert "worker 1 was set aside: 3 trials in a row failed there" in sweep.notes
+    assert sum("started again" in note for note in sweep.notes) >= 3
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_43_what_fails_every_trial_alike_stops_the_sweep_and_is_told_once(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path, {"seed": {"values": [0, 1, 2, 3, 4, 5]}})
+    words = [*fast, "model.freeze_depth=0", "optim.lr=1e30", "trainer.epochs=1"]
+    assert finetune(monkeypatch, "sweep", file, *words, "--workers", 1, "--out", tmp_path / "s") == 4
+    said = capfd.readouterr().out
+    assert len(terminal_records(tmp_path / "s")) == 3
+    (told,) = [line for line in said.splitlines() if line.startswith("ended early: ")]
+    assert told.startswith("ended early: the first 3 trials failed alike: FloatingPointError: train/loss became")
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(tmp_path: Path, fast: list[str]) -> None:
+    words = [*fast[:-2], fast[-1], "trainer.epochs=30"]
+    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [16, 17]}}), fixed=tuple(words))
+    stopped: dict[int, float] = {}
+
+    def disturb(sweep: Sweep, result: Result | None) -> None:
+        """Stop each worker for longer than a trial may be stuck; put its files an hour off."""
+        for trial in sweep.running:
+            pid = trial.job.pid or 0  # type: ignore[attr-defined]
+            if (trial.folder / HEARTBEAT).exists() and pid not in stopped:
+                os.kill(pid, signal.SIGSTOP)
+                stopped[pid] = time.monotonic()
+                for file, off in ((trial.folder / HEARTBEAT, 3600), (trial.folder / "log.txt", -3600)):
+                    os.utime(file, (time.time() + off,) * 2)
+            elif pid in stopped and time.monotonic() - stopped[pid] > 3:
+                os.kill(pid, signal.SIGCONT)
+                stopped[pid] = float("inf")
+
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=2), watch=disturb)
+    assert len(stopped) == 2
+    assert [status for status, _ in ended(sweep).values()] == ["complete"] * 2
+    assert sweep.notes == []
+    assert len(terminal_records(tmp_path / "s")) == 2
+    check_invariants(tmp_path / "s", {})
+
+
+def test_fault_44_a_coordinator_that_was_stopped_and_continued_declares_no_live_trial_dead(
+    tmp_path: Path, fast: list[str]
+) -> None:
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [16, 17]}})
+    words = [*fast[:-2], fast[-1], "trainer.epochs=60"]
+    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s", "--stuck-after", "3s")
+    wait_for(lambda: list((tmp_path / "s").glob(f"trials/*/{HEARTBEAT}")))
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "no progress" not in said
+    assert len(terminal_records(tmp_path / "s")) == 2
+    check_invariants(tmp_path / "s", {})
+
+
+def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_again(
+    tmp_path: Path, fast: list[str], arm: Arm
+) -> None:
+    metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}  # which any trial reaches
+    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17, 16, 15]}}, metric=metric)
+    arm(f"step *{key_at(spec, 17)} 1 kill")
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert list(ended(sweep)) == [16]
+    assert sweep.ended == "val/acc_best reached its target 0"
+    assert [folder.name for folder in (tmp_path / "s" / "trials").iterdir() if not (folder / "result.json").exists()]
+    check_invariants(tmp_path / "s", {})
+
+
+def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, DEPTHS)
+    refused: list[str] = []
+
+    def second(sweep: Sweep, result: Result | None) -> None:
+        if result is not None and not refused:
+            with pytest.raises(Refused) as caught:
+                run_sweep(spec, tmp_path / "s")
+            refused.append(str(caught.value))
+
+    run_sweep(spec, tmp_path / "s", watch=second)
+    assert refused == [f"the sweep in {tmp_path / 's'} is running already; wait for it, or give --out another folder"]
+    assert len(run_sweep(spec, tmp_path / "s").finished) == 3
+
+
+def test_time_counts_as_idle_only_while_it_was_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    trial = Running({}, tmp_path, job=type("Job", (), {"pid": None})())
+    for moment, idle in ((0, 0), (1, 0), (2, 0)):
+        now[0] = moment
+        trial.look()
+        assert trial.idle == idle  # nothing has begun
+    (tmp_path / "log.txt").touch()
+    for moment, idle in ((3, 0), (4, 1), (4.5, 1.5), (4000, 3.5), (4001, 4.5)):
+        now[0] = moment
+        trial.look()
+        assert trial.idle == idle
+    (tmp_path / HEARTBEAT).write_text("1\n")
+    trial.look()
+    assert trial.idle == 0
