@@ -129,7 +129,13 @@ def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
         y=[r.val_acc_best for r in complete],
         mode="markers",
         name="trial",
-        marker={"color": depths, "colorscale": SCALE, "size": 9, "colorbar": {"title": {"text": "k"}, "thickness": 12}},
+        marker={
+            "color": depths,
+            "colorscale": SCALE,
+            "size": 9,
+            "line": {"color": GREY, "width": 1},  # its ends are as dark and as light as a page may be
+            "colorbar": {"title": {"text": "k"}, "thickness": 12},
+        },
         **hover(complete, table, "k=%{marker.color}, %{x:.1f} s"),
     )
     front = pareto_front([(s, r.val_acc_best or 0.0) for s, r in zip(seconds, complete, strict=True)])
@@ -161,7 +167,8 @@ def curves_figure(complete: Sequence[Result], table: Table) -> go.Figure:
         x=[x for x, _ in points], y=[y for _, y in points], mode="lines", name="other trials",
         line={"color": GREY, "width": 1}, opacity=0.35, hoverinfo="skip",
     )  # fmt: skip
-    colors = sample_colorscale(SCALE, [i / max(1, len(best) - 1) for i in range(len(best))])
+    shares = [0.2 + 0.7 * i / max(1, len(best) - 1) for i in range(len(best))]  # its ends do not show on every page
+    colors = sample_colorscale(SCALE, shares)
     dashes = itertools.cycle(("solid", "dash", "dot", "dashdot"))
     for group, color, dash in zip(best, colors, dashes, strict=False):
         for at, record in enumerate(by_key[key] for key in group.keys):
