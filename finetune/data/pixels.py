@@ -26,7 +26,7 @@ PAD_COLOR = (124, 116, 104)
 """ImageNet's mean colour, close to 0 after normalisation."""
 _BLOCK = 64
 """Images that are written, and checked, at once."""
-VERSION = 2
+VERSION = 3
 """Part of every store's name; changes when the same file would come out as other pixels."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
