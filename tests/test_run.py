@@ -397,3 +397,16 @@ def test_the_sweep_file_of_a_folder_is_json_without_secrets(
     written = [file for file in (tmp_path / "s").rglob("*") if file.is_file()]
     assert len(written) > 3
     assert not [file for file in written if secret.encode() in file.read_bytes()]
+
+
+def test_a_launcher_keeps_no_file_open_for_trials_that_ended(tmp_path: Path) -> None:
+    launcher = LocalLauncher([Slot(None, 1)])
+    opened = []
+    for i in range(4):
+        (job,) = launcher.start([(["data.root=/no/such/folder"], tmp_path / str(i))])
+        assert launcher.worker(job) == "worker 0"
+        while job.exitcode is None:
+            launcher.wait([job])
+        del job
+        opened.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert opened[1] == opened[3]

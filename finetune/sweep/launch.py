@@ -104,7 +104,6 @@ class LocalLauncher:
         self._slots = {slot.name(i): slot for i, slot in enumerate(slots)}
         self._shared, self._environment = shared, dict(environment or {})
         self._taken: dict[str, ForkServerProcess] = {}
-        self._places: dict[ForkServerProcess, str] = {}
 
     @property
     def capacity(self) -> int:
@@ -121,15 +120,14 @@ class LocalLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
         given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, beat)
-        child = CONTEXT.Process(target=_run_trial, args=given, daemon=True)
+        child = CONTEXT.Process(target=_run_trial, name=free, args=given, daemon=True)
         child.start()
         self._taken[free] = child
-        self._places[child] = free
         return child
 
     def worker(self, job: Job) -> str:
         """The name of the slot."""
-        return self._places[job] if isinstance(job, ForkServerProcess) else ""
+        return job.name if isinstance(job, ForkServerProcess) else ""
 
     def set_aside(self, worker: str) -> None:
         """Take a slot away."""

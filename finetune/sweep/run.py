@@ -140,7 +140,7 @@ class _Loop:
         self.key_of = trial_keys(sweep.spec)
         self.attempts = Attempts()
         self.again: list[tuple[Params, Path]] = []
-        """Trials to start once more, before any other."""
+        """Trials to start once more, after all others, so that a worker is tried with different ones."""
         self.outcomes: dict[str, list[tuple[str, bool]]] = {}
         """By worker."""
         self.tried: list[Tried] = []
@@ -190,7 +190,7 @@ class _Loop:
         sweep, waiting = self.sweep, list[tuple[Params, Path]]()
         while len(sweep.running) + len(waiting) < self.launcher.capacity and not sweep.ended:
             params = self.search.propose(self._tried(waiting) if sweep.spec.method == "bayes" else ())
-            if params is None and self.again:  # last, so that a worker is tried with other trials meanwhile
+            if params is None and self.again:
                 waiting.append(self.again.pop(0))
                 clear_attempt(waiting[-1][1])
                 continue
