@@ -10,8 +10,9 @@ import numpy as np
 
 from finetune.backbone import Weights, backbone_shapes, read_weights
 from finetune.config import Config, ModelConfig, digest_of
+from finetune.data.contents import WITHOUT_LEAKS, in_several, state_of, too_kind
 from finetune.data.pixels import PixelStore, Transform, pixel_store
-from finetune.data.samples import WITHOUT_LEAKS, DataSet, in_several, load_samples, state_of, too_kind
+from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Refused
 from finetune.store import open_store

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from finetune.data.samples import DataSet, Samples, contents, load_samples, stratified
+from finetune.data.contents import contents
+from finetune.data.samples import DataSet, Samples, load_samples, stratified
 from finetune.errors import Refused
 
 TWO_CLASSES = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")

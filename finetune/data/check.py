@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from finetune.data.contents import WITHOUT_LEAKS, contents, misnamed, too_kind
 from finetune.data.pixels import decode
-from finetune.data.samples import WITHOUT_LEAKS, DataSet, contents, misnamed, too_kind
+from finetune.data.samples import DataSet
 
 _ALSO = {"MPO": "JPEG"}
 """A camera's JPEG with a second picture behind the first."""

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from finetune.cache import locked, make_room
 from finetune.config import digest_of
 from finetune.cost import free_memory
-from finetune.data.samples import Samples, contents, misnamed, state_of
+from finetune.data.contents import contents, misnamed, state_of
+from finetune.data.samples import Samples
 from finetune.errors import Refused
 from finetune.parallel import in_order
 from finetune.store import Building, Loaded, Rows, open_store, store_bytes

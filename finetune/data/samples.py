@@ -1,12 +1,10 @@
 """A folder of images, or a CSV, as paths with labels and splits. Looks at names and bytes, not at pixels."""
 
 import csv
-import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,36 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
+from finetune.data.contents import FORMATS
 from finetune.errors import Refused
 
 SPLITS = ("train", "val", "test")
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-}
-"""What Pillow calls a file with that ending."""
 EXTENSIONS = frozenset(FORMATS)
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"BM", "BMP"),
-    (b"RIFF", "WEBP"),
-    (b"II", "TIFF"),
-    (b"MM", "TIFF"),
-    (b"GIF8", "GIF"),
-    (b"P", "PPM"),
-)
-"""How a file of each format begins."""
-WITHOUT_LEAKS = "remove them from one, or set data.on_leak=warn"
-"""What to do where images that lie in several splits are refused."""
 _FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -193,74 +166,6 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
     generator = np.random.default_rng(seed)
     chosen = [generator.permutation(np.flatnonzero(array == c))[:n] for c, n in zip(classes, take, strict=True)]
     return sorted(int(i) for i in np.concatenate(chosen))
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is known of a file's bytes."""
-
-    digest: str
-    """SHA-256; size and time of change are not trusted."""
-    format: str
-    """Pillow's name for what the file begins like; empty when that is none of `FORMATS`."""
-
-
-def contents(paths: Sequence[Path]) -> list[Content]:
-    """Digest and format of each file, in order, each read once.
-
-    Raises:
-        Refused: a file is gone or may not be read.
-    """
-
-    def read(path: Path) -> Content:
-        try:
-            with path.open("rb") as file:
-                begins = file.read(4)
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
-        return Content(digest, next((name for magic, name in _MAGIC if begins.startswith(magic)), ""))
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read, paths))
-
-
-def misnamed(formats: Mapping[Path, str]) -> str:
-    """One sentence on files whose name says another format than they have, a PNG named .jpg; empty without any."""
-    odd = [(path, name) for path, name in formats.items() if name != FORMATS.get(path.suffix.lower(), name)]
-    if not odd:
-        return ""
-    first, name = odd[0]
-    return f"{len(odd)} files are not what their names say (read anyway): {first} is {name or 'of another kind'}"
-
-
-def in_several(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...]]:
-    """Images that lie in more than one split, byte for byte: groups of paths, one a split.
-
-    Args:
-        splits: The digest of every file, by split.
-    """
-    places: dict[str, dict[str, Path]] = {}
-    for split, digests in splits.items():
-        for path, digest in digests.items():
-            places.setdefault(digest, {}).setdefault(split, path)
-    return [tuple(there.values()) for there in places.values() if len(there) > 1]
-
-
-def too_kind(shared: Sequence[Sequence[Path]]) -> str:
-    """The sentence on such groups."""
-    first = " = ".join(map(str, shared[0][:2])) + (" …" if len(shared) > 1 else "")
-    return f"{len(shared)} images lie in several splits, so validation is too kind: {first}"
-
-
-def state_of(file: Path) -> str:
-    """Changes when the file does, as far as a look at its entry tells; empty where there is none."""
-    try:
-        found = file.stat()
-    except OSError:
-        return ""
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 Found = dict[str, list[tuple[Path, str]]]
