@@ -5,7 +5,6 @@ The composition root: it sees the whole config and hands its parts on.
 
 import contextlib
 import os
-import platform
 import shlex
 import sys
 import time
@@ -13,19 +12,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hydra
 import pytorch_lightning as pl
 import torch
-import torchvision
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune import activation_plan, signals
-from finetune.backbone import build_backbone
+from finetune.account import digests_of, result_of, summary_of
 from finetune.checkpoint import InputSpec, Network, save_checkpoint
 from finetune.compose import (
     as_overrides,
@@ -33,7 +30,6 @@ from finetune.compose import (
     compose_config,
     explain,
     override,
-    override_values,
     refuse_reach,
     register,
     shipped,
@@ -43,9 +39,8 @@ from finetune.data.datamodule import PixelData
 from finetune.durable import remove_leftovers, write_durably
 from finetune.errors import Interrupted, Pruned, Refused
 from finetune.faults import reach
-from finetune.freeze import depth_table
 from finetune.heartbeat import Heartbeat
-from finetune.inputs import Inputs, gather
+from finetune.inputs import gather
 from finetune.metric import Beat
 from finetune.module import FineTune
 from finetune.precision import Precision
@@ -57,7 +52,6 @@ from finetune.trainer import (
     build_module,
     build_trainer,
     close_loggers,
-    device_name,
     logger_warnings,
     peak_memory_mb,
     quieten,
@@ -102,7 +96,12 @@ def train(
     clock.stop("data")
     module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
     precision = Precision.of(config.trainer)
-    trial = {"key": trial_key(config), **_digests(given), "precision": precision.name, "torch": str(torch.__version__)}
+    trial = {
+        "key": trial_key(config),
+        **digests_of(given),
+        "precision": precision.name,
+        "torch": str(torch.__version__),
+    }
     unfinished = Unfinished.load(out, trial)
     keeper = Keeper(out, heartbeat, trial, config.trainer.save_every, unfinished)
     trainer = build_trainer(config.trainer, config.logger, out, precision, keeper)
@@ -132,68 +131,16 @@ def train(
         clock.seconds["augment"] = round(augmenting, 3)
         print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
     ended = status, reason, test, [*given.warnings, *logger_warnings(trainer)]
-    result = _record(config, overrides, given, module, precision, clock, *ended)
+    result = result_of(config, overrides, given, module, precision, clock.seconds, *ended)
     result.save(out)
     if status != "interrupted":
         (out / LAST).unlink(missing_ok=True)
     heartbeat.end()
     signals.hold(False)
-    close_loggers(trainer, error, lambda: _summary(config, network, result))
+    close_loggers(trainer, error, lambda: summary_of(config, network, result))
     if error is not None:
         raise error
     return result
-
-
-def _record(
-    config: Config,
-    overrides: Sequence[str],
-    given: Inputs,
-    module: FineTune,
-    precision: Precision,
-    clock: "_Clock",
-    status: str,
-    reason: str,
-    test: dict[str, float],
-    warnings: list[str],
-) -> Result:
-    validated = bool(module.history) and not config.trainer.refit
-    return Result(
-        key=trial_key(config),
-        status=status,
-        reason=reason,
-        freeze_depth=given.network.cut.plan.depth,
-        freeze_unit=config.model.freeze_unit,
-        seed=config.seed,
-        val_acc_best=module.best_acc if validated else None,
-        best_epoch=module.best_epoch if validated else None,
-        trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        params=_params(config, overrides),
-        config=flat(config),
-        history=module.history,
-        last={**(module.history[-1] if module.history else {}), **test},
-        classes=list(given.images.classes),
-        seconds=clock.seconds,
-        images_per_second=round(
-            len(given.images.splits["train"].images) * len(module.history) / clock.seconds["train"], 1
-        ),
-        peak_memory_mb=peak_memory_mb(precision.device),
-        digests=_digests(given),
-        cache=given.cache,
-        versions=_versions(),
-        host=platform.node(),
-        device=device_name(precision.device),
-        warnings=warnings,
-    )
-
-
-def _digests(given: Inputs) -> dict[str, str]:
-    return {
-        "weights": given.network.weights.digest,
-        "frozen": given.network.cut.frozen_digest,
-        "dataset": "-".join(store.digest for store in given.images.splits.values()),
-        "split": given.images.split_digest,
-        "augmentation": given.preprocess.augment.digest,
-    }
 
 
 def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelData) -> dict[str, float]:
@@ -246,20 +193,6 @@ def _save_predictions(out: Path, config: Config, module: FineTune, images: Image
     predictions_of(module.best_probabilities.numpy(), val.labels, paths, folder, lambda i: val.images[i]).save(out)
 
 
-def _summary(config: Config, network: Network, result: Result) -> dict[str, Any]:
-    """What a dashboard shows of a run besides its metrics: its cost, and its row of the depth table."""
-    with torch.device("meta"):
-        table = depth_table(build_backbone(config.model.backbone), config.model.freeze_unit, config.data.size)
-    row = table[network.cut.plan.depth]
-    return {
-        **result.figures(),
-        "frozen/last": row.name,
-        "frozen/parameters": row.parameters,
-        "frozen/parameter_share": row.parameter_share,
-        "frozen/flop_share": row.flop_share,
-    }
-
-
 class _Clock:
     """Seconds by phase, each from the end of the one before."""
 
@@ -286,16 +219,6 @@ def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
     given = {"config": OmegaConf.structured(config), "overrides": OmegaConf.create(list(overrides))}
     for name, values in given.items():
         write_durably(out / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(values).encode())
-
-
-def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
-    settings = flat(config)
-    return {key: settings[key] for key in override_values(overrides) if key in settings and key != "out"}
-
-
-def _versions() -> dict[str, str]:
-    modules = {"torch": torch, "torchvision": torchvision, "pytorch_lightning": pl}
-    return {"python": platform.python_version(), **{name: str(m.__version__) for name, m in modules.items()}}
 
 
 def _one_line(error: BaseException) -> str:

@@ -94,6 +94,7 @@ NEVER = {
     "evaluate": (*NETWORK, "data", "checkpoint", "classifier", "trainer", "sweep", "report", "result"),
     "card": (*NETWORK, "checkpoint", "classifier", "trainer", "sweep", "report"),
     "trainer": ("sweep", "report", "data", "checkpoint", "compose"),
+    "account": ("sweep", "report", "train"),
     "unfinished": ("sweep", "report", "data", "checkpoint", "compose", "trainer"),
     "heartbeat": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "compose"),
     "signals": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "compose", "result"),
@@ -142,8 +143,8 @@ ONLY_IN = {
     "plotly": ("report.html", "report.plot", "report.figures", "report.settings", "report.winner_html"),
     "typer": ("cli", "commands"),
     "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
-    "torchvision": ("backbone", "activations", "train", "commands.model"),
-    "pytorch_lightning": ("module", "trainer", "unfinished", "wandb_run", "train", "data.datamodule"),
+    "torchvision": ("backbone", "activations", "account", "commands.model"),
+    "pytorch_lightning": ("module", "trainer", "unfinished", "wandb_run", "train", "account", "data.datamodule"),
     "pickle": (),
 }
 

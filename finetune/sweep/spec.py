@@ -204,7 +204,7 @@ def _stopping(path: Path, given: Any) -> Hyperband:
     eta, strict = number(where, "eta", given.get("eta", 3)), given.get("strict", False)
     if not 1.01 <= eta <= 1000:
         raise Refused(
-            f"{where}: eta {eta:g} must lie above 1 and not above 1000; 3 keeps a third of the trials at each band"
+            f"{where}: eta {eta:g} must be above 1 and at most 1000; 3 keeps a third of the trials at each band"
         )
     if not isinstance(strict, bool):
         raise Refused(f"{where}: strict must be true or false, not {strict!r}")
