@@ -242,6 +242,16 @@ def test_fault_26_a_signal_while_validating_loses_no_training(
     same(tmp_path / "whole", out)
 
 
+def interrupted(process: subprocess.Popen[str], times: int) -> tuple[str, float]:
+    """What a command prints after so many Ctrl-Cs, and the seconds it takes to end after the last."""
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    pressed = time.monotonic()
+    text, _ = process.communicate(timeout=30)
+    return text, time.monotonic() - pressed
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_fault_25_ctrl_c_saves_the_trial_and_a_second_one_does_not_wait(
     fast: list[str], tmp_path: Path, arm: Arm, times: int
@@ -251,15 +261,11 @@ def test_fault_25_ctrl_c_saves_the_trial_and_a_second_one_does_not_wait(
     reached = arm(f"step {out} 4 sleep:{1 if times == 1 else 60}")
     process = start_trial(*words)
     wait_for(lambda: steps(reached) == 4)
-    for _ in range(times):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    pressed = time.monotonic()
-    text, _ = process.communicate(timeout=30)
+    text, waited = interrupted(process, times)
     assert "stopping after this batch; Ctrl-C again to stop at once" in text
     assert not living(str(out))
     if times == 2:
-        assert time.monotonic() - pressed < 5
+        assert waited < 5
         assert process.returncode == -signal.SIGINT  # which a shell calls 130
         return
     assert process.returncode == 130
@@ -296,12 +302,8 @@ def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that
     reached = arm(f"step * 4 sleep:{1 if times == 1 else 60}")
     process = start(*words)
     wait_for(lambda: steps(reached) == 4)
-    for _ in range(times):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    pressed = time.monotonic()
-    text, _ = process.communicate(timeout=30)
-    assert time.monotonic() - pressed < (5 if times == 2 else 12)
+    text, waited = interrupted(process, times)
+    assert waited < (5 if times == 2 else 12)
     assert process.returncode == 130
     assert f"to continue, run the same command again: cli.py {' '.join(map(str, words))}" in text
     assert not living(str(folder))

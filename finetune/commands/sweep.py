@@ -1,0 +1,197 @@
+"""Running sweeps here: start, look, plan."""
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.commands.report import print_conclusions
+from finetune.console import plain_table, watching
+from finetune.errors import Interrupted, Refused
+from finetune.progress import console
+
+
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
+    gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
+    trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most; overrules run_cap.")] = None,
+    race: Annotated[bool, typer.Option("--race", help="Stop trials that can hardly become the best.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.")] = "local",
+    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
+    fork: Annotated[
+        bool, typer.Option("--fork", help="Where DIR holds another sweep, run beside it and count what fits.")
+    ] = False,
+    stuck_after: Annotated[
+        str, typer.Option(metavar="TIME", help="Without progress for so long, a trial is started again.")
+    ] = "15m",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+) -> int:
+    """Run a sweep, or continue one.
+
+    The trials run on every GPU or core of this machine, or on a cluster. The same command continues a sweep that was
+    stopped, and repeats no finished trial.
+    """
+    from finetune.data.shapes import EMBEDDED
+    from finetune.report.html import write_report
+    from finetune.report.table import read_records
+    from finetune.sweep.run import run_sweep
+    from finetune.sweep.spec import find_sweep, read_sweep
+    from finetune.sweep.state import Options
+
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials, race)
+    folder = out or Path("runs") / spec.name
+    limit = None if budget is None else _seconds("--budget", budget)
+    patience = _seconds("--stuck-after", stuck_after)
+    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed, fork, patience)
+    try:
+        with watching() as (watch, show):
+            ended = run_sweep(spec, folder, options, seed, watch, show)
+    except (KeyboardInterrupt, Interrupted):
+        console.print("\nstopped; to continue, run the same command again: " + this_command())
+        raise
+    folder = ended.folder
+    for note in ended.notes:
+        console.print(f"warning: {note}", markup=False)
+    if ended.ended:
+        console.print(f"ended early: {ended.ended}")
+    if not ended.finished:
+        console.print("no trial finished; the same command continues: " + this_command())
+        return 4
+    records = read_records(folder)
+    print_conclusions([folder], records)
+    console.print(f"plot and table: {write_report(folder, records)}")
+    if ended.best is not None:
+        console.print(f"the winner, its command and its model: finetune best {folder}")
+    if ended.best is None:
+        reason = ended.finished[0][1].reason
+        console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
+        return 4
+    if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in spec.fixed):
+        console.print("the same on your own images: make sweep-local DATA=FOLDER")
+        console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
+    if ended.out_of_time:
+        console.print("to go on, run the same command again: " + this_command())
+        return 4
+    return 3 if any(result.status == "failed" for _, result in ended.finished) else 0
+
+
+def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]) -> int:
+    """Say how far a sweep is.
+
+    Trials by status, those under way, why some failed, the best so far.
+    """
+    from finetune.report.table import label, read_records, tabulate, verdict
+    from finetune.sweep.records import TRIALS, progress_of
+
+    records = read_records(folder)
+    table = tabulate(records)
+    console.print(", ".join(f"{count} {name}" for name, count in table.counts.items()))
+    recorded = {record.key for record in records}
+    for trial in sorted((folder / TRIALS).iterdir()):
+        state = progress_of(trial)
+        if trial.name not in recorded and state:
+            done, accuracy = len(state["history"]), state["history"][-1]["val/acc"]
+            console.print(f"{trial.name}: epoch {done}/{state['epochs']}, val/acc {accuracy:.3f}")
+    for record in records:
+        if record.status == "failed":
+            console.print(f"failed {record.key} ({label(record.params, list(record.params))}): {record.reason}")
+    console.print(verdict(table))
+    return 0
+
+
+def plan(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+) -> int:
+    """Check a sweep file; nothing is run.
+
+    Prints what it would run, here or under W&B's agents, and the first commands.
+    """
+    from finetune.compose import compose_config
+    from finetune.sweep.search import Search, corners, size
+    from finetune.sweep.spec import find_sweep, read_sweep
+    from finetune.sweep.stopping import Hyperband
+
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()))
+    configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
+    console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
+    for key, distribution in spec.parameters.items():
+        console.print(f"  {key}: {distribution.text}", markup=False)
+    if isinstance(spec.stopping, Hyperband):
+        bands = [str(band) for band in spec.stopping.bands[:4]]
+        console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
+    if all(config.data.root or config.data.csv for config in configs):
+        from finetune.activation_plan import planned_stores
+
+        for what, count in planned_stores(configs).items():
+            console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
+    search = Search(spec, seed)
+    for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
+        console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)
+    for problem in spec.not_for_agents:
+        console.print(f"W&B's own agents cannot run this file: {problem}", markup=False)
+    return 0
+
+
+def depths(
+    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="resnet50, narrow_resnet50, cnn5, …")],
+    unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer or tensor.")] = "block",
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")] = 224,
+) -> int:
+    """Print what each freeze depth freezes.
+
+    A row for each k of a backbone, with parameters, FLOPs, shapes, and the same depth in the other units.
+    """
+    from finetune.compose import nearest
+    from finetune.config import BACKBONES, FREEZE_UNITS
+
+    for name, given, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
+        if given not in known:
+            raise Refused(f"{name} {given!r} is not known; {nearest(given, known)}")
+
+    from finetune.backbone import build_backbone
+    from finetune.freeze import depth_table
+
+    table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
+    others = [other for other in FREEZE_UNITS if other != unit]
+    columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=True)
+    for row in depth_table(build_backbone(backbone), unit, size):
+        shape = "×".join(map(str, row.shape))
+        shares = (f"{row.parameter_share:.1%}", f"{row.flop_share:.1%}")
+        table.add_row(
+            str(row.k), row.name, f"{row.parameters:,}", *shares, shape, *(row.same[other] for other in others)
+        )
+    console.print(table)
+    return 0
+
+
+def _seconds(option: str, text: str) -> float:
+    """`90s`, `30m`, `2h` or plain seconds as a number of seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    unit = text[-1:] if text[-1:] in units else ""
+    try:
+        seconds = float(text.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise Refused(f"{option} {text} is not a time; give a number with a unit, such as 90s, 30m or 2h")
+    return seconds
+
+
+def this_command() -> str:
+    """What was typed, for a person who is to type it again."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
