@@ -60,6 +60,8 @@ def sweep(
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + this_command())
         raise
+    if ended.folder != folder:
+        console.print(f"{folder} holds another sweep; this one is in {ended.folder}", markup=False)
     folder = ended.folder
     for note in ended.notes:
         console.print(f"warning: {note}", markup=False)

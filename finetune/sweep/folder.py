@@ -49,7 +49,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first thing in which two sweeps differ, with both values; empty for the same sweep."""
     for name in ("fixed", "seed", "search", "data"):
         if old.get(name, new[name]) != new[name] and (new[name] or name != "data"):
-            return f"{name} was {old[name]} and would now be {new[name]}"
+            called = {"fixed": "list of fixed settings", "seed": "search seed"}.get(name, name)
+            return f"{called} was {old[name]} and would now be {new[name]}"
     spaces = old.get("space", new["space"]), new["space"]
     for key in sorted(spaces[0].keys() | spaces[1]):
         values = [space.get(key, "not swept") for space in spaces]
