@@ -13,6 +13,7 @@ import sys
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,15 @@ class Building:
         rows, log = self._intact()
         self.done = sum(count for count, _ in self.blocks)
         self._rows, self._log = Growing(self.part / _ROWS, rows), Growing(self.part / _BLOCKS, log)
+        self._beside = ThreadPoolExecutor(1)
+        """Takes checksums while rows are written."""
 
     def append(self, rows: NDArray[Any], note: Any = None) -> None:
         """Add rows n x shape, and whatever a continued build must know of them."""
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        checksum = self._beside.submit(zlib.crc32, data)
         self._rows.append(data)
-        self.blocks.append((len(rows), zlib.crc32(data)))
+        self.blocks.append((len(rows), checksum.result()))
         self.notes.append(note)
         self._log.append(f"{json.dumps([*self.blocks[-1], note])}\n".encode())
         self.done += len(rows)
@@ -182,6 +186,7 @@ class Building:
 
     def close(self) -> None:
         """Leave the build as it is, to be continued."""
+        self._beside.shutdown()
         self._rows.close()
         self._log.close()
 

@@ -22,6 +22,7 @@ from finetune.data.shapes import (
     source_image,
     target_image,
 )
+from finetune.errors import Refused
 
 TASKS = {"source": (source_image, SOURCE_CLASSES), "target": (target_image, TARGET_CLASSES)}
 
@@ -92,8 +93,14 @@ def test_the_embedded_folder_is_drawn_once(folder: Path, monkeypatch: pytest.Mon
     before = {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
     assert len(before) == 1 + 2 + 2 * 10 + 10 * (16 + 50)
     monkeypatch.setattr(shapes, "draw", None)
-    assert shapes.embedded_folder(folder.parent) == folder
+    assert shapes.embedded_folder(folder.parent.parent) == folder
     assert {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))} == before
+
+
+def test_embedded_images_are_refused_where_they_cannot_be_drawn(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(Refused, match="the embedded images cannot be drawn into"):
+        shapes.embedded_folder(tmp_path / "cache")
 
 
 def test_no_embedded_image_comes_twice(folder: Path) -> None:

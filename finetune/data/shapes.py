@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
+from finetune.cache import locked
 from finetune.durable import published_folder
+from finetune.errors import Refused
 
 Plane = NDArray[np.floating[Any]]
 """One number per pixel, H x W."""
@@ -164,16 +165,28 @@ def draw(
 
 
 def embedded_folder(cache: Path) -> Path:
-    """The target task as a folder of class folders with `train/` and `val/`, drawn into `cache` the first time."""
-    folder = cache / f"{EMBEDDED}-{VERSION}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            with published_folder(folder) as building:
-                for split, per_class, seed in (("train", TRAIN_PER_CLASS, 1), ("val", VAL_PER_CLASS, 2)):
-                    images, labels = draw(target_image, len(TARGET_CLASSES), per_class, seed)
-                    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                        place = building / split / TARGET_CLASSES[label]
-                        place.mkdir(parents=True, exist_ok=True)
-                        Image.fromarray(image).save(place / f"{i:04}.png")
+    """The target task as a folder of class folders with `train/` and `val/`, drawn into `cache` the first time.
+
+    Raises:
+        Refused: it cannot be drawn there.
+    """
+    folder = cache / "images" / f"{EMBEDDED}-{VERSION}"
+    try:
+        with locked(folder):
+            if not folder.is_dir():
+                with published_folder(folder) as building:
+                    _draw_into(building)
+    except OSError as error:
+        raise Refused(
+            f"the embedded images cannot be drawn into {cache}: {error}; set cache.dir to a folder of your own"
+        ) from error
     return folder
+
+
+def _draw_into(root: Path) -> None:
+    for split, per_class, seed in (("train", TRAIN_PER_CLASS, 1), ("val", VAL_PER_CLASS, 2)):
+        images, labels = draw(target_image, len(TARGET_CLASSES), per_class, seed)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = root / split / TARGET_CLASSES[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i:04}.png")

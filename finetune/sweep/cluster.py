@@ -94,6 +94,11 @@ class ClusterLauncher:
         """Jobs at a time."""
         return self._parallel
 
+    @property
+    def longest_wait(self) -> float:
+        """`poll_seconds`."""
+        return self._poll
+
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Job]:
         """Submit trials, several as one job array."""
         functions = []
@@ -106,7 +111,7 @@ class ClusterLauncher:
         return [ClusterJob(job) for job in jobs]
 
     def wait(self, jobs: Sequence[Job]) -> None:
-        """Return when one of `jobs` has ended, or after `poll_seconds`."""
+        """Return when one of `jobs` has ended."""
         deadline = time.monotonic() + self._poll
         while time.monotonic() < deadline and all(job.exitcode is None for job in jobs):
             time.sleep(min(1.0, self._poll))

@@ -26,6 +26,8 @@ _GRACE = 8.0
 """Seconds that a trial asked to end may take before it is killed."""
 _LAST = 60.0
 """Seconds that a killed one may take to be gone."""
+_WAIT = 0.25
+"""Seconds from one look at the children to the next, at the most."""
 
 
 class Job(Protocol):
@@ -48,6 +50,10 @@ class Launcher(Protocol):
     @property
     def capacity(self) -> int:
         """Trials at a time."""
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds after which `wait` returns in any case."""
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> Sequence[Job]:
         """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
@@ -110,6 +116,11 @@ class LocalLauncher:
         """Slots that were not set aside."""
         return len(self._slots)
 
+    @property
+    def longest_wait(self) -> float:
+        """A quarter of a second."""
+        return _WAIT
+
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[ForkServerProcess]:
         """Fork a child for each trial, in the first free slot."""
         return [self._fork(overrides, folder, beat) for overrides, folder in trials]
@@ -134,8 +145,8 @@ class LocalLauncher:
         self._slots.pop(worker, None)
 
     def wait(self, jobs: Sequence[Job]) -> None:
-        """Return as soon as one of the children ends, or after a quarter of a second."""
-        wait([job.sentinel for job in jobs if isinstance(job, ForkServerProcess)], timeout=0.25)
+        """Return as soon as one of the children ends."""
+        wait([job.sentinel for job in jobs if isinstance(job, ForkServerProcess)], timeout=_WAIT)
 
 
 def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 1) -> list[Slot]:

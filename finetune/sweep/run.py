@@ -245,7 +245,7 @@ class _Loop:
             if len(progress.get("history", [])) > len(trial.history):
                 trial.history, trial.epochs, trial.images = (progress[name] for name in ("history", "epochs", "images"))
                 self._stop_if_behind(trial)
-            trial.look()
+            trial.look(self.launcher.longest_wait)
             if trial.idle > self.options.stuck_after and not trial.stuck:
                 trial.stuck = True
                 stop_jobs(self.launcher, [trial.job])

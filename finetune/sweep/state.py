@@ -11,7 +11,8 @@ from finetune.sweep.search import Params
 from finetune.sweep.spec import SweepSpec
 
 _GLANCE = 2.0
-"""Seconds that count between two looks at a trial, at the most: who was stopped for an hour saw none of it."""
+"""Seconds that count between two looks at a trial beside the wait, at the most: who was stopped for an hour saw none
+of it."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Running:
     _sign: str = ""
     _looked: float = 0.0
 
-    def look(self) -> None:
-        """See whether it made progress since the last look."""
+    def look(self, wait: float) -> None:
+        """See whether it made progress since the last look; `wait` is the longest pause between two, in seconds."""
         now, sign = time.monotonic(), self._progress()
         known = sign == self._sign and bool(sign)
         if not known:
             self.idle = 0.0
         elif not is_stopped(getattr(self.job, "pid", None)):
-            self.idle += min(now - self._looked, _GLANCE)
+            self.idle += min(now - self._looked, wait + _GLANCE)
         self._sign, self._looked = sign, now
 
     def _progress(self) -> str:

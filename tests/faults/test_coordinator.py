@@ -258,13 +258,16 @@ def test_time_counts_as_idle_only_while_it_was_watched(tmp_path: Path, monkeypat
     trial = Running({}, tmp_path, job=type("Job", (), {"pid": None})())
     for moment, idle in ((0, 0), (1, 0), (2, 0)):
         now[0] = moment
-        trial.look()
+        trial.look(wait=0)
         assert trial.idle == idle  # nothing has begun
     (tmp_path / "log.txt").touch()
     for moment, idle in ((3, 0), (4, 1), (4.5, 1.5), (4000, 3.5), (4001, 4.5)):
         now[0] = moment
-        trial.look()
+        trial.look(wait=0)
         assert trial.idle == idle
     (tmp_path / HEARTBEAT).write_text("1\n")
-    trial.look()
+    trial.look(wait=0)
     assert trial.idle == 0
+    now[0] = 5000
+    trial.look(wait=10)
+    assert trial.idle == 12  # a cluster is looked at more rarely
