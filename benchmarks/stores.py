@@ -1,7 +1,7 @@
 """What stores take and give at 224 px: `python benchmarks/stores.py [--weights FILE] [--images 96] [--json FILE]`.
 
 For ResNet50's cuts: bytes an image, planned and on the disk; images a second built, read from memory, and computed; and
-from how many passes on the cost model stores. For pixels: decoding, and the share of checksums in building.
+from how many passes on the cost model stores. For pixels: decoding. For both: the share of checksums in building.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import contextlib
 import os
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -51,11 +51,12 @@ def main() -> None:
             f"{row['on_disk'] / row['planned']:.3f}",
             *(row[key] for key in ("built", "read", "computed")),
             row["pays_from"],
+            row["checksum"],
         ]
         for name, row in cuts.items()
     ]
     columns = ["cut after", "KiB an image", "disk / plan", "built, images/s", "read, images/s", "computed, images/s"]
-    print_rows(f"activations, fp32, {SIZE} px", [*columns, "stored from passes"], rows)
+    print_rows(f"activations, fp32, {SIZE} px", [*columns, "stored from passes", "checksum / build"], rows)
     print_rows("pixels", list(pixels), [list(pixels.values())])
     record = lambda row: {k: v.record() if isinstance(v, Figure) else v for k, v in row.items()}  # noqa: E731
     write_json(given.json, {"cuts": {n: record(r) for n, r in cuts.items()}, "pixels": record(pixels)})
@@ -69,9 +70,10 @@ def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[
         spent, images = timed(lambda config=config: find_images(config, Shared()))
         rows = images.splits["train"].images
         built.append(len(rows) / spent * len(rows) / (len(rows) + 10))
-        all_rows = rows[:]
         read.append(len(rows) / timed(lambda rows=rows: rows[np.random.default_rng(0).permutation(len(rows))])[0])
-        share.append(timed(lambda data=all_rows: zlib.crc32(data.data))[0] / spent)
+        with without_checksums():
+            bare = compose_config(base(data, weights, scratch / f"bare{i}", SIZE, 5))
+            share.append(1 - timed(lambda bare=bare: find_images(bare, Shared()))[0] / spent)
     return {
         "KiB an image": f"{rows.row_bytes / 1024:.0f}",
         "built, images/s": Figure(tuple(built)),
@@ -97,10 +99,14 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
         at, count = depth + (depth == DEPTHS["all"]), len(source.pixels.labels)
         shape, _ = row_shapes(prefix, source, [at], cpu)[at]
         row_bytes = store_bytes(1, shape, 4)
-        built, read, computed = [], [], []
+        built, read, computed, share = [], [], [], []
         for i in range(repeats):
             folder = scratch / f"{name}{i}"
-            built.append(count / timed(lambda: build(prefix, source, {at: folder}, cpu, costs))[0])  # noqa: B023
+            spent = timed(lambda: build(prefix, source, {at: folder}, cpu, costs))[0]  # noqa: B023
+            bare = scratch / f"{name}{i}-bare"
+            with without_checksums():
+                share.append(1 - timed(lambda: build(prefix, source, {at: bare}, cpu, costs))[0] / spent)  # noqa: B023
+            built.append(count / spent)
             store = open_store(folder)
             assert store is not None
             order = np.random.default_rng(i).permutation(count)
@@ -115,6 +121,7 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
             "built": Figure(tuple(built)),
             "read": Figure(tuple(read)),
             "computed": Figure(tuple(computed)),
+            "checksum": Figure(tuple(share)),
             "pays_from": pays_from(costs, at, row_bytes, count),
         }
     return found
@@ -122,6 +129,10 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
 
 def pays_from(costs: Costs, at: int, row_bytes: int, count: int) -> int:
     return next(n for n in range(1, 10_000) if decide(costs, at, row_bytes, count, n).pays)
+
+
+def without_checksums() -> Any:
+    return mock.patch("finetune.store.zlib.crc32", return_value=0)
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
