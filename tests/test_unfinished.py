@@ -15,11 +15,12 @@ from finetune.result import LAST
 from finetune.unfinished import Keeper, Unfinished
 
 WHOSE = {"key": "0123456789ab", "torch": "2"}
+RANDOM = torch.Generator().manual_seed(0)
 STATE = Unfinished(
     {
-        "weight": torch.randn(3, 4),
+        "weight": torch.randn(3, 4, generator=RANDOM),
         "count": torch.tensor(7),
-        "random.cpu": torch.get_rng_state(),
+        "random.cpu": RANDOM.get_state(),
         "none": torch.empty(0),
     },
     {"epoch": 2, "batches": 5, "seconds": 1.25, "history": [{"val/acc": 0.1 + 0.2}], "stopping": [[0, float("-inf")]]},
@@ -60,11 +61,12 @@ class Bomb:
 def test_no_byte_of_it_can_be_damaged_unnoticed_and_nothing_is_unpickled(tmp_path: Path) -> None:
     STATE.save(tmp_path, WHOSE)
     whole = (tmp_path / LAST).read_bytes()
-    for at in range(0, len(whole), 97):
-        damaged = bytearray(whole)
-        damaged[at] ^= 0x10
-        (tmp_path / LAST).write_bytes(damaged)
-        assert Unfinished.load(tmp_path, WHOSE) is None, at
+    for at in (*range(64), *range(64, len(whole), 97)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            (tmp_path / LAST).write_bytes(damaged)
+            assert Unfinished.load(tmp_path, WHOSE) is None, (at, bit)
     for data in (b"", b"\n", whole[:-1], whole[: len(whole) // 2], pickle.dumps(Bomb(tmp_path / "ran"))):
         (tmp_path / LAST).write_bytes(data)
         assert Unfinished.load(tmp_path, WHOSE) is None
