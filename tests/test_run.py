@@ -179,6 +179,13 @@ def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fas
     assert multiprocessing.active_children() == []
 
 
+def test_a_sweep_that_may_end_early_starts_all_over_its_grid(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    for options, whole in ((Options(workers=1), [17, 17, 14, 14]), (Options(workers=1, budget=600), [17, 14, 17, 14])):
+        sweep = run_sweep(spec, tmp_path / "s", options)  # the second takes the trials of the first
+        assert [params["model.freeze_depth"] for params, _ in sweep.finished] == whole
+
+
 def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path: Path, fast: list[str]) -> None:
     grid = {"model.freeze_depth": {"values": [16, 17]}}
     run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "a")

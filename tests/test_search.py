@@ -1,13 +1,15 @@
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune.sweep.distribution import Distribution
-from finetune.sweep.search import Params, Search, Tried, corners, size
+from finetune.sweep.search import Params, Search, Tried, corners, size, spread_order
 from finetune.sweep.spec import SweepSpec
 
 SPACE = {
@@ -63,6 +65,29 @@ def test_a_grid_stops_at_its_cap_and_has_no_repeats() -> None:
     assert size(spec_of(LISTED, "grid", 50)) == 12
     twice = {"seed": Distribution("categorical", (1, 2, 1))}
     assert trials(spec_of(twice, "grid")) == [{"seed": 1}, {"seed": 2}]
+
+
+def test_some_trials_of_a_grid_can_come_from_all_over_it() -> None:
+    space = {**LISTED, "model.freeze_depth": Distribution("categorical", (0, 5, 9, 14, 17, "all"))}
+    whole = trials(spec_of(space, "grid"))
+    few = {cap: trials(replace(spec_of(space, "grid", cap), spread=True)) for cap in (6, 12, 24, 100)}
+    for cap, found in few.items():
+        assert found == few[100][:cap]  # more trials are the same and others
+    assert sorted(few[100], key=repr) == sorted(whole, key=repr)
+    for cap, uneven in ((6, 1), (12, 2)):
+        for key, distribution in space.items():
+            counts = Counter(repr(params[key]) for params in few[cap])
+            assert len(counts) == len(distribution.choices or ())
+            assert max(counts.values()) - min(counts.values()) <= uneven
+    order = spread_order(spec_of(space, "grid"))
+    assert order is not None
+    assert sorted(whole, key=order) == few[100]
+    assert spread_order(spec_of(SPACE, "random", 5)) is None
+
+
+def test_some_trials_of_a_huge_grid_are_found_at_once() -> None:
+    huge = {f"model.head.{i}": Distribution("categorical", tuple(range(100))) for i in range(8)}
+    assert len(trials(replace(spec_of(huge, "grid", 50), spread=True))) == 50
 
 
 def test_a_random_search_depends_on_its_seed_and_not_on_results() -> None:

@@ -21,7 +21,7 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
     trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most; overrules run_cap.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most, instead of run_cap.")] = None,
     race: Annotated[bool, typer.Option("--race", help="Stop trials that can hardly become the best.")] = False,
     budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
     reuse: Annotated[

@@ -31,7 +31,7 @@ from finetune.sweep.records import (
     reused_record,
     trial_keys,
 )
-from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
+from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size, spread_order
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep, result_value
 from finetune.sweep.stopping import Race, Stopped
@@ -80,8 +80,8 @@ def run_sweep(
     gpus = chosen_gpus(found.gpus, options.gpus)
     environment = {"WANDB_RUN_GROUP": spec.name}
     sweep = Sweep(spec, folder, size(spec))
-    in_plan_order = spec.target is not None or options.budget is not None  # what ends early must not end lopsided
-    search = Search(spec, seed, None if in_plan_order else sharing_order)
+    may_end_early = spec.target is not None or options.budget is not None
+    search = Search(spec, seed, spread_order(spec) if may_end_early else sharing_order)
     with alone(folder), held(found.stores):
         remove_leftovers(folder)
         claim(spec, folder, seed, data)

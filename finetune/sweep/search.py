@@ -52,7 +52,10 @@ class Search:
 
     def planned(self) -> Iterator[Params]:
         """The trials of a grid or random search, in the order of the file."""
-        points = _grid(self._spec) if self._spec.method == "grid" else _random(self._spec, str(self._seed))
+        if self._spec.method == "random":
+            points = _random(self._spec, str(self._seed))
+        else:
+            points = _spread(self._spec) if self._spec.spread else _grid(self._spec)
         return itertools.islice(_distinct(points), self._spec.run_cap)
 
     def propose(self, tried: Sequence[Tried] = ()) -> Params | None:
@@ -89,6 +92,14 @@ def sharing_order(params: Params) -> tuple[Any, ...]:
     return digest_of(others), -math.inf if depth == "all" else -depth, digest_of(params.get("seed"))
 
 
+def spread_order(spec: SweepSpec) -> Callable[[Params], Any] | None:
+    """A key that puts trials so that any first few are from all over the space; None where they come so."""
+    if spec.method != "grid":
+        return None
+    places = {digest_of(params): i for i, params in enumerate(_distinct(_spread(spec)))}
+    return lambda params: places[digest_of(params)]
+
+
 def corners(spec: SweepSpec) -> list[Params]:
     """Few trials that together use every listed value and every end of a range, to check before a sweep starts."""
     ends = {key: list(d.values) or [d.at(0.0), d.at(1 - 1e-12)] for key, d in spec.parameters.items()}
@@ -99,6 +110,21 @@ def corners(spec: SweepSpec) -> list[Params]:
 def _grid(spec: SweepSpec) -> Iterator[Params]:
     axes = [distribution.choices or () for distribution in spec.parameters.values()]
     return (dict(zip(spec.parameters, values, strict=True)) for values in itertools.product(*axes))
+
+
+def _spread(spec: SweepSpec) -> Iterator[Params]:
+    """A grid's points, some of them again: of each axis, all values come before one comes again."""
+    axes = {key: distribution.choices or () for key, distribution in spec.parameters.items()}
+    hands = zip(*(_decks(values, seed=key) for key, values in axes.items()), strict=True)
+    points = (dict(zip(axes, hand, strict=True)) for hand in hands)
+    return itertools.chain(itertools.islice(points, 4 * math.prod(map(len, axes.values()))), _grid(spec))
+
+
+def _decks(values: Sequence[Any], seed: str) -> Iterator[Any]:
+    """All of `values` in a random order, then all of them in another, without end."""
+    source = random.Random(seed)  # noqa: S311
+    while True:
+        yield from source.sample(values, len(values))
 
 
 def _random(spec: SweepSpec, seed: str) -> Iterator[Params]:

@@ -50,6 +50,8 @@ class SweepSpec:
     """Overrides that every trial gets: those in the file's command, then those given beside the file."""
     run_cap: int | None = None
     """Trials at the most."""
+    spread: bool = False
+    """Whether those of a grid come from all over it; otherwise they are its first ones, as W&B has it."""
     target: float | None = None
     """A value of the metric that ends the search once a trial reaches it."""
     stopping: Hyperband | Race | None = None
@@ -95,7 +97,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     Args:
         path: YAML in W&B's sweep schema.
         overrides: Given beside the file for every trial; they follow, and so win over, those in its command.
-        trials: Instead of the file's `run_cap`.
+        trials: Instead of the file's `run_cap`; those of a grid then come from all over it.
         race: Stop trials that can hardly become the best.
 
     Raises:
@@ -150,6 +152,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         parameters=parameters,
         fixed=fixed,
         run_cap=cap,
+        spread=trials is not None,
         target=target,
         stopping=Race() if race else _stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
         not_for_agents=tuple(_problems(raw, [key for key, _, nested in flattened if nested])),
