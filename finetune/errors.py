@@ -25,3 +25,8 @@ class Interrupted(BaseException):
 
 class Pruned(Exception):
     """The sweep gave this trial up; the message says at which epoch and why."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's kind and message, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

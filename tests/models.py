@@ -11,9 +11,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from finetune import cli, train
+from finetune import cli
 from finetune.compose import compose_config
 from finetune.result import Result
+from finetune.trial import train
 
 COLORS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
 
@@ -59,7 +60,7 @@ def trial(out: Path, *overrides: str) -> Result:
     """Train one epoch and leave record and checkpoint in `out`."""
     fast = ["data.size=32", "data.batch_size=8", "trainer.epochs=1", "trainer.accelerator=cpu"]
     words = [*fast, *overrides]
-    return train.train(compose_config([*words, f"out={out}"]), words)
+    return train(compose_config([*words, f"out={out}"]), words)
 
 
 def finetune(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune import activation_plan, train
+from finetune import activation_plan
 from finetune.activation_plan import planned_stores, prepare, preprocess_of, wants_of
 from finetune.activations import Source, build, measure_costs, row_shapes
 from finetune.backbone import backbone_shapes, build_backbone, load_state
@@ -20,13 +20,14 @@ from finetune.precision import Precision
 from finetune.result import Result
 from finetune.shared import Shared, find_images, find_weights
 from finetune.store import open_store
+from finetune.trial import train
 from tests.test_backbone import scrambled
 
 CPU = Precision(torch.device("cpu"), bf16=False)
 
 
 def run(words: list[str], out: Path) -> Result:
-    return train.train(compose_config([*words, f"out={out}"]), words)
+    return train(compose_config([*words, f"out={out}"]), words)
 
 
 def both(fast: list[str], tmp_path: Path, *words: str) -> tuple[Result, Result]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune import train
 from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
@@ -28,6 +27,7 @@ from finetune.sweep.search import Search, sharing_order
 from finetune.sweep.spec import SweepSpec, read_sweep
 from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
+from finetune.trial import train
 
 
 def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
@@ -161,11 +161,11 @@ def test_only_a_trial_that_beats_the_best_so_far_writes_a_checkpoint(
     tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
-    monkeypatch.setattr(train, "save_checkpoint", lambda path, *rest: written.append(path))
+    monkeypatch.setattr("finetune.trial.save_checkpoint", lambda path, *rest: written.append(path))
     words = [*fast, "model.freeze_depth=17", "trainer.epochs=1"]
     for name, beat in (("none", None), ("low", 0.0), ("high", 1.0)):
         config = compose_config([*words, f"out={tmp_path / name}"])
-        train.train(config, words, beat=None if beat is None else Beat("val/acc_best", "maximize", beat))
+        train(config, words, beat=None if beat is None else Beat("val/acc_best", "maximize", beat))
     assert [path.parent.name for path in written] == ["none", "low"]
 
 
@@ -190,7 +190,7 @@ def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path
     grid = {"model.freeze_depth": {"values": [16, 17]}}
     run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "a")
     by_hand = [*fast, "trainer.epochs=1", "model.freeze_depth=15"]
-    train.train(config := compose_config([*by_hand, f"out={tmp_path / 'runs' / 'x'}"]), by_hand)
+    train(config := compose_config([*by_hand, f"out={tmp_path / 'runs' / 'x'}"]), by_hand)
     (tmp_path / "runs" / "x").rename(tmp_path / "runs" / trial_key(config))
     grown = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [14, 15, 16, 17]}})
     with pytest.raises(Refused, match=r"--out ANOTHER --reuse .*/a"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import train
+import finetune.train
 from finetune.backbone import build_backbone
 from finetune.checkpoint import load_checkpoint
 from finetune.compose import compose_config
@@ -19,17 +19,18 @@ from finetune.data.datamodule import StoredImages
 from finetune.errors import Refused
 from finetune.result import CHECKPOINT, Result, outcome
 from finetune.shared import Shared, find_images
+from finetune.trial import train
 
 
 def run(overrides: list[str], out: Path) -> Result:
-    return train.train(compose_config([*overrides, f"out={out}"]), overrides)
+    return train(compose_config([*overrides, f"out={out}"]), overrides)
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["finetune.train", *words])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return train.main()
+        return finetune.train.main()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -236,4 +237,4 @@ def test_a_stop_meant_for_an_earlier_attempt_stops_no_other(fast: list[str], tmp
     words = [*fast, f"out={tmp_path / 'r'}"]
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "stop").write_text("stopped by W&B")
-    assert train.train(compose_config(words), words).status == "complete"
+    assert train(compose_config(words), words).status == "complete"

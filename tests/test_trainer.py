@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 
-from finetune import train
 from finetune.compose import compose_config
 from finetune.config import LoggerConfig, TrainerConfig, flat
 from finetune.errors import Refused
 from finetune.heartbeat import Heartbeat
 from finetune.precision import Precision
 from finetune.trainer import build_loggers, build_trainer
+from finetune.trial import train
 from finetune.unfinished import Keeper
 
 
@@ -45,7 +45,7 @@ def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypat
 def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[str], tmp_path: Path) -> None:
     overrides = [*fast, "logger=wandb", "logger.mode=offline", "model.head.hidden=[8]", f"out={tmp_path / 'r'}"]
     config = compose_config(overrides)
-    result = train.train(config, overrides)
+    result = train(config, overrides)
     (log,) = (tmp_path / "r").glob("wandb/offline-run-*/*.wandb")
     shown = subprocess.run(
         [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", "--json", str(log)],

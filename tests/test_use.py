@@ -12,7 +12,6 @@ import pytest
 import yaml
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from finetune import train
 from finetune.classifier import load_classifier
 from finetune.compose import compose_config
 from finetune.config import flat, trial_key
@@ -23,6 +22,7 @@ from finetune.repeat import repeat_overrides
 from finetune.report.choice import find_winner, model_file
 from finetune.result import CHECKPOINT, Result
 from finetune.shared import find_data
+from finetune.trial import train
 from tests.models import draw, finetune, trial
 
 
@@ -175,7 +175,7 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
     assert [trial.seed for trial in winner.trials] == [0, 1]
     assert f"Best: freeze_depth={winner.group.freeze_depth}" in said
     (command,) = re.findall(r"^  python -m finetune.train (.*)$", said, re.M)
-    again = train.train(compose_config([*shlex.split(command), f"out={tmp_path / 'again'}"]))
+    again = train(compose_config([*shlex.split(command), f"out={tmp_path / 'again'}"]))
     assert again.key == winner.best.key
     assert again.val_acc_best == winner.best.val_acc_best
     for now, then in zip(again.history, winner.best.history, strict=True):
@@ -205,7 +205,7 @@ def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, t
     assert len(find_data(compose_config(given)).splits["val"]) == 12
     for seed in range(20):
         words = [*given, "optim.lr=0.03", f"seed={seed}", f"out={tmp_path / 'refit'}"]
-        result = train.train(compose_config(words))
+        result = train(compose_config(words))
         accuracies = [epoch["val/acc"] for epoch in result.history]
         if accuracies[-1] < max(accuracies):
             break

@@ -16,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from finetune import train
 from finetune.backbone import build_backbone, read_weights
 from finetune.cache import locked
 from finetune.checkpoint import load_checkpoint
@@ -27,6 +26,7 @@ from finetune.report.serve import server
 from finetune.result import CHECKPOINT, RECORD
 from finetune.shared import find_data, store_pixels
 from finetune.store import Building, open_store
+from finetune.trial import train
 from tests.faults.invariants import check_invariants, run, sweep_file, terminal_records
 from tests.test_backbone import scrambled
 
@@ -139,7 +139,7 @@ def test_fault_47_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_
     precious = tmp_path / "thesis.txt"
     precious.write_text("years of work")
     cache, words = tmp_path / "cache", [*fast, f"cache.dir={tmp_path / 'cache'}", f"out={tmp_path / 'r'}"]
-    train.train(compose_config(words), words)
+    train(compose_config(words), words)
     for store in [entry for kind in ("pixels", "activations") for entry in (cache / kind).iterdir() if entry.is_dir()]:
         lock = store.with_name(f"{store.name}.lock")
         lock.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ def test_fault_47_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_
             pass
     record = (tmp_path / "r" / RECORD).read_bytes()
     with pytest.raises(Refused, match="is a link"):
-        train.train(compose_config(words), words)
+        train(compose_config(words), words)
     assert precious.read_text() == "years of work"
     assert not (tmp_path / "nothing there").exists()
     assert (tmp_path / "r" / RECORD).read_bytes() == record
@@ -187,7 +187,7 @@ def test_fault_47_a_store_folder_that_others_can_write_is_refused(
         store_pixels(compose_config(words), find_data(compose_config(words)))
     else:
         with pytest.raises(Refused, match=r"can be written by everybody, .*`chmod o-w /.*set cache\.dir to a folder"):
-            train.train(compose_config(words), words)
+            train(compose_config(words), words)
         assert not (tmp_path / "r").exists()
 
 
@@ -204,7 +204,7 @@ def test_fault_48_weights_that_are_missing_or_partial_are_refused_by_path(tmp_pa
         path = tmp_path / name
         words = [*fast, f"model.weights={path}", f"out={tmp_path / 'r'}"]
         with pytest.raises(Refused, match=rf"^model\.weights={path}\b"):
-            train.train(compose_config(words), words)
+            train(compose_config(words), words)
     assert not (tmp_path / "r").exists(), "a trial ran, on random weights"
 
 
@@ -230,7 +230,7 @@ def test_fault_48_a_checkpoint_whose_frozen_weights_changed_is_refused_with_both
     state = scrambled(build_backbone("narrow_resnet50"))
     safetensors.torch.save_file(state, path)
     words = [*fast, f"model.weights={path}", "model.freeze_depth=9", "trainer.epochs=1", f"out={tmp_path / 'r'}"]
-    result = train.train(compose_config(words), words)
+    result = train(compose_config(words), words)
     load_checkpoint(tmp_path / "r" / CHECKPOINT)
     state["layer1.0.conv1.weight"].view(-1)[0] += 1
     safetensors.torch.save_file(state, path)

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune import train
 from finetune.compose import compose_config
 from finetune.data import pixels
 from finetune.errors import Refused
@@ -30,6 +29,8 @@ from finetune.sweep import launch
 from finetune.sweep.launch import CONTEXT, LOG, LocalLauncher, Slot, _run_trial
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options, Sweep
+from finetune.train import run_trial
+from finetune.trial import train
 from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
 from tests.test_wandb import start as start_with
 from tests.wandb_server import wandb_server
@@ -222,7 +223,7 @@ def _ended_in_validation(words: list[str], batch: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     FineTune.validation_step, FineTune.on_validation_epoch_end = note, end  # type: ignore[method-assign]
-    sys.exit(train.run_trial(words))
+    sys.exit(run_trial(words))
 
 
 @pytest.mark.parametrize(("batch", "left"), [(1, 4), (2, 4), (3, 3)])
@@ -360,7 +361,7 @@ def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
     config = compose_config([*words, f"out={tmp_path / 'r'}"])
     reached = arm()
     with pytest.raises(FloatingPointError, match=f"train/loss became {loss} in epoch 1; lower optim.lr"):
-        train.train(config, words)
+        train(config, words)
     assert steps(reached) == 5  # it is looked at in the step after, so that a GPU need not wait
     record = Result.load(tmp_path / "r")
     assert (record.status, len(record.history)) == ("failed", 1)
@@ -450,10 +451,10 @@ def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
     kept = victim.read_bytes(), victim.stat().st_mtime_ns
     monkeypatch.setattr(pixels, "decode", late)
     with pytest.raises(Refused, match=f"^{victim} was changed or removed while the images were read"):
-        train.train(compose_config(words), words)
+        train(compose_config(words), words)
     assert not (tmp_path / "r").exists()
     victim.write_bytes(kept[0])
-    assert train.train(compose_config(words), words).status == "complete"  # what it left does no harm
+    assert train(compose_config(words), words).status == "complete"  # what it left does no harm
     assert len(Result.load(tmp_path / "r").warnings) == 0
 
 
