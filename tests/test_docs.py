@@ -268,15 +268,14 @@ def test_following_the_page_adds_a_backbone(tmp_path: Path, place: Path) -> None
 
 
 def test_completion_is_installed_and_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a home of its own, with the words that a shell passes."""
+    """In a home of its own, from a shell, which is what the command looks for, with the words that a shell passes."""
     program = "import sys; sys.argv[0] = 'finetune'; from finetune.cli import main; sys.exit(main())"
     environment = {"HOME": str(tmp_path), "SHELL": "/bin/bash", "PATH": "/usr/bin:/bin"}
 
     def command(*words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         everything = {**environment, **more}
-        return subprocess.run(
-            [sys.executable, "-c", program, *words], cwd=ROOT, env=everything, capture_output=True, text=True
-        )
+        shell = ["/bin/bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", program, *words]
+        return subprocess.run(shell, cwd=ROOT, env=everything, capture_output=True, text=True)
 
     assert command("--install-completion", "bash").returncode == 0
     (script,) = (tmp_path / ".bash_completions").iterdir()

@@ -1,7 +1,6 @@
 """Which trials are started again, and which workers get no more. Imports no torch."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from finetune.result import Result
@@ -46,19 +45,27 @@ class Attempts:
         return self.died[key] + self.hung[key]
 
 
-Outcomes = Sequence[tuple[str, bool]]
-"""Of a worker's trials in order: the key, and whether its end says that the worker works."""
+@dataclass
+class Workers:
+    """How each worker's trials ended, in order: a trial's key, and whether its end says that the worker works."""
 
+    outcomes: dict[str, list[tuple[str, bool]]] = field(default_factory=dict)
 
-def sick(outcomes: Outcomes, others: Sequence[Outcomes]) -> bool:
-    """Whether a worker with these outcomes is to be set aside.
+    def sick(self, worker: str, key: str, works: bool) -> bool:
+        """Count the end of trial `key`; whether `worker` is to be set aside.
 
-    The last failures must be of more than one trial, for one may be to blame itself, and `others`, the other workers,
-    must be well: what fails everywhere is no worker's fault.
-    """
-    last = outcomes[-SICK:]
-    failed = len(last) == SICK and not any(works for _, works in last)
-    return failed and len({key for key, _ in last}) > 1 and all(one[-1][1] for one in others if one)
+        Its last failures must be of more than one trial, for one may be to blame itself, and the other workers must be
+        well: what fails everywhere is no worker's fault.
+        """
+        self.outcomes.setdefault(worker, []).append((key, works))
+        last = self.outcomes[worker][-SICK:]
+        failed = len(last) == SICK and not any(works for _, works in last)
+        others_work = all(seen[-1][1] for other, seen in self.outcomes.items() if other != worker)
+        return failed and len({key for key, _ in last}) > 1 and others_work
+
+    def forget(self, worker: str) -> None:
+        """It was set aside."""
+        del self.outcomes[worker]
 
 
 def speaks_for_worker(result: Result) -> bool:

@@ -1,6 +1,5 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from finetune.metric import Beat, metric_values
 from finetune.predictions import PREDICTIONS
 from finetune.result import CHECKPOINT, STOP, Result
 from finetune.store import held
-from finetune.sweep.attempts import ASKED, SICK, Attempts, sick, speaks_for_worker
+from finetune.sweep.attempts import ASKED, SICK, Attempts, Workers, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.folder import alone, beside, claim, refuse_another
 from finetune.sweep.launch import Launcher, LocalLauncher, chosen_gpus, local_slots, stop_jobs
@@ -33,19 +32,12 @@ from finetune.sweep.records import (
 )
 from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size, spread_order
 from finetune.sweep.spec import SweepSpec
+from finetune.sweep.standings import Standings
 from finetune.sweep.state import Options, Running, Sweep, result_value
-from finetune.sweep.stopping import Race, Stopped
 
 _ALIKE = 3
 """So many first trials that fail for the same reason end a sweep."""
 _AS_USUAL = Options()
-
-
-def _place_in_race(params: Params) -> tuple[float, str, str]:
-    """A trial's depth, its other settings and its seed."""
-    depth = params.get("model.freeze_depth", 0)
-    others = {key: value for key, value in params.items() if key != "model.freeze_depth"}
-    return math.inf if depth == "all" else float(depth), digest_of(others), digest_of(params.get("seed"))
 
 
 def run_sweep(
@@ -141,13 +133,10 @@ class _Loop:
         self.attempts = Attempts()
         self.again: list[tuple[Params, Path]] = []
         """Trials to start once more, after all others, so that a worker is tried with different ones."""
-        self.outcomes: dict[str, list[tuple[str, bool]]] = {}
-        """By worker."""
+        self.workers = Workers()
+        self.standings = Standings(sweep.spec)
         self.tried: list[Tried] = []
         """What a bayes search learns from."""
-        self.curves: list[list[float]] = []
-        """The metric of every finished trial after each epoch; larger is better."""
-        self.sign = 1 if sweep.spec.goal == "maximize" else -1
 
     def run(self) -> None:
         sweep = self.sweep
@@ -176,7 +165,7 @@ class _Loop:
         if result.status == "complete" and not curve:
             result = record_unlogged(sweep.folder / TRIALS / result.key, result, spec.metric)
         sweep.add(params, result)
-        self.curves.append([self.sign * value for value in curve])
+        self.standings.add(params, result)
         self.tried.append(Tried(params, curve[-1] if curve and result.status != "failed" else None))
         value = result_value(spec, result)
         if spec.target is not None and value is not None and not spec.better(spec.target, value):
@@ -204,7 +193,7 @@ class _Loop:
                 self._finish(params, record)
                 continue
             clear_attempt(place)
-            hopeless = self._lost_before(params)
+            hopeless = self.standings.lost_before(params)
             if hopeless:
                 self._finish(params, record_unstarted(place, params, hopeless))
                 self.watch(sweep, sweep.finished[-1][1])
@@ -215,19 +204,6 @@ class _Loop:
             beat = None if best is None else Beat(sweep.spec.metric, sweep.spec.goal, best)
             jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting], beat)
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
-
-    def _lost_before(self, params: Params) -> str:
-        """Why a trial of a race need not start; empty when it should."""
-        if not isinstance(self.sweep.spec.stopping, Race):
-            return ""
-        ended = [
-            Stopped(*_place_in_race(tried), curve[-1] if curve else 0.0, result.status == "pruned")
-            for (tried, result), curve in zip(self.sweep.finished, self.curves, strict=True)
-        ]
-        lost = self.sweep.spec.stopping.lost_before(*_place_in_race(params), ended)
-        return (
-            f"not started: the same settings fell behind at freeze depths {lost[0]:g} and {lost[1]:g}" if lost else ""
-        )
 
     def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:
         under_way = [*(trial.params for trial in self.sweep.running), *(params for params, _ in waiting)]
@@ -244,7 +220,9 @@ class _Loop:
             progress = progress_of(trial.folder)
             if len(progress.get("history", [])) > len(trial.history):
                 trial.history, trial.epochs, trial.images = (progress[name] for name in ("history", "epochs", "images"))
-                self._stop_if_behind(trial)
+                behind = self.standings.behind(trial, sweep.running)
+                if behind:
+                    write_durably(trial.folder / STOP, behind.encode())
             trial.look(self.launcher.longest_wait)
             if trial.idle > self.options.stuck_after and not trial.stuck:
                 trial.stuck = True
@@ -274,25 +252,9 @@ class _Loop:
 
     def _judge(self, trial: Running, works: bool) -> None:
         """Set a worker aside that fails again and again while others do not."""
-        worker = self.launcher.worker(trial.job)
-        outcomes = self.outcomes.setdefault(worker, [])
-        outcomes.append((trial.folder.name, works))
-        others = [seen for name, seen in self.outcomes.items() if name != worker]
-        if worker and self.launcher.capacity > 1 and sick(outcomes, others):
+        worker, key = self.launcher.worker(trial.job), trial.folder.name
+        if self.workers.sick(worker, key, works) and worker and self.launcher.capacity > 1:
             self.launcher.set_aside(worker)
-            del self.outcomes[worker]
-            self.attempts.forget(trial.folder.name)
+            self.workers.forget(worker)
+            self.attempts.forget(key)
             self.sweep.notes.append(f"{worker} was set aside: {SICK} trials in a row failed there")
-
-    def _stop_if_behind(self, trial: Running) -> None:
-        spec = self.sweep.spec
-        if spec.stopping is None or len(trial.history) == trial.epochs:
-            return
-        running = [[self.sign * value for value in metric_values(spec.metric, t.history)] for t in self.sweep.running]
-        own = running[self.sweep.running.index(trial)]
-        behind = spec.stopping.verdict(own, [*self.curves, *running], trial.images)
-        if behind is not None:
-            value, threshold = (self.sign * number for number in behind)
-            side = "below" if self.sign > 0 else "above"
-            reason = f"stopped at epoch {len(own)}: {value:.4g} {side} {threshold:.4g}"
-            write_durably(trial.folder / STOP, reason.encode())

@@ -12,7 +12,7 @@ from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec
 
 Params = dict[str, Any]
-_DEPTH = "model.freeze_depth"
+DEPTH = "model.freeze_depth"
 _STARTUP = 10
 """Random trials before Optuna's sampler starts to learn."""
 _REPEATS = 1000
@@ -87,8 +87,8 @@ def decides_store(key: str) -> bool:
 
 def sharing_order(params: Params) -> tuple[Any, ...]:
     """A key that puts trials with the same stores side by side, the deepest frozen and so cheapest first."""
-    depth = params.get(_DEPTH, 0)
-    others = {key: value for key, value in params.items() if decides_store(key) and key not in ("seed", _DEPTH)}
+    depth = params.get(DEPTH, 0)
+    others = {key: value for key, value in params.items() if decides_store(key) and key not in ("seed", DEPTH)}
     return digest_of(others), -math.inf if depth == "all" else -depth, digest_of(params.get("seed"))
 
 
