@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finetune.classifier import Classifier
 from finetune.data.pixels import Transform, decode
-from finetune.data.samples import EXTENSIONS
+from finetune.data.sources import EXTENSIONS
 from finetune.errors import Refused
 
 Prediction = NDArray[np.float32] | str

@@ -71,6 +71,7 @@ NEVER = {
     "store": (*NETWORK, "data", "compose", "checkpoint", "trainer", "sweep", "report", "result", "activations"),
     "compose": (*NETWORK, "data", "checkpoint", "trainer", "sweep", "report", "result"),
     "data": (*NETWORK, "checkpoint", "trainer", "sweep", "report", "result", "compose", "activations"),
+    "data.sources": ("data.samples", "data.pixels", "data.augment", "data.datamodule"),
     "data.samples": ("data.pixels", "data.augment", "data.datamodule"),
     **dict.fromkeys(NETWORK, ("data", "checkpoint", "trainer", "sweep", "report", "result", "activations")),
     "activations": (

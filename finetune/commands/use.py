@@ -84,7 +84,7 @@ def measure(
     """
     from rich.progress import track
 
-    from finetune.data.samples import labelled_images
+    from finetune.data.sources import labelled_images
     from finetune.evaluate import Confusion
     from finetune.predict import predict
     from finetune.report.choice import model_file
