@@ -144,7 +144,7 @@ ONLY_IN = {
     "wandb": ("wandb_run", "sweep.agent", "report.dashboard"),
     "plotly": ("report.html", "report.plot", "report.figures", "report.settings", "report.winner_html"),
     "typer": ("cli", "commands"),
-    "yaml": ("sweep.spec", "sweep.agent", "sweep.cluster"),
+    "yaml": ("sweep.document", "sweep.agent", "sweep.cluster"),
     "torchvision": ("backbone", "activations", "account", "commands.model"),
     "pytorch_lightning": ("module", "trainer", "unfinished", "wandb_run", "trial", "account", "data.datamodule"),
     "pickle": (),

@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune.compose import nearest, no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
 from finetune.config import digest_of, flat
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution, number, read_distribution
+from finetune.sweep.document import read_document
 from finetune.sweep.stopping import Hyperband, Race
 
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
 """What a trial reports every epoch, and so what a sweep can optimise."""
-_LONGEST = 1_000_000
-"""Characters of a sweep file, and values in it, at the most."""
+_MOST = 1_000_000
+"""Values of a parameter in a grid, and epochs of a band, at the most."""
 _TOP = (
     "name",
     "description",
@@ -103,15 +102,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     Raises:
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if len(text) > _LONGEST:
-            raise ValueError(f"more than {_LONGEST} characters")
-        raw = yaml.load(text, _OnceLoader)  # noqa: S506 - a SafeLoader
-        if _values_in(raw, {}) > _LONGEST:
-            raise ValueError("aliases that multiply")
-    except Exception as error:  # what a date, a number or a tag makes of a text is raised in many kinds
-        raise Refused(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    raw = read_document(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
         raise Refused(f"{path} is not a sweep file: it must have `method` and `parameters`")
     for key in raw:
@@ -202,7 +193,7 @@ def _stopping(path: Path, given: Any) -> Hyperband:
     for name in ("min_iter", "max_iter", "s"):
         if name in given:
             epochs = number(where, name, given[name])
-            if not epochs.is_integer() or not 1 <= epochs <= (100 if name == "s" else _LONGEST):
+            if not epochs.is_integer() or not 1 <= epochs <= (100 if name == "s" else _MOST):
                 raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
     eta, strict = number(where, "eta", given.get("eta", 3)), given.get("strict", False)
     if not 1.01 <= eta <= 1000:
@@ -258,33 +249,8 @@ def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
     made = read_distribution(f"{path}: {key}", key, given)
     if method == "grid" and made.kind in ("int_uniform", "q_uniform"):
         points = (made.bounds[1] - made.bounds[0]) / made.q
-        if points > _LONGEST:
+        if points > _MOST:
             raise Refused(f"{path}: {key}: a grid of {points:.1e} values never ends; narrow it, or use method: random")
     if method == "grid" and made.choices is None:
         raise Refused(f"{path}: {key}: a grid needs values to list, not a {made.kind} distribution; give `values: […]`")
     return made
-
-
-def _values_in(value: Any, known: dict[int, int]) -> int:
-    """How many values this one holds once every alias is written out; one inside itself counts once."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = 1
-        inner = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_values_in(item, known) for item in inner)
-    return known[id(value)]
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Plain YAML in which no key may come twice, and no mapping is merged into another."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen or name == "<<":
-                why = f"key {name!r} comes twice" if name in seen else "<< is not supported; write the keys out"
-                raise yaml.constructor.ConstructorError(None, None, why, node.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
