@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from finetune.commands.report import print_conclusions
 from finetune.console import plain_table, watching
 from finetune.errors import Interrupted, Refused
 from finetune.progress import console
+
+if TYPE_CHECKING:
+    from finetune.sweep.state import Sweep
 
 
 def sweep(
@@ -42,9 +45,6 @@ def sweep(
     The trials run on every GPU or core of this machine, or on a cluster. The same command continues a sweep that was
     stopped, and repeats no finished trial.
     """
-    from finetune.data.shapes import EMBEDDED
-    from finetune.report.html import write_report
-    from finetune.report.table import read_records
     from finetune.sweep.run import run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
     from finetune.sweep.state import Options
@@ -62,6 +62,15 @@ def sweep(
         raise
     if ended.folder != folder:
         console.print(f"{folder} holds another sweep; this one is in {ended.folder}", markup=False)
+    return _conclude(ended)
+
+
+def _conclude(ended: "Sweep") -> int:
+    """Say what a sweep found and what comes next; returns the exit code."""
+    from finetune.data.shapes import EMBEDDED
+    from finetune.report.html import write_report
+    from finetune.report.table import read_records
+
     folder = ended.folder
     for note in ended.notes:
         console.print(f"warning: {note}", markup=False)
@@ -73,13 +82,12 @@ def sweep(
     records = read_records(folder)
     print_conclusions([folder], records)
     console.print(f"plot and table: {write_report(folder, records)}")
-    if ended.best is not None:
-        console.print(f"the winner, its command and its model: finetune best {folder}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
         console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
         return 4
-    if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in spec.fixed):
+    console.print(f"the winner, its command and its model: finetune best {folder}")
+    if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in ended.spec.fixed):
         console.print("the same on your own images: make sweep-local DATA=FOLDER")
         console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
     if ended.out_of_time:
