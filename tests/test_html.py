@@ -66,7 +66,7 @@ def with_predictions(folder: Path) -> list[Result]:
         r.save(folder / "trials" / r.key)
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], np.float32)
     blank = np.full((3, 8, 8, 3), 200, np.uint8)
-    paths = [folder / f"{i}.png" for i in range(3)]
+    paths = [folder / f"of_a-zoo_{i}.png" for i in range(3)]
     kept = predictions_of(probabilities, np.array([0, 1, 0]), paths, folder, lambda i: blank[i])
     kept.save(folder / "trials" / best.key)
     return records
@@ -122,6 +122,8 @@ def test_the_winner_is_shown_with_its_classes_and_mistakes(tmp_path: Path) -> No
     assert "the winning configuration, in its best epoch: 2 of 3 validation images right." in text
     assert "dog (70%), is <b>cat" in text
     assert "Expected calibration error" in text
+    page = (tmp_path / "mine" / REPORT).read_text()
+    assert "of_<wbr>a-<wbr>zoo_<wbr>2.<wbr>png" in page  # a long name breaks between its words
     (tmp_path / "other").mkdir()
     assert "winner's predictions" not in page_of(tmp_path / "other").text[""]
 

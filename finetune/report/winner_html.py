@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from pathlib import PurePath
 
 import numpy as np
@@ -65,10 +66,11 @@ def _mistakes(found: Predictions, record: Result) -> str:
     for position, thumbnail in zip(found.mistakes, found.thumbnails, strict=True):
         said, is_ = record.classes[found.predicted[position]], record.classes[found.labels[position]]
         name = "/".join(PurePath(found.paths[position]).parts[-3:]) if found.paths else ""
+        breakable = re.sub(r"(?<=[/_.-])", "<wbr>", html.escape(name))
         words = f"{said} ({found.probabilities[position].max():.0%}), is {is_}"
         items.append(
             f'<li><img src="{data_uri(thumbnail)}" alt="{html.escape(words)}">'
-            f'{html.escape(words)}<br><span class="quiet">{html.escape(name).replace("/", "/<wbr>")}</span></li>'
+            f'{html.escape(words)}<br><span class="quiet">{breakable}</span></li>'
         )
     return (
         "<h3>Most confident mistakes</h3><p class=quiet>Mislabelled images show up here first.</p>"
