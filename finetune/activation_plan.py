@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from finetune.activations import Source, build, measure_costs, row_shapes, store_key
 from finetune.backbone import Weights, backbone_shapes
@@ -21,6 +22,7 @@ from finetune.shared import Images, Progress, Shared, find_data, find_images, fi
 from finetune.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
+_NO_MEMORY = "the frozen layers run anew in each epoch, for the GPU had no memory left to fill a store"
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,20 @@ def provide(wants: list[Want], shared: Shared, progress: Progress) -> float:
         deepest = max(undecided, key=lambda want: want.at)
         known = find_weights(deepest.config.model, shared)
         prefix = SharedPrefix.of(build_network(deepest.config.model, 2, known=known).prefix)
-        costs = measure_costs(prefix, deepest.source, deepest.precision, deepest.cache)
+        prefix.to(deepest.precision.device)
         sources = defaultdict[str, list[Want]](list)
         for want in undecided:
             sources[want.source.digest].append(want)
-        for of_source in sources.values():
-            seconds, built = _build(of_source, prefix, costs, shared, progress)
-            spent, held = spent + seconds, [*held, *built]
+        try:
+            costs = measure_costs(prefix, deepest.source, deepest.precision, deepest.cache)
+            for of_source in sources.values():
+                seconds, built = _build(of_source, prefix, costs, shared, progress)
+                spent, held = spent + seconds, [*held, *built]
+        except torch.OutOfMemoryError:
+            absent = (want for want in undecided if open_store(want.folder, verify=False) is None)
+            shared.stores.update({want.key: (False, _NO_MEMORY) for want in absent})
+        del prefix
+        deepest.precision.release()
     shared.folders.extend(str(want.folder) for want in wants if shared.stores[want.key][0])
     return spent
 

@@ -24,11 +24,12 @@ from finetune.parallel import in_order
 from finetune.precision import Precision
 from finetune.store import Building, Store, open_store
 
-VERSION = 2
+VERSION = 3
 """Part of every store's name; changes when the same input would give other activations."""
 _BLOCK = 2 * SharedPrefix.CHUNK
 """Images that are computed, and checked, at once on a CPU."""
 _GPU_BLOCK = 256
+"""The same on a GPU, of images of 224 px; of larger ones fewer."""
 
 
 @dataclass(frozen=True)
@@ -120,24 +121,33 @@ def _computed(prefix: SharedPrefix, source: Source, at: Sequence[int], first: in
     """Rows at each of the cuts, block by block from image `first` on, with the number of images done after it."""
     total, draws = len(source.pixels.labels), source.draws()
     on_cpu = precision.device.type == "cpu"
-    size = _BLOCK if on_cpu else _GPU_BLOCK
+    size = _block(source, precision)
     first -= first % size
 
     def block(start: int) -> tuple[int, list[NDArray[Any]]]:
+        x = source.images(slice(start, start + size), draws, precision.device)
         with precision.autocast(), torch.no_grad():
-            x = source.images(slice(start, start + size), draws, precision.device)
             return min(start + size, total), [_as_rows(tap) for tap in prefix.taps(x, at)]
 
     threads = torch.get_num_threads() if on_cpu else 1
     return in_order(block, range(first, total, size), threads, lambda: torch.set_num_threads(1) if on_cpu else None)
 
 
+def _block(source: Source, precision: Precision) -> int:
+    """Images that are computed at once."""
+    if precision.device.type == "cpu":
+        return _BLOCK
+    _, high, wide, _ = source.pixels.images.shape
+    return min(_GPU_BLOCK, max(SharedPrefix.CHUNK, _GPU_BLOCK * 224**2 // (high * wide)))
+
+
 def row_shapes(
     prefix: SharedPrefix, source: Source, at: Sequence[int], precision: Precision
 ) -> dict[int, tuple[tuple[int, ...], str]]:
     """Shape and dtype of one image's activations after so many modules."""
+    x = source.images(slice(0, 1), None, precision.device)
     with precision.autocast(), torch.no_grad():
-        taps = prefix.taps(source.images(slice(0, 1), None, precision.device), at)
+        taps = prefix.taps(x, at)
     return {
         i: (_as_rows(tap).shape[1:], str(tap.dtype).removeprefix("torch.")) for i, tap in zip(at, taps, strict=True)
     }
@@ -150,10 +160,10 @@ def _as_rows(x: Tensor) -> NDArray[Any]:
 
 def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Costs:
     """Time each module of the prefix on a few images, and the disk."""
-    count = SharedPrefix.CHUNK if precision.device.type == "cpu" else _GPU_BLOCK
+    count = SharedPrefix.CHUNK if precision.device.type == "cpu" else _block(source, precision)
     seconds = [float("inf")] * len(prefix)
+    images = source.images(slice(0, count), None, precision.device)
     with precision.autocast(), torch.no_grad():
-        images = source.images(slice(0, count), None, precision.device)
         for _ in range(3):
             x = images
             for i, module in enumerate(prefix):

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "narrow_resnet50", "cnn5")
 FREEZE_UNITS = ("block", "stage", "layer", "tensor")
+TRIALS_PER_GPU = "FINETUNE_TRIALS_PER_GPU"
+"""Environment variable: how many trials share this one's GPU; a sweep sets it."""
 
 
 def _one_of(default: str, choices: Sequence[str]) -> Any:

@@ -1,7 +1,8 @@
 """The trained network: loss, metrics and optimizer. Knows no files, no W&B and no cache."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -44,7 +45,7 @@ class FineTune(pl.LightningModule):
         self.best_probabilities = torch.empty(0)
         """Of the best epoch, for the validation images in order: N x classes, float32, on the CPU."""
         self._epoch_logits: list[Tensor] = []
-        self._last_loss: Tensor | None = None
+        self._losses = _Losses()
         self._learning_rate = 0.0
 
     @classmethod
@@ -63,16 +64,23 @@ class FineTune(pl.LightningModule):
         """Cross-entropy of one batch.
 
         Raises:
-            FloatingPointError: the step before gave a loss that is not finite (looked at one step late, so that a GPU
-                need not wait).
+            FloatingPointError: a step before gave a loss that is not finite.
         """
         x, y = batch
         self._refuse_divergence()
         logits = self._logits("train", x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-        self._last_loss = loss.detach()
-        self.train_figures.update(self._last_loss, logits.detach(), y)
+        self._losses.note(loss.detach())
+        self.train_figures.update(loss.detach(), logits.detach(), y)
         return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By norm; Lightning's refuses a fused optimizer in bf16, on account of a scaler that bf16 does not have."""
+        if gradient_clip_val:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember the learning rate that the epoch's last step uses."""
@@ -84,8 +92,7 @@ class FineTune(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
-        self._refuse_divergence()
-        self._last_loss = None
+        self._refuse_divergence(wait=True)
         epoch = {
             **self._pull("train", self.train_figures),
             **self._pull("val", self.val_figures),
@@ -153,7 +160,7 @@ class FineTune(pl.LightningModule):
         self.train_figures.right.copy_(tensors["right"])
         self.train_figures.count = values["count"]
         self.history, self.best_acc, self.best_epoch = values["history"], values["best_acc"], values["best_epoch"]
-        self._learning_rate, self._last_loss = values["lr"], None
+        self._learning_rate, self._losses = values["lr"], _Losses()
 
     def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -167,12 +174,40 @@ class FineTune(pl.LightningModule):
             self._diverged(f"{split}/loss", values[f"{split}/loss"])
         return values
 
-    def _refuse_divergence(self) -> None:
-        if self._last_loss is not None and not torch.isfinite(self._last_loss):
-            self._diverged("train/loss", float(self._last_loss))
+    def _refuse_divergence(self, wait: bool = False) -> None:
+        for loss in self._losses.known(wait):
+            if not math.isfinite(loss):
+                self._diverged("train/loss", loss)
 
     def _diverged(self, name: str, value: float) -> NoReturn:
         raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
+
+
+class _Losses:
+    """The losses of steps, looked at once a GPU has got there, so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._coming = deque[tuple[Tensor, torch.cuda.Event | None]]()
+
+    def note(self, loss: Tensor) -> None:
+        """Remember the loss of a step that may be under way still."""
+        done = None
+        if loss.device.type == "cuda":
+            loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._coming.append((loss, done))
+
+    def known(self, wait: bool) -> Iterator[float]:
+        """Those that have come since the last call; all of them with `wait`."""
+        while self._coming:
+            loss, done = self._coming[0]
+            if done is not None and wait:
+                done.synchronize()
+            elif done is not None and not done.query():
+                return
+            self._coming.popleft()
+            yield float(loss)
 
 
 class _Figures(nn.Module):

@@ -7,6 +7,13 @@ import torch
 from finetune.config import TrainerConfig
 from finetune.errors import Refused
 
+torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32: a GPU that would take TF32 for them has bf16 for speed
+
+
+def device_named(name: str) -> torch.device:
+    """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -32,6 +39,12 @@ class Precision:
     def autocast(self) -> torch.autocast:
         """As Lightning runs a step."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def release(self) -> None:
+        """Give back a GPU's memory that nothing uses any more, and count its use anew."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from finetune.classifier import Classifier
 from finetune.data.pixels import Transform, decode
 from finetune.data.sources import EXTENSIONS
 from finetune.errors import Refused
+from finetune.precision import device_named
 
 Prediction = NDArray[np.float32] | str
 """A probability for each class, or why the file could not be read."""
@@ -49,7 +50,7 @@ def predict(
         batch_size: Images computed together.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
     """
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    place = device_named(device)
     network = torch.nn.Sequential(classifier.network, torch.nn.Softmax(dim=1)).eval().to(place)
     size, resize, interpolation, mean, std = astuple(classifier.preprocessing)
     transform = Transform(size, resize, interpolation)

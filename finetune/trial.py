@@ -86,9 +86,10 @@ def train(
     ending = _ending_of(work)
     clock.stop("train")
     clock.add("train", unfinished.seconds if unfinished else 0.0)
-    if augmenting := batches.augmenting.seconds:
-        clock.seconds["augment"] = round(augmenting, 3)
-        print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
+    with contextlib.suppress(RuntimeError):  # of a GPU that failed; the ending says so
+        if augmenting := batches.augmenting.seconds:
+            clock.seconds["augment"] = round(augmenting, 3)
+            print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
     told = ending.status, ending.reason, ending.test, [*given.warnings, *logger_warnings(trainer)]
     result = result_of(config, overrides, given, module, precision, clock.seconds, *told)
     result.save(out)
@@ -153,6 +154,10 @@ def _ending_of(work: Callable[[], dict[str, float]]) -> _Ending:
         return _Ending("failed", one_line(failure), error=failure)
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What errors of other kinds say where memory was missing: PyTorch's on a CPU, CUDA's and its libraries'."""
+
+
 def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelData) -> dict[str, float]:
     """Train; then, where there is a test set, the figures of the best epoch on it."""
     for logger in trainer.loggers:
@@ -161,7 +166,7 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
     try:
         trainer.fit(module, datamodule=batches)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in _NO_MEMORY):
             raise
         raise torch.OutOfMemoryError(
             f"{' '.join(str(error).split())} With data.batch_size={config.data.batch_size} and "

@@ -66,8 +66,9 @@ def test_other_trials_are_equal_too(fast: list[str], tmp_path: Path, extra: str)
     assert off.history == on.history
 
 
-def test_bf16_is_equal_to_a_thousandth(fast: list[str], tmp_path: Path) -> None:
-    off, on = both(fast, tmp_path, "model.freeze_depth=9", "trainer.precision=bf16")
+@pytest.mark.parametrize("more", [[], ["augment=strong", "cache.views=1"]])
+def test_bf16_is_equal_to_a_thousandth(fast: list[str], tmp_path: Path, more: list[str]) -> None:
+    off, on = both(fast, tmp_path, "model.freeze_depth=9", "trainer.precision=bf16", *more)
     assert on.cache["train"] == "stored"
     for epoch, other in zip(off.history, on.history, strict=True):
         assert all(math.isclose(value, other[name], rel_tol=1e-3) for name, value in epoch.items())

@@ -113,6 +113,16 @@ def test_training_equals_a_plain_loop() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("limit", "factor"), [(None, 1.0), (0.5, 0.1), (9.0, 1.0)])
+def test_gradients_are_clipped_together_to_a_norm(limit: float | None, factor: float) -> None:
+    head = nn.Linear(2, 2)
+    head.weight.grad, head.bias.grad = torch.full((2, 2), 2.0), torch.tensor([3.0, 0.0])  # of norm 5
+    module = FineTune.of_parts(nn.Identity(), nn.Identity(), head)
+    module.configure_gradient_clipping(torch.optim.SGD(head.parameters(), 0.1), limit)
+    torch.testing.assert_close(head.weight.grad, torch.full((2, 2), 2.0 * factor))
+    torch.testing.assert_close(head.bias.grad, torch.tensor([3.0 * factor, 0.0]))
+
+
 def test_history_and_best_follow_the_validation_accuracy() -> None:
     module = fitted(network(14), epochs=3)
     assert [set(epoch) for epoch in module.history] == [

@@ -10,7 +10,6 @@ from finetune.config import AugmentConfig, digest_of
 
 _DRAWS = 14
 """Uniform numbers that one image uses in one epoch."""
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Augment:
 
     def _resample(self, x: Tensor, u: Tensor) -> Tensor:
         area = self.min_area + (1 - self.min_area) * u[:, 0]
-        stretch = torch.where(torch.tensor(self.min_area < 1), (u[:, 1] * 2 - 1) * 0.2876, 0.0).exp()  # 3/4..4/3
+        stretch = ((u[:, 1] * 2 - 1) * (0.2876 if self.min_area < 1 else 0.0)).exp()  # 3/4..4/3
         stretch = stretch.clamp(area, 1 / area)  # neither side longer than the image's
         wide, high = (area * stretch).sqrt(), (area / stretch).sqrt()
         middle_x, middle_y = (1 - wide) * (u[:, 2] * 2 - 1), (1 - high) * (u[:, 3] * 2 - 1)
@@ -69,7 +68,8 @@ class Augment:
     def _recolor(self, x: Tensor, u: Tensor) -> Tensor:
         brightness, contrast, saturation = (1 + (u * 2 - 1) * self.color).view(-1, 3, 1, 1, 1).unbind(1)
         x = x * brightness
-        grey = (x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        red, green, blue = x.split(1, dim=1)
+        grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
         x = grey + (x - grey) * saturation
         mean = grey.mean((2, 3), keepdim=True)
         return (mean + (x - mean) * contrast).clamp(0, 1)
@@ -83,4 +83,4 @@ class Augment:
         in_rows = (rows >= top[:, None]) & (rows < (top + high)[:, None])
         in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
         hit = (u[:, 0] < self.erase)[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
-        return torch.where(hit[:, None], x.new_tensor(0.5), x)
+        return torch.where(hit[:, None], 0.5, x)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from finetune.config import TRIALS_PER_GPU
 from finetune.data.pixels import PixelStore
 from finetune.data.preprocess import Preprocess
 from finetune.store import Rows
 
+_COPIED = 256 << 20
+"""Bytes that go to a GPU at once."""
 Batch = tuple[Tensor, Tensor, Tensor]
 """Rows; labels, int64, N; positions in the split, int64, N."""
 
@@ -74,11 +78,12 @@ class PixelData(pl.LightningDataModule):
         self._resident: dict[str, list[Tensor]] = {}
 
     def setup(self, stage: str) -> None:
-        """Put on a GPU what fits into half of its free memory."""
+        """Put on a GPU what fits into half of its free memory, or of this trial's share of it."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if device.type == "cuda" and not self._resident:
-            self.keep_on(device, room=torch.cuda.mem_get_info(device)[0] // 2)
+            sharing = int(os.environ.get(TRIALS_PER_GPU, "1"))
+            self.keep_on(device, room=torch.cuda.mem_get_info(device)[0] // (2 * sharing))
 
     def keep_on(self, device: torch.device, room: int) -> None:
         """Copy to `device` the splits that fit into `room` bytes, from which their batches are then gathered."""
@@ -86,8 +91,9 @@ class PixelData(pl.LightningDataModule):
             views = self._views(split)
             size = sum(len(rows) * rows.row_bytes for rows in views)
             if size <= room:
-                room -= size
-                self._resident[split] = [as_tensor(rows, slice(None)).to(device) for rows in views]
+                with contextlib.suppress(torch.OutOfMemoryError):  # others took it; the loader will do
+                    self._resident[split] = [_on(device, rows) for rows in views]
+                    room -= size
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
@@ -136,6 +142,16 @@ class PixelData(pl.LightningDataModule):
             draws = self.preprocess.draws(len(self.stores["train"].labels), self.seed, self.preprocess.view(epoch))
             self._draws = epoch, None if draws is None else draws.to(device)
         return self._draws[1]
+
+
+def _on(device: torch.device, rows: Rows) -> Tensor:
+    """All of `rows`, a block at a time, so that they need no room in this process's own memory."""
+    step = max(1, _COPIED // rows.row_bytes)
+    whole = torch.empty(rows.shape, dtype=as_tensor(rows, slice(0, 1)).dtype, device=device)
+    for start in range(0, len(rows), step):
+        block = as_tensor(rows, slice(start, start + step))
+        whole[start : start + len(block)] = block
+    return whole
 
 
 class _Order(DistributedSampler[Batch]):

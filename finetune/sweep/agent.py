@@ -113,8 +113,8 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
         nonlocal shared
         words = _asked_for(fixed)
         if not shared:
-            with contextlib.suppress(Refused):  # the trial itself will say so
-                shared = check_and_prepare([(words, 1)]).shared
+            with contextlib.suppress(Refused, RuntimeError):  # the trial itself will say so
+                shared = check_and_prepare([(words, 1)], gpu=slot.gpu).shared
         _trial(words, len(fixed), folder, slot, leaving, shared)
 
     wandb.agent(sweep, run, entity=entity, project=project, count=count)

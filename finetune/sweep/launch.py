@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune.compose import override
+from finetune.config import TRIALS_PER_GPU
 from finetune.errors import Refused
 from finetune.metric import Beat
 
@@ -96,6 +97,8 @@ class Slot:
     """What `CUDA_VISIBLE_DEVICES` is to say, or None for a share of the CPU."""
     threads: int
     """CPU threads for it."""
+    sharing: int = 1
+    """Slots of this GPU."""
 
     def name(self, place: int) -> str:
         """For people."""
@@ -154,7 +157,8 @@ def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or len(gpus) * per_gpu or min(cores, 4)
     threads = max(1, cores // count)
-    return [Slot(gpus[i % len(gpus)] if gpus else None, threads) for i in range(count)]
+    places = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
+    return [Slot(gpu, threads, places.count(gpu)) for gpu in places]
 
 
 def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
@@ -180,7 +184,7 @@ def _run_trial(
     log_to(log)
     os.environ.update(environment)
     if slot.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        os.environ |= {"CUDA_VISIBLE_DEVICES": slot.gpu, TRIALS_PER_GPU: str(slot.sharing)}
 
     import torch
 

@@ -37,6 +37,7 @@ def check_and_prepare(
     configs: Sequence[tuple[Sequence[str], int]],
     stores: bool = True,
     show: Show = lambda what, done, total: None,
+    gpu: str | None = None,
 ) -> Prepared:
     """Check every config, and compute what their trials share, in a child; one that dies is started again.
 
@@ -44,12 +45,13 @@ def check_and_prepare(
         configs: Overrides, and how many trials there are like them.
         stores: Whether the trials will run on this machine, so that activations can be stored for them.
         show: Told of the progress.
+        gpu: The one to work on, as `CUDA_VISIBLE_DEVICES` names it; by default the first.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
     """
     for _ in range(RETRIES + 1):
-        exitcode, found = _in_child(configs, stores, show)
+        exitcode, found = _in_child(configs, stores, show, gpu)
         if isinstance(found, Prepared):
             return found
         if isinstance(found, str):
@@ -58,11 +60,12 @@ def check_and_prepare(
 
 
 def _in_child(
-    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Show
+    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Show, gpu: str | None
 ) -> tuple[int | None, Prepared | str | None]:
     """The child's exit code; and what it found, or why it refuses, or nothing where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=_prepare, args=([(list(c), n) for c, n in configs], stores, sender), daemon=True)
+    given = [(list(c), n) for c, n in configs], stores, sender, gpu
+    child = CONTEXT.Process(target=_prepare, args=given, daemon=True)
     child.start()
     sender.close()
     found: Prepared | str | None = None
@@ -80,8 +83,10 @@ def _in_child(
     return child.exitcode, found
 
 
-def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection) -> None:
+def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection, gpu: str | None) -> None:
     end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
     import torch
 
@@ -99,10 +104,15 @@ def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connect
     with contextlib.suppress(BrokenPipeError):
         try:
             shared = train.prepare(configs, stores, show)
-            count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            names = [name for name in visible.split(",") if name] or [str(i) for i in range(count)]
+            gpus = _gpu_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count())
             folders = tuple(map(Path, shared.folders))
-            found = Prepared(tuple(names[:count]), shared.to_text(), shared.datasets, shared.weight_digests, folders)
+            found = Prepared(gpus, shared.to_text(), shared.datasets, shared.weight_digests, folders)
         except Refused as error:
             found = str(error)
         sender.send(found)
+
+
+def _gpu_names(visible: str, count: int) -> tuple[str, ...]:
+    """What `CUDA_VISIBLE_DEVICES` calls the `count` GPUs that a process sees; of several MIG instances it sees one."""
+    names = [name.strip() for name in visible.split(",") if name.strip()] or [str(i) for i in range(count)]
+    return tuple(names if count and names[0].startswith("MIG-") else names[:count])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.compose import compose_config
 from finetune.config import digest_of
 from finetune.durable import remove_leftovers, write_durably
 from finetune.errors import Refused
@@ -65,11 +66,11 @@ def run_sweep(
     trial_keys(spec)  # a setting that is not known is the first thing to hear of
     _settle(spec, folder, seed, (), options)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show)
+    gpus = chosen_gpus(check_and_prepare([]).gpus, options.gpus) if cluster is None and _on_gpus(spec) else []
+    found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show, next(iter(gpus), None))
     data = (*found.datasets, *found.weights)
     folder, reuse = _settle(spec, folder, seed, data, options)
     options = replace(options, reuse=reuse)
-    gpus = chosen_gpus(found.gpus, options.gpus)
     environment = {"WANDB_RUN_GROUP": spec.name}
     sweep = Sweep(spec, folder, size(spec))
     may_end_early = spec.target is not None or options.budget is not None
@@ -100,6 +101,11 @@ def _settle(
             raise
         return beside(folder, spec, seed, data), (*options.reuse, folder)
     return folder, options.reuse
+
+
+def _on_gpus(spec: SweepSpec) -> bool:
+    """Whether some trial may use a GPU."""
+    return any(compose_config(spec.overrides(end)).trainer.accelerator != "cpu" for end in corners(spec))
 
 
 def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:

@@ -1,0 +1,222 @@
+"""What a GPU is given. Tensors on `meta` stand for its own here: they have no numbers, and fail beside others."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune import activation_plan, activations
+from finetune.activation_plan import provide, wants_of
+from finetune.activations import Source
+from finetune.checkpoint import find_cut
+from finetune.compose import compose_config
+from finetune.config import TRIALS_PER_GPU
+from finetune.data import datamodule
+from finetune.data.augment import Augment
+from finetune.data.datamodule import PixelData
+from finetune.data.preprocess import Preprocess
+from finetune.freeze import SharedPrefix
+from finetune.head import build_head
+from finetune.module import FineTune, _Losses
+from finetune.precision import Precision
+from finetune.result import Result
+from finetune.shared import Shared, find_images, find_weights
+from finetune.store import open_store
+from finetune.sweep import run as run_module
+from finetune.sweep.launch import LocalLauncher, Slot, local_slots
+from finetune.sweep.prepare import Prepared, _gpu_names, check_and_prepare
+from finetune.sweep.run import run_sweep
+from finetune.sweep.state import Options
+from tests.faults.invariants import spec_of
+
+GPU = torch.device("meta")
+STRONG = Augment(flip=0.5, min_area=0.3, rotate=10, color=0.4, erase=0.5)
+
+
+def wants(fast: list[str], tmp_path: Path, device: torch.device, *more: str) -> list[activation_plan.Want]:
+    words = ["model.freeze_depth=9", "cache.views=2", "augment=strong", f"cache.dir={tmp_path / 'c'}", *more]
+    config = compose_config([*fast, *words])
+    images, weights = find_images(config, Shared()), find_weights(config.model, Shared())
+    preprocess = Preprocess(weights.mean, weights.std, STRONG, config.cache.views)
+    found = wants_of(config, images, find_cut(config.model, weights), preprocess)
+    return [activation_plan.replace(want, precision=Precision(device, bf16=False)) for want in found]
+
+
+def test_frozen_layers_are_on_the_device_when_they_run(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Any:
+        seen.append({tensor.device for tensor in (*prefix.parameters(), *prefix.buffers())})
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(activation_plan, "measure_costs", look)
+    shared = Shared()
+    assert provide(wants(fast, tmp_path, GPU), shared, lambda what, done, total: None) == 0
+    assert seen == [{GPU}]
+    assert {reason for _, reason in shared.stores.values()} == {activation_plan._NO_MEMORY}
+    assert not any(pays for pays, _ in shared.stores.values())
+
+
+def test_a_gpu_that_runs_full_between_two_stores_keeps_the_first(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(prefix: SharedPrefix, source: Source, *rest: Any) -> Any:
+        if source.view == 1:
+            raise torch.OutOfMemoryError
+        return activations.build(prefix, source, *rest)
+
+    monkeypatch.setattr(activation_plan, "build", scarce)
+    shared, asked = Shared(), wants(fast, tmp_path, torch.device("cpu"), "cache.mode=on")
+    provide(asked, shared, lambda what, done, total: None)
+    for want in asked:
+        assert shared.stores[want.key][0] == (open_store(want.folder) is not None)
+    assert sorted(pays for pays, _ in shared.stores.values()) == [False, False, True]
+
+
+@pytest.mark.parametrize(("size", "block"), [(32, 256), (224, 256), (448, 64), (2048, 16)])
+def test_large_images_are_computed_in_small_blocks(size: int, block: int) -> None:
+    class Images:
+        shape = (1000, size, size, 3)
+
+    class Pixels:
+        images = Images()
+
+    source = Source("train", Pixels(), Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 0, None)  # type: ignore[arg-type]
+    assert activations._block(source, Precision(GPU, bf16=True)) == block
+
+
+def test_images_are_augmented_where_the_network_is() -> None:
+    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), STRONG)
+    draws = preprocess.draws(4, seed=0, view=0)
+    assert draws is not None
+    x = preprocess(torch.zeros(4, 8, 8, 3, dtype=torch.uint8, device=GPU), draws.to(GPU))
+    assert (x.device, x.shape) == (GPU, (4, 3, 8, 8))
+
+
+def test_training_and_validation_mix_no_devices() -> None:
+    suffix = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    module = FineTune.of_parts(torch.nn.Identity(), suffix, build_head(3, [8], 10, 0.1)).to(GPU)
+    batch = torch.zeros(4, 3, 8, 8, device=GPU), torch.zeros(4, dtype=torch.int64, device=GPU)
+    module._losses.note = lambda loss: None  # type: ignore[method-assign]
+    module.training_step(batch, 0).backward()
+    module.validation_step(batch, 0)
+    assert {parameter.grad.device for parameter in module.parameters() if parameter.grad is not None} == {GPU}
+
+
+def test_a_loss_is_looked_at_when_the_gpu_has_got_there() -> None:
+    class Event:
+        done = waited = False
+
+        def query(self) -> bool:
+            return self.done
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    first, second, third = Event(), Event(), Event()
+    losses = _Losses()
+    losses._coming.extend((torch.tensor(float(i)), event) for i, event in enumerate((first, second, third)))  # type: ignore[misc]
+    assert list(losses.known(wait=False)) == []
+    first.done = third.done = True
+    assert list(losses.known(wait=False)) == [0.0]
+    assert list(losses.known(wait=True)) == [1.0, 2.0]
+    assert (first.waited, second.waited, third.waited) == (False, True, True)
+
+
+def test_pixels_go_to_the_device_in_blocks(fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    images = find_images(compose_config(fast), Shared()).splits
+    monkeypatch.setattr(datamodule, "_COPIED", 5 * images["train"].images.row_bytes)
+    data = PixelData(images, Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 8, seed=0)
+    data.keep_on(torch.device("cpu"), room=2**30)
+    for split, store in images.items():
+        assert torch.equal(data._resident[split][0], torch.from_numpy(store.images[:]))
+
+
+def test_a_split_that_finds_no_room_after_all_is_loaded(fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(datamodule, "_on", full)
+    images = find_images(compose_config(fast), Shared()).splits
+    data = PixelData(images, Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 8, seed=0)
+    data.keep_on(GPU, room=2**30)
+    assert data._resident == {}
+    assert len(next(iter(data.val_dataloader()))[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        ("", 2, ("0", "1")),
+        ("2, 3", 2, ("2", "3")),
+        ("0,1,9", 2, ("0", "1")),
+        ("MIG-a,MIG-b", 1, ("MIG-a", "MIG-b")),
+        ("MIG-a", 0, ()),
+        ("", 0, ()),
+    ],
+)
+def test_gpus_have_the_names_that_trials_can_be_given(visible: str, count: int, names: Sequence[str]) -> None:
+    assert _gpu_names(visible, count) == names
+
+
+def test_trials_know_how_many_share_their_gpu(tmp_path: Path) -> None:
+    slots = local_slots(["0", "2"], workers=3)
+    assert [(slot.gpu, slot.sharing) for slot in slots] == [("0", 2), ("2", 1), ("0", 2)]
+    launcher = LocalLauncher([Slot("0", 1, sharing=2)])
+    (job,) = launcher.start([([f"data.root=${{oc.env:{TRIALS_PER_GPU}}}"], tmp_path / "a")])
+    while job.exitcode is None:
+        launcher.wait([job])
+    assert "data.root=2 is not a folder" in (tmp_path / "a" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "asked", "used"), [("auto", "3", "3"), ("auto", "all", "2"), ("cpu", "all", None)]
+)
+def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, asked: str, used: str | None
+) -> None:
+    given: list[str | None] = []
+
+    def prepare(configs: Any, stores: bool = True, show: Any = None, gpu: str | None = None) -> Prepared:
+        if not configs:
+            return Prepared(("2", "3"), "", (), (), ())
+        given.append(gpu)
+        return check_and_prepare(configs, stores, show, gpu)
+
+    monkeypatch.setattr(run_module, "check_and_prepare", prepare)
+    words = [*(word for word in fast if not word.startswith("trainer.")), f"trainer.accelerator={accelerator}"]
+    spec = spec_of(tmp_path, [*words, "trainer.epochs=1"], {"model.freeze_depth": {"values": [17]}})
+    run_sweep(spec, tmp_path / "s", Options(gpus=asked))
+    assert given == [used]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")
+@pytest.mark.parametrize("depth", ["0", "9", "all"])
+def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, depth: str) -> None:
+    found = {}
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    for mode in ("off", "on"):
+        words = [
+            "model=narrow_resnet50",
+            f"data.root={images}",
+            "data.size=32",
+            "data.batch_size=8",
+            "trainer.epochs=3",
+        ]
+        words += [f"model.freeze_depth={depth}", "augment=strong", "cache.views=2", "trainer.grad_clip=1"]
+        words += ["trainer.accelerator=gpu", f"cache.mode={mode}", f"out={tmp_path / mode}"]
+        subprocess.run([sys.executable, "-m", "finetune.train", *words], env=environment, check=True)
+        found[mode] = Result.load(tmp_path / mode)
+    assert not found["on"].device.startswith("cpu")
+    for off, on in zip(found["off"].history, found["on"].history, strict=True):
+        assert on["train/loss"] == pytest.approx(off["train/loss"], rel=1e-3)
