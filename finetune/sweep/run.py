@@ -66,7 +66,8 @@ def run_sweep(
     trial_keys(spec)  # a setting that is not known is the first thing to hear of
     _settle(spec, folder, seed, (), options)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    gpus = chosen_gpus(check_and_prepare([]).gpus, options.gpus) if cluster is None and _on_gpus(spec) else []
+    gpus = [] if cluster else chosen_gpus(check_and_prepare([]).gpus, options.gpus)
+    gpus = gpus if _on_gpus(spec) else []
     found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show, next(iter(gpus), None))
     data = (*found.datasets, *found.weights)
     folder, reuse = _settle(spec, folder, seed, data, options)
