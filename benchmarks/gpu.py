@@ -7,6 +7,8 @@ ten epochs on 10,000 images from ask to record; and trials an hour. Random weigh
 
 import argparse
 import contextlib
+import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -61,7 +63,8 @@ def main() -> None:
 
 def run_one(words: list[str], folder: Path, shared: str, device: str) -> tuple[float, Result]:
     """Seconds from ask to record, and the record."""
-    launcher = LocalLauncher([Slot("0" if device == "cuda" else None, 1)], shared=shared)
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if device == "cuda" else None
+    launcher = LocalLauncher([Slot(gpu, 1)], shared=shared)
     start = time.perf_counter()
     (job,) = launcher.start([(words, folder)])
     while job.exitcode is None:
@@ -72,10 +75,11 @@ def run_one(words: list[str], folder: Path, shared: str, device: str) -> tuple[f
 def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     words = [*fixed, f"model.freeze_depth={depth}"]
     shared = check_and_prepare([(words, 6)]).shared
+    _, short = run_one([*words, "trainer.epochs=1"], scratch / f"start-{name}", shared, given.device)
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
     bare = epoch("resnet50", depth, given.size, images, val, given.device, bf16=given.device == "cuda")
-    ours = result.seconds["train"] / EPOCHS
+    ours = (result.seconds["train"] - short.seconds["train"]) / (EPOCHS - 1)  # without what a device takes to start
     row = {
         "frozen": name,
         "ours": round((images + val) / ours, 1),
@@ -84,9 +88,8 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
         "stored": result.cache["train"],
         "trials an hour": round(3600 / wall),
     }
-    peak = next(
-        (peak for key, peak in PEAKS.items() if given.device == "cuda" and key in torch.cuda.get_device_name()), None
-    )
+    device = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
+    peak = next((peak for key, peak in PEAKS.items() if re.search(rf"\b{key}\b", device)), None)
     if peak is not None:
         table = depth_table(backbone_shapes("resnet50"), "block", given.size)
         flops = 8.2e9 * (given.size / 224) ** 2 * (1 - table[depth].flop_share) * (3 * images + val)
@@ -120,15 +123,17 @@ def activation_elements(depth: int, size: int) -> int:
 
 def pixels_row(fixed: list[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """An epoch of a trial that computes everything, with the pixels on the device and through the DataLoader."""
-    from finetune import train
     from finetune.compose import compose_config
+    from finetune.trial import train
 
-    words = [*fixed, "model.freeze_depth=14", "cache.mode=off", "trainer.epochs=2"]
+    def seconds(name: str, epochs: int) -> float:
+        words = [*fixed, "model.freeze_depth=14", "cache.mode=off", f"trainer.epochs={epochs}"]
+        return train(compose_config([*words, f"out={scratch / f'{name}-{epochs}'}"]), words).seconds["train"]
+
     times = {}
     for name, context in (("resident", contextlib.nullcontext()), ("loader", nothing_resident())):
         with context:
-            result = train.train(compose_config([*words, f"out={scratch / name}"]), words)
-        times[name] = result.seconds["train"] / 2
+            times[name] = (-seconds(name, 1) + seconds(name, 3)) / 2
     return {
         "epoch with resident pixels, s": round(times["resident"], 3),
         "through a loader, s": round(times["loader"], 3),
