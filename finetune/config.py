@@ -190,8 +190,12 @@ def trial_key(config: Config) -> str:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """The trial key of flat settings."""
-    skipped = tuple(f"{name}." for name in NOT_MEANINGFUL)
-    return digest_of({key: value for key, value in settings.items() if not f"{key}.".startswith(skipped)})
+    return digest_of({key: value for key, value in settings.items() if is_meaningful(key)})
+
+
+def is_meaningful(key: str) -> bool:
+    """Whether a setting changes what comes out of a trial."""
+    return not f"{key}.".startswith(tuple(f"{name}." for name in NOT_MEANINGFUL))
 
 
 def typed(key: str, value: Any) -> Any:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def plain_table(title: str) -> RichTable:
-    """A table without lines between its rows."""
-    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    """A table without lines between its rows, closer together on a narrow terminal."""
+    narrow = console.width < 100
+    return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=narrow)
 
 
 def print_table(table: "Table") -> None:
@@ -27,7 +28,7 @@ def print_table(table: "Table") -> None:
 
     shown = plain_table("validation accuracy per frozen depth")
     for name in ("freeze depth", "trials", "best val/acc", "s a trial", "with"):
-        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=True)
+        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=name != "with")
     trials = Counter[int]()
     for group in table.groups:
         trials[group.freeze_depth] += len(group.accuracies)
@@ -50,14 +51,14 @@ def print_table(table: "Table") -> None:
 def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Show]]:
     """A live display on a terminal, a line a trial elsewhere: for the trials, and for what comes before them."""
     from finetune.report.table import label
+    from finetune.sweep.state import result_value
 
     def line(sweep: "Sweep", result: "Result") -> str:
-        done, best = len(sweep.finished), sweep.best
-        keys = list(sweep.spec.parameters)
-        found = (
-            f"val/acc {result.val_acc_best:.3f}" if result.status == "complete" else f"{result.status}: {result.reason}"
-        )
-        top = f"  (best {best.val_acc_best:.3f} at k={best.freeze_depth})" if best and best.val_acc_best else ""
+        done, spec, best = len(sweep.finished), sweep.spec, sweep.best
+        keys, value = list(spec.parameters), result_value(spec, result)
+        name = spec.metric.removesuffix("_best")
+        found = f"{result.status}: {result.reason}" if value is None else f"{name} {value:.3f}"
+        top = f"  (best {result_value(spec, best):.3f} at k={best.freeze_depth})" if best else ""
         seconds = f"  {result.seconds['total']:.0f} s" if result.seconds else ""
         return f"[{done}/{sweep.total}] {label(result.params, keys)}  {found}{top}{seconds}"
 
@@ -78,15 +79,17 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
+    text = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what gives way on a narrow terminal
     columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", table_column=text),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     ]
-    with Progress(*columns, console=console) as display:
+    with Progress(*columns, console=console, expand=True) as display:
         bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
 
         def live(sweep: "Sweep", ended: "Result | None") -> None:

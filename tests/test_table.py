@@ -1,5 +1,6 @@
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ def test_swept_keys_are_those_that_vary_but_depth_and_seed() -> None:
     ]
     failed = record(4, None, 0, "failed", trainer__epochs=6)
     assert tabulate([*records, failed]).swept == ("model.head.hidden", "optim.lr")
+    elsewhere = [replace(r, params={**r.params, "cache.mode": mode}) for r, mode in zip(records, "abc", strict=False)]
+    assert tabulate([*records, *elsewhere]).swept == ("model.head.hidden", "optim.lr")  # it changes no result
+    pruned = replace(records[0], status="pruned", params={**records[0].params, "data.size": 32})
+    assert tabulate([*records, pruned]).swept == ("data.size", "model.head.hidden", "optim.lr")
     assert tabulate(records[:1]).swept == ()
 
 

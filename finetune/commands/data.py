@@ -1,5 +1,6 @@
 """What to do with images before training."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -56,5 +57,6 @@ def check(
     for reason in refusals:
         console.print(f"training would be refused: {reason}", markup=False)
     if not refusals:
-        console.print(f"ready to train: finetune sweep explore.yaml {override(key, data)}", markup=False)
+        words = [override(key, data), *(overrides or ())]
+        console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(words)}", markup=False)
     return 2 if refusals else 0

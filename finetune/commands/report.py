@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,7 +68,8 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
     if found.depths:
         shown = plain_table("validation accuracy per frozen depth")
         for column in ("freeze depth", "trials", "best val/acc", "s a trial", "with", "beyond noise?"):
-            shown.add_column(column, justify="left" if column in ("with", "beyond noise?") else "right", no_wrap=True)
+            side: Any = "left" if column in ("with", "beyond noise?") else "right"
+            shown.add_column(column, justify=side, no_wrap=column != "with")
         words = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
         for depth in found.depths:
             group = depth.group

@@ -178,7 +178,7 @@ def depths(
     others = [other for other in FREEZE_UNITS if other != unit]
     columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
     for name in columns:
-        table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=name != "last frozen")
     for row in depth_table(build_backbone(backbone), unit, size):
         shape = "×".join(map(str, row.shape))
         shares = (f"{row.parameter_share:.1%}", f"{row.flop_share:.1%}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config import digest_of
+from finetune.config import digest_of, is_meaningful
 from finetune.errors import Refused
 from finetune.report.stats import half_width
 from finetune.result import RECORD, STATUSES, Result
@@ -103,8 +103,10 @@ def tabulate(records: Sequence[Result]) -> Table:
         settings = {key: value for key, value in record.params.items() if key not in ("seed", "model.freeze_depth")}
         by_config.setdefault(digest_of([record.freeze_depth, settings]), []).append(record)
     groups = [_group(sorted(members, key=lambda r: (r.seed, r.key))) for members in by_config.values()]
-    keys = sorted({key for record in complete for key in record.params} - {"seed", "model.freeze_depth"})
-    swept = [key for key in keys if len({repr(record.params.get(key)) for record in complete}) > 1]
+    tried = [*complete, *(record for record in records if record.status == "pruned")]
+    keys = sorted({key for record in tried for key in record.params} - {"seed", "model.freeze_depth"})
+    told = [key for key in keys if is_meaningful(key)]
+    swept = [key for key in told if len({repr(record.params.get(key)) for record in tried}) > 1]
     statuses = [record.status for record in records]
     counts = {status: statuses.count(status) for status in STATUSES if status in statuses}
     ranked = sorted(groups, key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))

@@ -176,7 +176,7 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
         return []
     (head,) = found
     if head.standing == "best":
-        return [f"Training the head alone (k={every}) is the best."]
+        return [f"The best trains the head alone (k={every})."]
     gap = best.mean - head.group.mean
     sure = {
         "worse": "more than the noise of seeds",
@@ -201,7 +201,7 @@ def _deepest(record: Result) -> int | None:
 
 def _cost(records: Sequence[Result]) -> list[str]:
     spent = sum(record.seconds.get("total", 0.0) for record in records)
-    words = f"It cost {duration(spent)} of trial time in {len(records)} trials"
+    words = f"It cost {duration(spent)} of trial time in {len(records)} trial{'s' if len(records) != 1 else ''}"
     saved = sum(float(_number(record.cache, "saved_seconds")) for record in records)
     shared = sum(1 for record in records if _number(record.cache, "saved_seconds") > 0)
     if shared:

@@ -47,6 +47,11 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first thing in which two sweeps differ, with both values; empty for the same sweep."""
+    fixed = [dict(word.partition("=")[::2] for word in values.get("fixed", [])) for values in (old, new)]
+    for key in dict.fromkeys([*fixed[0], *fixed[1]]):
+        was, now = (values.get(key, "not given") for values in fixed)
+        if was != now:
+            return f"{key} was {was} and would now be {now}"
     for name in ("fixed", "seed", "search", "data"):
         if old.get(name, new[name]) != new[name] and (new[name] or name != "data"):
             called = {"fixed": "list of fixed settings", "seed": "search seed"}.get(name, name)

@@ -5,11 +5,13 @@ Imports no torch itself; the functions that do run in the children.
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -134,6 +136,7 @@ class LocalLauncher:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
         given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, beat)
+        ready_server()
         child = CONTEXT.Process(target=_run_trial, name=free, args=given, daemon=True)
         child.start()
         self._taken[free] = child
@@ -201,8 +204,19 @@ def log_to(file: Path) -> None:
     os.dup2(descriptor, 2)
 
 
+def ready_server() -> None:
+    """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
+    resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
-    """End this child process when its parent ends, however that happens."""
+    """End this child process when its parent ends, however that happens; a Ctrl-C reaches it from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.errors import Refused
 from finetune.sweep.attempts import RETRIES
-from finetune.sweep.launch import CONTEXT, end_with_parent
+from finetune.sweep.launch import CONTEXT, end_with_parent, ready_server
 
 Show = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and the total."""
@@ -65,6 +65,7 @@ def _in_child(
     """The child's exit code; and what it found, or why it refuses, or nothing where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     given = [(list(c), n) for c, n in configs], stores, sender, gpu
+    ready_server()
     child = CONTEXT.Process(target=_prepare, args=given, daemon=True)
     child.start()
     sender.close()

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import time
@@ -237,6 +238,28 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
     assert sweep.ended == "val/acc_best reached its target 0"
     assert [folder.name for folder in (tmp_path / "s" / "trials").iterdir() if not (folder / "result.json").exists()]
     check_invariants(tmp_path / "s", {})
+
+
+def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Path, fast: list[str]) -> None:
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
+    process = start("sweep", file, *fast, "--out", tmp_path / "s")
+    wait_for(lambda: any("forkserver" in command for command in commands_below(process.pid)))
+    for pid in (process.pid, *commands_below(process.pid).values()):
+        os.kill(pid, signal.SIGINT)  # as a terminal does, to all of them
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "to continue, run the same command again" in said
+
+
+def commands_below(parent: int) -> dict[str, int]:
+    """Of the processes that `parent` started: the command line, and the process."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found[(folder / "cmdline").read_text().replace(chr(0), " ")] = int(folder.name)
+    return found
 
 
 def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path, fast: list[str]) -> None:
