@@ -82,7 +82,8 @@ def build(
         source: The images.
         folders: Of the stores, by the number of modules before the cut.
         precision: The run's.
-        costs: Noted in each store, from which later trials know what it saves them.
+        costs: How the time that the build takes is shared among the cuts: noted in each store, in seconds of a thread
+            an image, from which later trials know what it saves them.
         progress: Called with images done and total.
 
     Raises:
@@ -98,14 +99,17 @@ def build(
             shapes = row_shapes(prefix, source, absent, precision)
             parts = {at: Building(folders[at], *shapes[at]) for at in absent}
             try:
-                first = min(part.done for part in parts.values())
-                for done, blocks in _computed(prefix, source, absent, first, precision):
+                first, spent, computed = min(part.done for part in parts.values()), 0.0, 0
+                for done, blocks, seconds in _computed(prefix, source, absent, first, precision):
                     for part, rows in zip((parts[at] for at in absent), blocks, strict=True):
                         if part.done < done:
                             part.append(rows)
+                    spent, computed = spent + seconds, computed + len(blocks[0])
                     progress(done, total)
+                whole = costs.compute[absent[-1]]
                 for at, part in parts.items():
-                    part.publish({"seconds_per_image": costs.compute[at]})
+                    share = costs.compute[at] / whole if whole else 1.0
+                    part.publish({"seconds_per_image": share * spent / computed if computed else costs.compute[at]})
             except OSError:
                 for part in parts.values():
                     part.drop()
@@ -118,16 +122,17 @@ def build(
 
 
 def _computed(prefix: SharedPrefix, source: Source, at: Sequence[int], first: int, precision: Precision) -> Any:
-    """Rows at each of the cuts, block by block from image `first` on, with the number of images done after it."""
+    """The number of images done, rows at each of the cuts, and seconds: block by block from image `first` on."""
     total, draws = len(source.pixels.labels), source.draws()
     on_cpu = precision.device.type == "cpu"
     size = _block(source, precision)
     first -= first % size
 
-    def block(start: int) -> tuple[int, list[NDArray[Any]]]:
-        x = source.images(slice(start, start + size), draws, precision.device)
+    def block(start: int) -> tuple[int, list[NDArray[Any]], float]:
+        x, started = source.images(slice(start, start + size), draws, precision.device), time.perf_counter()
         with precision.autocast(), torch.no_grad():
-            return min(start + size, total), [_as_rows(tap) for tap in prefix.taps(x, at)]
+            rows = [_as_rows(tap) for tap in prefix.taps(x, at)]
+        return min(start + size, total), rows, time.perf_counter() - started
 
     threads = torch.get_num_threads() if on_cpu else 1
     return in_order(block, range(first, total, size), threads, lambda: torch.set_num_threads(1) if on_cpu else None)

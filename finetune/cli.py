@@ -80,7 +80,7 @@ def main() -> int:
     except typer.Exit as done:
         return done.exit_code
     except Refused as error:
-        text = f"refused: {error}"
+        return _refused(str(error), debug)
     except KeyboardInterrupt:
         return 130
     except Interrupted as interrupt:
@@ -91,12 +91,13 @@ def main() -> int:
         print(f"stopped: {error}; make room, then run the same command again: {this_command()}", file=sys.stderr)
         return 4
     except Exception as error:
-        text = f"refused: {error.format_message()}" if hasattr(error, "format_message") else ""
-        if not text:
-            return _failed(error, debug)
+        return _refused(error.format_message(), debug) if hasattr(error, "format_message") else _failed(error, debug)
+
+
+def _refused(why: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(text, file=sys.stderr)
+    print(f"refused: {why}", file=sys.stderr)
     return 2
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from finetune.activation_plan import UNWRITTEN, Want, preprocess_of, provide, wants_of
@@ -10,6 +11,7 @@ from finetune.checkpoint import Cut, Network, build_network, find_cut
 from finetune.config import Config
 from finetune.data.preprocess import Preprocess
 from finetune.freeze import SharedPrefix
+from finetune.precision import Precision
 from finetune.shared import Images, Progress, Shared, find_images, find_weights
 from finetune.store import Rows, open_store
 
@@ -44,6 +46,7 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
     missing = [want for want in wants if want.key not in shared.stores]
     spent = provide(missing, shared, progress) if missing else 0.0
     stored, saved = dict[str, list[Rows]](), -spent
+    threads = torch.get_num_threads() if Precision.of(config.trainer).device.type == "cpu" else 1
     for split in {want.source.split: None for want in wants}:
         of_split = [want for want in wants if want.source.split == split]
         stores = [open_store(want.folder, verify=False) for want in of_split if shared.stores[want.key][0]]
@@ -51,7 +54,7 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
         if len(whole) == len(of_split):
             stored[split] = [store.rows for store in whole]
             each = zip(of_split, whole, strict=True)
-            saved += sum(w.passes * len(s.rows) * s.about["seconds_per_image"] for w, s in each)
+            saved += sum(w.passes * len(s.rows) * s.about["seconds_per_image"] for w, s in each) / threads
     on_the_way = images.splits.keys() != stored.keys()
     network = build_network(config.model, len(images.classes), config.seed, weights, with_prefix=on_the_way)
     prefix = SharedPrefix.of(network.prefix) if on_the_way else nn.Identity()

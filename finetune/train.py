@@ -28,6 +28,7 @@ from finetune.config import Config
 from finetune.durable import remove_leftovers
 from finetune.errors import Interrupted, Refused, one_line
 from finetune.metric import Beat
+from finetune.result import RECORD
 from finetune.shared import Progress, Shared
 from finetune.trial import train
 
@@ -81,7 +82,7 @@ def _train_and_tell(
         print(f"to go on: python -m finetune.train {command}", file=sys.stderr)
         raise
     found = "refit" if result.val_acc_best is None else f"val/acc_best {result.val_acc_best:.4f}"
-    print(result.reason or f"{found} at freeze_depth {result.freeze_depth}")
+    print(result.reason or f"{found} at freeze_depth {result.freeze_depth}; record: {Path(config.out) / RECORD}")
 
 
 def _from_command_line() -> None:

@@ -53,10 +53,12 @@ def train(
         beat: What the trial must be better than for its checkpoint to be kept.
 
     Raises:
-        Refused: the config, the data or the weights cannot be used; nothing was written to `config.out`.
+        Refused: the config, the data or the weights cannot be used, or `config.out` holds another trial; nothing was
+            written to it.
         BaseException: whatever stopped the training, after it was recorded as the reason.
     """
     clock = _Clock()
+    _refuse_another(Path(config.out), trial_key(config))
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     out = Path(config.out)
@@ -101,6 +103,13 @@ def train(
     if ending.error is not None:
         raise ending.error
     return result
+
+
+def _refuse_another(out: Path, key: str) -> None:
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged record is nothing to keep
+        there = Result.load(out)
+        if there.status == "complete" and there.key != key:
+            raise Refused(f"out={out} holds the record of another trial, {there.key}; give another folder")
 
 
 def _gather(config: Config, shared: Shared, heartbeat: Heartbeat) -> Inputs:

@@ -1,6 +1,8 @@
 import re
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,10 @@ def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
     assert finetune(monkeypatch, "sweep", "none.yaml", *fast, "model.freeze_depth=0") == 4
     assert "no trial succeeded; the first reason: FloatingPointError" in capfd.readouterr().out
     assert finetune(monkeypatch, "status", "runs/some") == 0
-    assert "1 complete, 1 failed" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "2 of 2 finished: 1 complete, 1 failed" in said
+    assert "(lr=1e+30): FloatingPointError" in said
+    assert "--retry-failed" in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,10 @@ def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
         (["depths", "resnet50", "--unit", "blok"], "unit 'blok' is not known; did you mean block?"),
         (["sweep", "nope.yaml"], "there is no such sweep file; shipped ones: "),
         (["report", "/no/such"], "/no/such holds no trial records"),
+        (["report", "/no/such", "--png", "x.jpg"], "--png x.jpg is not the name of a PNG file"),
+        (["sweep", "local.yaml", "--reuse", "nope"], "--reuse nope holds no trial records"),
+        (["sweep", "local.yaml", "--launcher", "slrum"], "--launcher slrum: there is none of that name; give local,"),
+        (["predict", "/no/such", "/no/such", "--csv", "/tmp"], "--csv /tmp is a folder; give the name of a file"),
         (["status", "/no/such"], "/no/such holds no trial records"),
         (["sweep", "local.yaml", "--workers", "0"], "Invalid value for '--workers'"),
         (["swep"], "No such command 'swep'. Did you mean 'sweep'?"),
@@ -88,6 +97,30 @@ def test_what_cannot_be_done_gets_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_under_way_has_a_status(tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = {"model.freeze_depth": {"values": [17, 16]}, "trainer.epochs": {"values": [1000]}}
+    Path("long.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": space}))
+    words = [sys.executable, "-m", "finetune.cli"]
+    fixed = [word for word in fast if not word.startswith("trainer.epochs")]
+    running = subprocess.Popen([*words, "sweep", "long.yaml", *fixed, "--workers", "1"], stdout=subprocess.DEVNULL)
+    said = ""
+    try:
+        deadline = time.monotonic() + 60
+        while "val/acc" not in said and time.monotonic() < deadline:
+            said = subprocess.run([*words, "status", "runs/long"], capture_output=True, text=True).stdout
+            time.sleep(0.3)
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+    assert said.startswith("0 of 2 finished\nunder way: freeze_depth=17 epochs=1000  epoch ")
+    assert "/1000, val/acc 0." in said
+    after = subprocess.run([*words, "status", "runs/long"], capture_output=True, text=True).stdout
+    assert after.startswith("0 of 2 finished")
+    assert "under way" not in after
+    assert "nobody runs it now" in after
 
 
 def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -204,6 +204,7 @@ def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path
     )
     assert [result.freeze_depth for result in ended] == [14]
     assert [result.freeze_depth for _, result in sweep.finished] == [17, 16, 15, 14]
+    assert sweep.taken == 3
     assert len(records(tmp_path / "b")) == 4
 
 

@@ -135,6 +135,14 @@ def test_every_way_of_training_ends(fast: list[str], tmp_path: Path, extra: list
     assert run([*fast, *extra, "trainer.epochs=1"], tmp_path / "r").status == "complete"
 
 
+def test_the_record_of_another_trial_is_not_overwritten(fast: list[str], tmp_path: Path) -> None:
+    first = run([*fast, "trainer.epochs=1"], tmp_path / "r")
+    with pytest.raises(Refused, match=f"holds the record of another trial, {first.key}; give another folder"):
+        run([*fast, "trainer.epochs=1", "optim.lr=0.5"], tmp_path / "r")
+    assert Result.load(tmp_path / "r") == first
+    assert run([*fast, "trainer.epochs=1"], tmp_path / "r").key == first.key  # its own may be made anew
+
+
 def test_the_test_set_is_judged_once_with_the_best_epoch(fast: list[str], images: Path, tmp_path: Path) -> None:
     overrides = [*fast, "data.use_val_as=test", "data.val_fraction=0.25"]
     result = run(overrides, tmp_path / "r")

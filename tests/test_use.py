@@ -204,14 +204,14 @@ def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, t
     assert len(find_data(compose_config(given)).splits["train"]) == 36
     assert len(find_data(compose_config(given)).splits["val"]) == 12
     for seed in range(20):
-        words = [*given, "optim.lr=0.03", f"seed={seed}", f"out={tmp_path / 'refit'}"]
+        words = [*given, "optim.lr=0.03", f"seed={seed}", f"out={tmp_path / str(seed)}"]
         result = train(compose_config(words))
         accuracies = [epoch["val/acc"] for epoch in result.history]
         if accuracies[-1] < max(accuracies):
             break
     assert accuracies[-1] < max(accuracies)  # so that the choice can be seen
     files = sorted((images / "val").rglob("*.png"))
-    said = [row for _, row in predict(load_classifier(tmp_path / "refit" / CHECKPOINT), files, device="cpu")]
+    said = [row for _, row in predict(load_classifier(tmp_path / str(seed) / CHECKPOINT), files, device="cpu")]
     classes = ["blue", "green", "red"]
     right = np.mean([classes[row.argmax()] == f.parent.name for row, f in zip(said, files, strict=True)])
     assert right == pytest.approx(result.history[-1]["val/acc"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.errors import Refused
 from finetune.progress import console
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def best(
     from finetune.report.choice import find_winner
     from finetune.report.table import verdict
     from finetune.result import CHECKPOINT
+    from finetune.sweep.folder import SWEEP
 
     winner = find_winner(folder)
     again = repeat_overrides(winner.best.config)
@@ -52,6 +54,8 @@ def best(
         console.print(f"train it on all images: finetune best {folder} --refit")
         console.print(f"use it: finetune export {folder} OUT, or finetune predict {folder} IMAGES")
         return 0
+    if (place / SWEEP).exists():
+        raise Refused(f"--out {place} is the folder of a sweep; give a new one")
     console.print(
         f"on all images, for {winner.epochs} epochs:\n  python -m finetune.train {shlex.join(words)}", markup=False
     )

@@ -36,12 +36,12 @@ def report(
     from finetune.report.study import export
     from finetune.report.table import read_all, tabulate
 
+    if png is not None and png.suffix.lower() != ".png":
+        raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
     records = read_all(folders)
     name = ", ".join(folder.resolve().name for folder in folders)
     print_conclusions(folders, records)
     if png is not None:
-        if png.suffix.lower() != ".png":
-            raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
         write_png(png, records, tabulate(records), f"Validation accuracy against frozen depth: {name}")
         console.print(f"picture: {png}", markup=False)
     if optuna is not None:

@@ -74,6 +74,8 @@ def _conclude(ended: "Sweep") -> int:
     folder = ended.folder
     for note in ended.notes:
         console.print(f"warning: {note}", markup=False)
+    if ended.taken:
+        console.print(f"{ended.taken} of {ended.total} trials were taken from --reuse and did not run here")
     if ended.ended:
         console.print(f"ended early: {ended.ended}")
     if not ended.finished:
@@ -86,6 +88,12 @@ def _conclude(ended: "Sweep") -> int:
         reason = ended.finished[0][1].reason
         console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
         return 4
+    if not ended.spec.metric.startswith("val/acc"):
+        name, best = ended.spec.metric, ended.best
+        console.print(
+            f"the sweep was for {name}: by that k={best.freeze_depth}, trial {best.key}, is the best, and its model is "
+            "kept; the conclusions above compare accuracies"
+        )
     console.print(f"the winner, its command and its model: finetune best {folder}")
     if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in ended.spec.fixed):
         console.print("the same on your own images: make sweep-local DATA=FOLDER")
@@ -93,7 +101,12 @@ def _conclude(ended: "Sweep") -> int:
     if ended.out_of_time:
         console.print("to go on, run the same command again: " + this_command())
         return 4
-    return 3 if any(result.status == "failed" for _, result in ended.finished) else 0
+    failed = sum(result.status == "failed" for _, result in ended.finished)
+    if failed:
+        console.print(
+            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again"
+        )
+    return 3 if failed else 0
 
 
 def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]) -> int:
@@ -102,21 +115,34 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Trials by status, those under way, why some failed, the best so far.
     """
     from finetune.report.table import label, read_records, tabulate, verdict
-    from finetune.sweep.records import TRIALS, progress_of
+    from finetune.sweep.folder import is_running, planned
+    from finetune.sweep.records import overrides_of, progress_of, trials_under_way
 
-    records = read_records(folder)
+    plan = planned(folder)
+    records = [] if plan and not any((folder / "trials").glob("*/result.json")) else read_records(folder)
     table = tabulate(records)
-    console.print(", ".join(f"{count} {name}" for name, count in table.counts.items()))
-    recorded = {record.key for record in records}
-    for trial in sorted((folder / TRIALS).iterdir()):
-        state = progress_of(trial)
-        if trial.name not in recorded and state:
-            done, accuracy = len(state["history"]), state["history"][-1]["val/acc"]
-            console.print(f"{trial.name}: epoch {done}/{state['epochs']}, val/acc {accuracy:.3f}")
-    for record in records:
-        if record.status == "failed":
-            console.print(f"failed {record.key} ({label(record.params, list(record.params))}): {record.reason}")
-    console.print(verdict(table))
+    total, keys = plan or (len(records), ["model.freeze_depth", *table.swept])
+    running = is_running(folder)
+    under_way = trials_under_way(folder) if running else []
+    finished = sum(count for name, count in table.counts.items() if name != "interrupted")
+    counted = ", ".join(f"{count} {name}" for name, count in table.counts.items())
+    console.print(f"{finished} of {total} finished" + (f": {counted}" if counted else ""))
+    for trial in under_way:
+        state, words = progress_of(trial), overrides_of(trial)
+        settings = label({key: words[key] for key in keys if key in words}, keys)
+        how_far = "in its first epoch"
+        if state:
+            how_far = f"epoch {len(state['history'])}/{state['epochs']}, val/acc {state['history'][-1]['val/acc']:.3f}"
+        console.print(f"under way: {settings}  {how_far}", markup=False)
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        console.print(f"failed {record.key} ({label(record.params, keys)}): {record.reason}", markup=False)
+    if failed:
+        console.print("once that is mended, the same command with --retry-failed runs them again")
+    if records:
+        console.print(verdict(table))
+    if not running and finished < total:
+        console.print("nobody runs it now; the command that began it goes on")
     return 0
 
 

@@ -38,6 +38,7 @@ def name_images(
 
     from finetune.predict import image_files, predict
 
+    _refuse_folder(csv_file)
     files = image_files(images)
     classifier = _load(model, device)
     header = ["file", "prediction", "probability", *classifier.classes]
@@ -89,6 +90,7 @@ def measure(
     from finetune.predict import predict
     from finetune.report.choice import model_file
 
+    _refuse_folder(csv_file)
     name, labelled = labelled_images(data, split)
     classifier = _load(model, device)
     confusion = Confusion.empty(classifier.classes, sorted({label for _, label in labelled}), str(data))
@@ -162,6 +164,11 @@ def _load(model: Path, device: str) -> "Classifier":
     if note:
         console.print(f"note: {note}", markup=False)
     return load_classifier(file)
+
+
+def _refuse_folder(csv_file: Path | None) -> None:
+    if csv_file is not None and csv_file.is_dir():
+        raise Refused(f"--csv {csv_file} is a folder; give the name of a file")
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:

@@ -61,14 +61,15 @@ def conclusions(names: tuple[str, str], a: Sequence[Result], b: Sequence[Result]
     step = rounding_step([value for table in tables for group in table.groups for value in group.accuracies])
     ahead = difference(theirs.scores, ours.scores, step)
     gap = theirs.mean - ours.mean
-    leader = f"{names[1] if gap > 0 else names[0]} is {abs(gap):.3f} ahead" if gap else "Neither is ahead"
+    leader = f"{names[1] if gap > 0 else names[0]} is {abs(gap):.3f} ahead, " if gap else "Neither is ahead"
     found = [f"k={g.freeze_depth} {accuracy_text(g)}" for g in (ours, theirs)]
     sure = "with too few seeds to say whether that is noise"
     if ahead is not None:
         test = "paired over seeds" if ahead.paired else "Welch"
         more = "more" if ahead.p < ALPHA else "not more"
         sure = f"{more} than the noise of seeds (p={ahead.p:.2g}, {test})"
-    yield f"Best of {names[0]}: {found[0]}; best of {names[1]}: {found[1]}. {leader}, {sure}."
+    sure = sure if gap else ""
+    yield f"Best of {names[0]}: {found[0]}; best of {names[1]}: {found[1]}. {leader}{sure}."
     spent = [sum(r.seconds.get("total", 0.0) for r in records) for records in (a, b)]
     yield f"Cost: {duration(spent[0])} in {len(a)} trials against {duration(spent[1])} in {len(b)}."
     if any({*_digests(a, name)} != {*_digests(b, name)} for name in ("dataset", "split")):

@@ -49,6 +49,8 @@ def read_cluster(name: str) -> ClusterSettings:
         Refused: there are none, or one is unknown or of the wrong type; submitit or SLURM is missing here.
     """
     path = Path(name) if name.endswith(".yaml") else shipped("conf") / "launcher" / f"{name}.yaml"
+    if not path.is_file():
+        raise Refused(f"--launcher {name}: there is none of that name; give local, slurm, or a copy of its file")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ClusterSettings), OmegaConf.load(path))
         settings = cast(ClusterSettings, OmegaConf.to_object(merged))

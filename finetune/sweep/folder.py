@@ -94,9 +94,30 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]) -> None:
-    """Write into `folder` which sweep it holds."""
-    write_durably(folder / SWEEP, sealed(_identity(spec, seed, data)))
+def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials: int) -> None:
+    """Write into `folder` which sweep it holds, and of how many trials."""
+    write_durably(folder / SWEEP, sealed({**_identity(spec, seed, data), "trials": trials}))
+
+
+def planned(folder: Path) -> tuple[int, list[str]] | None:
+    """How many trials the sweep in `folder` has, and the keys that it sweeps; None where no sweep ran."""
+    try:
+        values = unsealed((folder / SWEEP).read_bytes())
+        return int(values["trials"]), list(values["space"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process runs the sweep in `folder`."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
 
 
 def _identity(spec: SweepSpec, seed: int, data: Sequence[str]) -> dict[str, Any]:

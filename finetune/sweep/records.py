@@ -1,5 +1,6 @@
 """What the trials of a sweep left in its folder. Imports no torch."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 from finetune.compose import compose_config, override_values
 from finetune.config import flat, key_of, typed
 from finetune.durable import write_durably
+from finetune.errors import Refused
 from finetune.predictions import PREDICTIONS
-from finetune.result import CHECKPOINT, LAST, PROGRESS, RECORD, Result
+from finetune.result import CHECKPOINT, HEARTBEAT, LAST, PROGRESS, RECORD, Result
+from finetune.sweep.document import read_document
+from finetune.sweep.folder import SWEEP
 from finetune.sweep.launch import LOG
 from finetune.sweep.search import Params, corners
 from finetune.sweep.spec import SweepSpec
@@ -49,6 +53,16 @@ def records_by_age(folder: Path) -> list[Result]:
     return [result for file in files if (result := finished_record(file.parent)) is not None]
 
 
+def refuse_without_trials(folder: Path) -> None:
+    """Make sure that there are records of trials in a folder of a sweep, or of runs by key.
+
+    Raises:
+        Refused: there is none.
+    """
+    if not any(itertools.chain(folder.glob(f"*/{RECORD}"), folder.glob(f"{TRIALS}/*/{RECORD}"))):
+        raise Refused(f"--reuse {folder} holds no trial records; give the folder of a sweep, such as runs/local")
+
+
 def reused_record(
     spec: SweepSpec, params: Params, place: Path, others: Sequence[Path], datasets: Sequence[str]
 ) -> Result | None:
@@ -76,6 +90,21 @@ def progress_of(trial: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return state
+
+
+def trials_under_way(folder: Path) -> list[Path]:
+    """Folders of the trials of a running sweep that have begun, since it was last started, and not ended."""
+    since = (folder / SWEEP).stat().st_mtime
+    begun = sorted((folder / TRIALS).glob(f"*/{HEARTBEAT}"))
+    return [beat.parent for beat in begun if finished_record(beat.parent) is None and beat.stat().st_mtime >= since]
+
+
+def overrides_of(trial: Path) -> dict[str, str]:
+    """What a trial was composed from, by key, as it was written; empty before it has begun."""
+    try:
+        return dict(word.partition("=")[::2] for word in read_document(trial / ".hydra" / "overrides.yaml"))
+    except (Refused, TypeError, AttributeError):
+        return {}
 
 
 def record_death(trial: Path, params: Params, exitcode: int, starts: int, stuck: bool) -> Result:

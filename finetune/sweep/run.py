@@ -28,6 +28,7 @@ from finetune.sweep.records import (
     record_unlogged,
     record_unstarted,
     records_by_age,
+    refuse_without_trials,
     reused_record,
     trial_keys,
 )
@@ -64,6 +65,8 @@ def run_sweep(
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
     trial_keys(spec)  # a setting that is not known is the first thing to hear of
+    for other in options.reuse:
+        refuse_without_trials(other)
     _settle(spec, folder, seed, (), options)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
     gpus = [] if cluster else chosen_gpus(check_and_prepare([]).gpus, options.gpus)
@@ -78,7 +81,7 @@ def run_sweep(
     search = Search(spec, seed, spread_order(spec) if may_end_early else sharing_order)
     with alone(folder), held(found.stores):
         remove_leftovers(folder)
-        claim(spec, folder, seed, data)
+        claim(spec, folder, seed, data, sweep.total)
         launcher: Launcher
         if cluster is None:
             slots = local_slots(gpus, options.workers, options.trials_per_gpu)
@@ -193,9 +196,10 @@ class _Loop:
             if params is None:
                 break
             place = sweep.folder / TRIALS / self.key_of(params)
-            record = finished_record(place) or reused_record(
-                sweep.spec, params, place, self.options.reuse, self.datasets
-            )
+            record = finished_record(place)
+            if record is None:
+                record = reused_record(sweep.spec, params, place, self.options.reuse, self.datasets)
+                sweep.taken += record is not None
             if record is not None and not (record.status == "failed" and self.options.retry_failed):
                 self._finish(params, record)
                 continue

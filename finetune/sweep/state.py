@@ -102,6 +102,8 @@ class Sweep:
     notes: list[str] = field(default_factory=list)
     """What went wrong without ending it: trials started again, workers set aside."""
 
+    taken: int = 0
+    """How many finished trials came from `Options.reuse`."""
     best: Result | None = None
     """The complete trial with the best metric, the first of equals."""
 
