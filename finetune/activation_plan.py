@@ -22,7 +22,7 @@ from finetune.shared import Images, Progress, Shared, find_data, find_images, fi
 from finetune.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
-_NO_MEMORY = "the frozen layers run anew in each epoch, for the GPU had no memory left to fill a store"
+_NO_MEMORY = f"{UNWRITTEN}: the GPU had no memory left"
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def build(
 
     Raises:
         OSError: the disk is full; nothing half-built is left.
+        torch.OutOfMemoryError: the GPU is; the same.
     """
     total = len(source.pixels.labels)
     with contextlib.ExitStack() as stack:
@@ -110,7 +111,7 @@ def build(
                 for at, part in parts.items():
                     share = costs.compute[at] / whole if whole else 1.0
                     part.publish({"seconds_per_image": share * spent / computed if computed else costs.compute[at]})
-            except OSError:
+            except (OSError, torch.OutOfMemoryError):
                 for part in parts.values():
                     part.drop()
                 raise

@@ -27,8 +27,9 @@ def print_table(table: "Table") -> None:
     from finetune.report.table import accuracy_text, label, verdict
 
     shown = plain_table("validation accuracy per frozen depth")
-    for name in ("freeze depth", "trials", "best val/acc", "s a trial", "with"):
-        shown.add_column(name, justify="left" if name == "with" else "right", no_wrap=name != "with")
+    for name in ("freeze depth", "trials", "best val/acc", "s a trial"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("with")
     trials = Counter[int]()
     for group in table.groups:
         trials[group.freeze_depth] += len(group.accuracies)

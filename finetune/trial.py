@@ -58,10 +58,10 @@ def train(
         BaseException: whatever stopped the training, after it was recorded as the reason.
     """
     clock = _Clock()
-    _refuse_another(Path(config.out), trial_key(config))
+    out = Path(config.out)
+    _refuse_another(out, trial_key(config))
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    out = Path(config.out)
     heartbeat = Heartbeat(out)
     given = _gather(config, shared or Shared(), heartbeat)
     clock.stop("data")

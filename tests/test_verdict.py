@@ -10,7 +10,7 @@ import torch
 
 from finetune.backbone import build_backbone
 from finetune.config import BACKBONES, FREEZE_UNITS
-from finetune.freeze import DepthRow, depth_table
+from finetune.freeze import depth_table
 from finetune.predictions import Predictions
 from finetune.report.depths import SIZE, deepest, depths_of
 from finetune.report.doubts import doubts
@@ -187,17 +187,13 @@ def test_the_file_of_depths_is_what_the_backbones_say(backbone: str) -> None:
         built = build_backbone(backbone)
     for unit in FREEZE_UNITS:
         rows = depth_table(built, unit, SIZE)
-        same_as_the_file(backbone, unit, rows)
-
-
-def same_as_the_file(backbone: str, unit: str, rows: list[DepthRow]) -> None:
-    found = depths_of(backbone, unit)
-    assert found is not None, f"add {backbone} to finetune/report/depths.json"
-    assert found.names == tuple(row.name for row in rows)
-    assert found.parameters == pytest.approx([row.parameter_share for row in rows], abs=1e-4)
-    assert found.flops == pytest.approx([row.flop_share for row in rows], abs=1e-4)
-    assert deepest(backbone, unit) == rows[-1].k
-    assert deepest("another", unit) is None
+        found = depths_of(backbone, unit)
+        assert found is not None, f"add {backbone} to finetune/report/depths.json"
+        assert found.names == tuple(row.name for row in rows)
+        assert found.parameters == pytest.approx([row.parameter_share for row in rows], abs=1e-4)
+        assert found.flops == pytest.approx([row.flop_share for row in rows], abs=1e-4)
+        assert deepest(backbone, unit) == rows[-1].k
+        assert deepest("another", unit) is None
 
 
 def test_conclusions_are_made_of_records_alone() -> None:

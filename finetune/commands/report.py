@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -67,9 +67,10 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
     console.print(", ".join(f"{count} {status}" for status, count in table.counts.items()))
     if found.depths:
         shown = plain_table("validation accuracy per frozen depth")
-        for column in ("freeze depth", "trials", "best val/acc", "s a trial", "with", "beyond noise?"):
-            side: Any = "left" if column in ("with", "beyond noise?") else "right"
-            shown.add_column(column, justify=side, no_wrap=column != "with")
+        for column in ("freeze depth", "trials", "best val/acc", "s a trial"):
+            shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column("with")
+        shown.add_column("beyond noise?", no_wrap=True)
         words = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
         for depth in found.depths:
             group = depth.group

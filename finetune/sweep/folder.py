@@ -15,6 +15,8 @@ from finetune.errors import Refused
 from finetune.sweep.spec import SweepSpec
 
 SWEEP = "sweep.json"
+_MOMENT = 1.0
+"""Seconds that a sweep waits for its folder: whoever looks whether it runs holds the lock for an instant."""
 
 
 def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str] = ()) -> None:
@@ -81,7 +83,7 @@ def alone(folder: Path) -> Iterator[None]:
         Refused: another runs it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=_MOMENT)
     try:
         lock.acquire()
     except Timeout:
@@ -110,9 +112,10 @@ def planned(folder: Path) -> tuple[int, list[str]] | None:
 
 def is_running(folder: Path) -> bool:
     """Whether a process runs the sweep in `folder`."""
-    lock = FileLock(folder / ".lock", timeout=0)
+    if not (folder / ".lock").exists():
+        return False
     try:
-        with lock:
+        with FileLock(folder / ".lock", timeout=0):
             return False
     except Timeout:
         return True

@@ -32,7 +32,7 @@ from finetune.sweep.records import (
     reused_record,
     trial_keys,
 )
-from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size, spread_order
+from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.standings import Standings
 from finetune.sweep.state import Options, Running, Sweep, result_value
@@ -77,8 +77,9 @@ def run_sweep(
     options = replace(options, reuse=reuse)
     environment = {"WANDB_RUN_GROUP": spec.name}
     sweep = Sweep(spec, folder, size(spec))
-    may_end_early = spec.target is not None or options.budget is not None
-    search = Search(spec, seed, spread_order(spec) if may_end_early else sharing_order)
+    search = Search(spec, seed, sharing_order)
+    if spec.target is not None or options.budget is not None:  # what ends early must not end lopsided
+        search = Search(replace(spec, spread=spec.spread or spec.run_cap is None), seed)
     with alone(folder), held(found.stores):
         remove_leftovers(folder)
         claim(spec, folder, seed, data, sweep.total)

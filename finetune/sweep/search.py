@@ -92,14 +92,6 @@ def sharing_order(params: Params) -> tuple[Any, ...]:
     return digest_of(others), -math.inf if depth == "all" else -depth, digest_of(params.get("seed"))
 
 
-def spread_order(spec: SweepSpec) -> Callable[[Params], Any] | None:
-    """A key that puts trials so that any first few are from all over the space; None where they come so."""
-    if spec.method != "grid":
-        return None
-    places = {digest_of(params): i for i, params in enumerate(_distinct(_spread(spec)))}
-    return lambda params: places[digest_of(params)]
-
-
 def corners(spec: SweepSpec) -> list[Params]:
     """Few trials that together use every listed value and every end of a range, to check before a sweep starts."""
     ends = {key: list(d.values) or [d.at(0.0), d.at(1 - 1e-12)] for key, d in spec.parameters.items()}

@@ -15,7 +15,7 @@ from finetune.sweep import run as run_module
 from finetune.sweep.launch import Slot
 from finetune.sweep.records import trial_keys
 from finetune.sweep.run import run_sweep
-from finetune.sweep.search import spread_order
+from finetune.sweep.search import Search
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
 from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
@@ -231,7 +231,7 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
 ) -> None:
     metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}  # which any trial reaches
     spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17, 16, 15]}}, metric=metric)
-    first, second, _ = sorted(({"model.freeze_depth": k} for k in (17, 16, 15)), key=spread_order(spec))
+    first, second, _ = Search(replace(spec, spread=True)).planned()
     arm(f"step *{key_at(spec, first['model.freeze_depth'])} 1 kill")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     assert list(ended(sweep)) == [second["model.freeze_depth"]]
