@@ -121,7 +121,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     plan = planned(folder)
     records = [] if plan and not any((folder / "trials").glob("*/result.json")) else read_records(folder)
     table = tabulate(records)
-    total, keys = plan or (len(records), ["model.freeze_depth", *table.swept])
+    total, keys = plan or (0, ["model.freeze_depth", *table.swept])
+    total = max(total, len(records))  # a later call may have asked for fewer
     running = is_running(folder)
     under_way = trials_under_way(folder) if running else []
     finished = sum(count for name, count in table.counts.items() if name != "interrupted")
