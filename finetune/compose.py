@@ -161,9 +161,16 @@ def no_such_key(key: str) -> str:
     inside = [name for name in flat(Config()) if name.startswith(f"{key}.")]
     if inside:
         return f"{key!r} is a group of keys; give one of its keys, such as {inside[0]}"
-    close = difflib.get_close_matches(key, sorted(known_keys()), n=1)
-    remedy = f"did you mean {close[0]}?" if close else "`python -m finetune.train --cfg job` lists them all"
+    closest = max(sorted(known_keys()), key=lambda name: _likeness(key, name))
+    listed = "`python -m finetune.train --cfg job` lists them all"
+    remedy = f"did you mean {closest}?" if _likeness(key, closest) >= 0.6 else listed
     return f"there is no key {key!r}; {remedy}"
+
+
+def _likeness(key: str, name: str) -> float:
+    """Of two keys, or of their last words where those are more alike: 0 to 1."""
+    ends = key.rpartition(".")[2], name.rpartition(".")[2]
+    return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((key, name), ends))
 
 
 def nearest(name: str, known: Collection[str]) -> str:

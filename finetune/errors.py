@@ -1,4 +1,4 @@
-"""The errors a person is meant to read."""
+"""The errors a person is meant to read, and words for them."""
 
 import re
 
@@ -25,6 +25,12 @@ class Interrupted(BaseException):
 
 class Pruned(Exception):
     """The sweep gave this trial up; the message says at which epoch and why."""
+
+
+def counted(count: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
+    """`1 image`, `2 images`; with `verbs` such as `("lies", "lie")` followed by the one that fits."""
+    words = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return words if verbs is None else f"{words} {verbs[count != 1]}"
 
 
 def one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune.backbone import Weights, backbone_shapes, read_weights
+from finetune.checkpoint import find_cut
 from finetune.config import Config, ModelConfig, digest_of
 from finetune.data.contents import WITHOUT_LEAKS, in_several, state_of, too_kind
 from finetune.data.pixels import PixelStore, Transform, pixel_store
@@ -100,7 +101,7 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
     """The data set of `config`, looked for and decoded unless `shared` knows it; then it does.
 
     Raises:
-        Refused: images that cannot be used.
+        Refused: images that cannot be used, or a network that cannot, before any image is decoded.
     """
     name = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
     pixels, known = Path(config.cache.dir).expanduser() / "pixels", shared.images.get(name)
@@ -113,6 +114,7 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
         if splits.keys() == known["splits"].keys():
             return Images(tuple(known["classes"]), splits, known["split_digest"], tuple(known["warnings"]))
     data = find_data(config)
+    find_cut(config.model, find_weights(config.model, shared))  # what cannot be used is refused before the decoding
     stores = store_pixels(config, data, progress)
     if known is not None and [s.digest for s in stores.values()] != [digest for digest, _ in known["splits"].values()]:
         as_many = [len(store.labels) for store in stores.values()] == [len(y) for _, y in known["splits"].values()]

@@ -49,16 +49,30 @@ def test_every_doubt_is_told_with_an_example(
     code, said = check(monkeypatch, capfd, images)
     assert code == 0
     for told in (
-        r"doubt: .*ignored 1 files that are no images \(notes.txt\)",
-        r"doubt: 1 images lie in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
-        r"doubt: 1 images have two labels: .*class1/0.png = .*class2/other.png",
-        r"more files are copies of others: ",
-        r"doubt: 1 files are not what their names say \(read anyway\): .*not.jpg is PNG",
+        r"doubt: .*ignored 1 file that is no image \(notes.txt\)",
+        r"doubt: 1 image lies in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
+        r"doubt: 1 image has two labels: .*class1/0.png = .*class2/other.png",
+        r"more files? (is a copy|are copies) of others: ",
+        r"doubt: 1 file is not what its name says \(read anyway\): .*not.jpg is PNG",
         r"doubt: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
-        r"doubt: \d+ images are smaller than data.size=224 and are enlarged",
+        r"doubt: \d+ images are smaller than data.size=224 and enlarged",
         r"kinds of pixels: .*1 CMYK",
     ):
         assert re.search(told, said), (told, said)
+
+
+def test_a_file_twice_in_training_and_once_in_validation_is_told_whole(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = images / "train" / "class0" / "0.png"
+    places = [first, first.with_name("again.png"), images / "val" / "class0" / "same.png"]
+    for place in places[1:]:
+        shutil.copy(first, place)
+    code, said = check(monkeypatch, capfd, images)
+    assert code == 0
+    same = " = ".join(map(str, places))
+    assert f"doubt: 1 image lies in several splits, so validation is too kind: {same}\n" in said
+    assert f"doubt: 1 more file is a copy of others: {same}\n" in said
 
 
 FAULTS = {

@@ -1,5 +1,4 @@
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -8,17 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune import cli
 from finetune.result import RECORD, Result
-
-
-def finetune(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["finetune", *words])
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        return cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+from tests.models import finetune
 
 
 @pytest.fixture
@@ -97,6 +87,17 @@ def test_what_cannot_be_done_gets_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_names_the_bands_that_its_trials_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stopping = {"type": "hyperband", "min_iter": 2, "eta": 2}
+    grid = {"method": "grid", "parameters": {"seed": {"values": [0, 1]}}, "early_terminate": stopping}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
+    for epochs, told in ((9, "after 2, 4, 8 of 9 epochs"), (2, "never, in 2 epochs")):
+        assert finetune(monkeypatch, "plan", tmp_path / "mine.yaml", f"trainer.epochs={epochs}") == 0
+        assert f"stops trials behind the best 1/2 {told}" in capfd.readouterr().out
 
 
 def test_a_sweep_under_way_has_a_status(tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

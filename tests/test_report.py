@@ -78,8 +78,11 @@ def test_the_database_is_what_optuna_reads(
     assert (states.count("COMPLETE"), states.count("FAIL")) == (18, 1)
     storage.remove_session()
     storage.engine.dispose()
+    capfd.readouterr()
     assert finetune(monkeypatch, "report", str(sweep), "--optuna", str(path)) == 2
-    assert "exists already" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "exists already" in said.err
+    assert not said.out
 
 
 def test_importance_is_optunas_and_finds_the_setting_that_decides() -> None:

@@ -283,7 +283,7 @@ REFUSED_TABLES = {
         "path,label\ncat/1.png,cat\ncat/8.png,cat\ndog/9.png,dog\n",
         r"names 2 files that do not exist, first .*cat/8\.png; correct it",
     ),
-    "a folder as an image": ("path,label\ncat,cat\n", r"names 1 files that do not exist, first .*/cat;"),
+    "a folder as an image": ("path,label\ncat,cat\n", r"names 1 file that does not exist, first .*/cat;"),
     "one class": ("path,label\ncat/1.png,cat\ncat/2.png,cat\n", r"found 1 class \(cat\) to train on; at least two"),
     "no training images": ("path,label,split\ncat/1.png,cat,val\n", r"found 0 class to train on; at least two"),
     "only a header": ("path,label\n", r"found 0 class to train on"),

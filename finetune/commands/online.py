@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from finetune.console import print_table
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 from finetune.progress import console
 
 
@@ -50,7 +50,7 @@ def sync(
         bar = display.add_task("uploading")
         show = lambda done, total: display.update(bar, completed=done, total=total)  # noqa: E731
         uploaded = sync_records(folder, name, entity or None, show)
-    console.print(f"uploaded {len(uploaded)} trials" + (f", the last as {uploaded[-1]}" if uploaded else ""))
+    console.print(f"uploaded {counted(len(uploaded), 'trial')}" + (f", the last as {uploaded[-1]}" if uploaded else ""))
     return 0
 
 

@@ -38,6 +38,8 @@ def report(
 
     if png is not None and png.suffix.lower() != ".png":
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
+    if optuna is not None and optuna.exists():
+        raise Refused(f"--optuna {optuna} exists already; remove it, or give another name")
     records = read_all(folders)
     name = ", ".join(folder.resolve().name for folder in folders)
     print_conclusions(folders, records)

@@ -10,7 +10,7 @@ import typer
 
 from finetune.commands.report import print_conclusions
 from finetune.console import plain_table, watching
-from finetune.errors import Interrupted, Refused
+from finetune.errors import Interrupted, Refused, counted
 from finetune.progress import console
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _conclude(ended: "Sweep") -> int:
     for note in ended.notes:
         console.print(f"warning: {note}", markup=False)
     if ended.taken:
-        console.print(f"{ended.taken} of {ended.total} trials were taken from --reuse and did not run here")
+        console.print(f"{ended.taken} of {counted(ended.total, 'trial')} taken from --reuse instead of run")
     if ended.ended:
         console.print(f"ended early: {ended.ended}")
     if not ended.finished:
@@ -163,12 +163,14 @@ def plan(
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
     configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
-    console.print(f"{spec.name}: {spec.method}, {size(spec)} trials, {spec.goal} {spec.metric}")
+    console.print(f"{spec.name}: {spec.method}, {counted(size(spec), 'trial')}, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
         console.print(f"  {key}: {distribution.text}", markup=False)
     if isinstance(spec.stopping, Hyperband):
-        bands = [str(band) for band in spec.stopping.bands[:4]]
-        console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} at epochs {', '.join(bands)} …")
+        longest = max(config.trainer.epochs for config in configs)
+        bands = [str(band) for band in spec.stopping.bands if band < longest]
+        at = f"after {', '.join(bands)} of {longest} epochs" if bands else f"never, in {longest} epochs"
+        console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} {at}")
     if all(config.data.root or config.data.csv for config in configs):
         from finetune.activation_plan import planned_stores
 

@@ -9,7 +9,7 @@ import typer
 
 from finetune.commands.model import Model, record_of
 from finetune.console import plain_table
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 from finetune.progress import console
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ def name_images(
         console.print(f"{path}  {seen}", markup=False)
         rows.append([path, classifier.classes[order[0]], f"{row[order[0]]:.6f}", *(f"{p:.6f}" for p in row)])
     if not rows:
-        raise Refused(f"none of {len(files)} files could be read; give images")
+        raise Refused(f"none of {counted(len(files), 'file')} could be read; give images")
     if unread:
-        console.print(f"predicted {len(rows)} images, left out {unread} that could not be read")
+        console.print(f"predicted {counted(len(rows), 'image')}, left out {unread} that could not be read")
     if csv_file is not None:
         _write_csv(csv_file, [header, *rows])
     return 0
@@ -107,14 +107,15 @@ def measure(
         else:
             confusion.add(label, int(row.argmax()))
     if not confusion.images:
-        raise Refused(f"{data}: none of {len(labelled)} images could be read; give others")
+        raise Refused(f"{data}: none of {counted(len(labelled), 'image')} could be read; give others")
     record = record_of(model_file(model)[0])
     if name != "test" and (classifier.refit or (record is not None and record.config.get("trainer.refit"))):
         console.print("note: this is a refit, which may have trained on these images; only a test set can measure it")
     low, high = confusion.interval
     console.print(
-        f"accuracy {confusion.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on {confusion.images} images"
-        f"{f' of {name}/' if name else ''}; mean recall of the classes {confusion.mean_recall:.3f}"
+        f"accuracy {confusion.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on "
+        f"{counted(confusion.images, 'image')}{f' of {name}/' if name else ''}; "
+        f"mean recall of the classes {confusion.mean_recall:.3f}"
     )
     table = plain_table("")
     for column in ("class", "images", "right", "precision", "recall", "F1"):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.contents import WITHOUT_LEAKS, contents, misnamed, too_kind
+from finetune.data.contents import WITHOUT_LEAKS, contents, equal_files, misnamed, too_kind
 from finetune.data.pixels import decode
 from finetune.data.samples import DataSet
+from finetune.errors import counted
 
 _ALSO = {"MPO": "JPEG"}
 """A camera's JPEG with a second picture behind the first."""
@@ -82,7 +83,8 @@ class Checkup:
         bad = self.unreadable
         leaks = [f"{too_kind(self.shared)}; {WITHOUT_LEAKS}"] if self.shared and on_leak == "refuse" else []
         if bad and on_bad == "refuse":
-            return [f"{len(bad)} unreadable images; mend or remove them, or train with data.on_bad=skip", *leaks]
+            found = counted(len(bad), "unreadable image")
+            return [f"{found}; mend or remove them, or train with data.on_bad=skip", *leaks]
         return leaks + [
             f"every image of {split} is unreadable; give others"
             for split, samples in self.data.splits.items()
@@ -96,12 +98,13 @@ class Checkup:
         if self.shared:
             found.append(too_kind(self.shared))
         if self.contradicting:
-            found.append(f"{len(self.contradicting)} images have two labels: {_named(self.contradicting)}")
+            have = counted(len(self.contradicting), "image", ("has", "have"))
+            found.append(f"{have} two labels: {equal_files(self.contradicting)}")
         copies = sum(len(group) - 1 for group in self.same) - len(self.shared)
         if copies > 0:
-            found.append(
-                f"{copies} more files are copies of others: {_named([g for g in self.same if g not in self.shared])}"
-            )
+            are = counted(copies, "more file", ("is a copy", "are copies"))
+            again = [group for group in self.same if len(group) > 2 or group not in self.shared]
+            found.append(f"{are} of others: {equal_files(again)}")
         if self.misnamed:
             found.append(self.misnamed)
         if max(train) > 3 * min(train):
@@ -114,12 +117,12 @@ class Checkup:
             few = [name for name, n in zip(self.data.classes, train, strict=True) if n < 10]
             found.append(f"fewer than 10 training images of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}")
         if sum(val) < 100:
-            found.append(
-                f"{sum(val)} validation images: one of them is {1 / sum(val):.1%} of accuracy; repeat with seeds"
-            )
+            are = counted(sum(val), "validation image")
+            found.append(f"{are}: one of them is {1 / sum(val):.1%} of accuracy; repeat with seeds")
         small = [path for path, look in self.looks.items() if not look.why and max(look.width, look.height) < size]
         if small:
-            found.append(f"{len(small)} images are smaller than data.size={size} and are enlarged, such as {small[0]}")
+            are = counted(len(small), "image", ("is", "are"))
+            found.append(f"{are} smaller than data.size={size} and enlarged, such as {small[0]}")
         return found
 
 
@@ -153,7 +156,3 @@ def _look(path: Path) -> Look:
             return Look(*image.size, str(file.format), file.mode)
     except (ValueError, OSError) as error:
         return Look(0, 0, "", "", str(error))
-
-
-def _named(groups: list[tuple[Path, ...]]) -> str:
-    return " = ".join(map(str, groups[0][:2])) + (" …" if len(groups) > 1 else "")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -32,6 +32,8 @@ _MAGIC = (
     (b"P", "PPM"),
 )
 """How a file of each format begins."""
+_NAMED = 5
+"""Groups of equal files that a sentence names."""
 WITHOUT_LEAKS = "remove them from one, or set data.on_leak=warn"
 """What to do where images that lie in several splits are refused."""
 
@@ -73,7 +75,8 @@ def misnamed(formats: Mapping[Path, str]) -> str:
     if not odd:
         return ""
     first, name = odd[0]
-    return f"{len(odd)} files are not what their names say (read anyway): {first} is {name or 'of another kind'}"
+    is_not = counted(len(odd), "file", ("is not what its name says", "are not what their names say"))
+    return f"{is_not} (read anyway): {first} is {name or 'of another kind'}"
 
 
 def in_several(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...]]:
@@ -91,8 +94,15 @@ def in_several(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...
 
 def too_kind(shared: Sequence[Sequence[Path]]) -> str:
     """The sentence on such groups."""
-    first = " = ".join(map(str, shared[0][:2])) + (" …" if len(shared) > 1 else "")
-    return f"{len(shared)} images lie in several splits, so validation is too kind: {first}"
+    lie = counted(len(shared), "image", ("lies", "lie"))
+    return f"{lie} in several splits, so validation is too kind: {equal_files(shared)}"
+
+
+def equal_files(groups: Sequence[Sequence[Path]]) -> str:
+    """The names in such groups, of the first few."""
+    named = [" = ".join(map(str, group)) for group in groups[:_NAMED]]
+    more = len(groups) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
 
 
 def state_of(file: Path) -> str:

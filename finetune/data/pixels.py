@@ -17,7 +17,7 @@ from finetune.config import digest_of
 from finetune.cost import free_memory
 from finetune.data.contents import contents, misnamed, state_of
 from finetune.data.samples import Samples
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 from finetune.parallel import in_order
 from finetune.store import Building, Loaded, Rows, open_store, store_bytes
 
@@ -176,7 +176,7 @@ def pixel_store(
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
     if bad:
-        warnings.append(f"left out {len(bad)} unreadable images: {_listed(bad)}")
+        warnings.append(f"left out {counted(len(bad), 'unreadable image')}: {_listed(bad)}")
     if odd := misnamed({path: found[path].format for path in kept.paths}):
         warnings.append(odd)
     digests = {path: found[path].digest for path in kept.paths}
@@ -250,7 +250,8 @@ def _in_memory(decoded: Decoded, size: int) -> tuple[Rows, dict[int, str]]:
 
 
 def _unreadable(bad: dict[Path, str]) -> Refused:
-    return Refused(f"{len(bad)} unreadable images: {_listed(bad)}; mend or remove them, or set data.on_bad=skip")
+    found = counted(len(bad), "unreadable image")
+    return Refused(f"{found}: {_listed(bad)}; mend or remove them, or set data.on_bad=skip")
 
 
 def _listed(bad: dict[Path, str]) -> str:

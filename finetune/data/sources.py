@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.data.contents import FORMATS
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = frozenset(FORMATS)
@@ -35,8 +35,8 @@ def from_folder(root: Path) -> tuple[Found, list[str]]:
     for split, folder in folders.items():
         if folder is not None:
             found[split] = [(path, label) for label, path in _class_images(folder, root.resolve(), ignored)]
-    warnings = [f"{root}: ignored {sum(ignored.values())} files that are no images ({_examples(ignored)})"]
-    return found, warnings if ignored else []
+    odd = counted(sum(ignored.values()), "file", ("that is no image", "that are no images"))
+    return found, [f"{root}: ignored {odd} ({_examples(ignored)})"] if ignored else []
 
 
 def _class_images(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[tuple[str, Path]]:
@@ -117,7 +117,8 @@ def from_csv(file: Path, root: str | None) -> tuple[Found, list[str]]:
         raise Refused(f"data.csv={file} cannot be read: {error}; give a UTF-8 CSV file") from error
     missing = [path for images in found.values() for path, _ in images if not path.is_file()]
     if missing:
-        raise Refused(f"data.csv={file} names {len(missing)} files that do not exist, first {missing[0]}; correct it")
+        gone = counted(len(missing), "file", ("that does", "that do"))
+        raise Refused(f"data.csv={file} names {gone} not exist, first {missing[0]}; correct it")
     return found, []
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from finetune.errors import counted
 from finetune.report.stats import ALPHA, Difference, difference, holm, rounding_step
 from finetune.report.table import Group, accuracy_text, short, tabulate
 from finetune.report.verdict import duration
@@ -71,7 +72,7 @@ def conclusions(names: tuple[str, str], a: Sequence[Result], b: Sequence[Result]
     sure = sure if gap else ""
     yield f"Best of {names[0]}: {found[0]}; best of {names[1]}: {found[1]}. {leader}{sure}."
     spent = [sum(r.seconds.get("total", 0.0) for r in records) for records in (a, b)]
-    yield f"Cost: {duration(spent[0])} in {len(a)} trials against {duration(spent[1])} in {len(b)}."
+    yield f"Cost: {duration(spent[0])} in {counted(len(a), 'trial')} against {duration(spent[1])} in {len(b)}."
     if any({*_digests(a, name)} != {*_digests(b, name)} for name in ("dataset", "split")):
         yield "The two did not train and validate on the same images as stored: read the difference with care."
 

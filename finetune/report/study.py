@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import Refused
 from finetune.result import Result
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def importance(records: Sequence[Result], keys: Sequence[str]) -> dict[str, floa
 
 
 def export(records: Sequence[Result], keys: Sequence[str], ended: Mapping[str, float], path: Path, name: str) -> None:
-    """Write the trials as a study into a new SQLite file at `path`.
+    """Write the trials as a study into a SQLite file at `path`, which is not there yet.
 
     Args:
         records: Of the sweep; failed trials keep their reason.
@@ -44,14 +43,9 @@ def export(records: Sequence[Result], keys: Sequence[str], ended: Mapping[str, f
         ended: When each trial ended, by its key, seconds since 1970.
         path: The database.
         name: Of the study.
-
-    Raises:
-        Refused: the file is there already.
     """
     import optuna
 
-    if path.exists():
-        raise Refused(f"{path} exists already; remove it, or give another path to --optuna")
     path.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")

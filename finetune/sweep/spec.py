@@ -113,7 +113,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         raise Refused(f"{path}: name {name!r} must be a plain word, for it names the folder under runs/")
     method = raw.get("method")
     if method not in METHODS:
-        raise Refused(f"{path}: method {method!r} is not supported; use one of {', '.join(METHODS)}")
+        raise Refused(f"{path}: method {method!r} is not supported; {nearest(str(method), METHODS)}")
     goal, metric, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}))
     if race and (metric not in ("val/acc", "val/acc_best") or goal != "maximize"):
         raise Refused(f"{path}: a race compares accuracies, not {goal} {metric}; set metric.name to val/acc_best")

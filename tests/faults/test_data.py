@@ -63,14 +63,14 @@ def test_fault_01_unreadable_images_are_all_listed(sweeps: Sweeps, fast: list[st
     assert line.endswith("mend or remove them, or set data.on_bad=skip")
     for path in train:
         path.unlink()
-    assert f"1 unreadable images: {late} (" in sweeps.refused(fast)
+    assert f"1 unreadable image: {late} (" in sweeps.refused(fast)
 
 
 def test_fault_01_skipped_images_are_counted_in_the_report(sweeps: Sweeps, fast: list[str], images: Path) -> None:
     *train, late = spoil(images)
     told = sweeps.warned([*fast, "data.on_bad=skip"])
     assert any(text.startswith("left out 3 unreadable images: ") and str(train[1]) in text for text in told)
-    assert any(text.startswith(f"left out 1 unreadable images: {late}") for text in told)
+    assert any(text.startswith(f"left out 1 unreadable image: {late}") for text in told)
     check_invariants(sweeps.folder, terminal_records(sweeps.folder))
 
 
@@ -114,7 +114,7 @@ def test_fault_02_it_is_counted_though_the_store_was_built_under_better_names(
     file.rename(file.with_suffix(".webp"))
     shutil.rmtree(sweeps.folder)
     told = sweeps.warned(fast)
-    assert f"1 files are not what their names say (read anyway): {file.with_suffix('.webp')} is PNG" in told
+    assert f"1 file is not what its name says (read anyway): {file.with_suffix('.webp')} is PNG" in told
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM"])
@@ -125,7 +125,7 @@ def test_fault_02_every_format_is_known_by_its_first_bytes(tmp_path: Path, form:
         (tmp_path / name).write_bytes(encoded(photograph(4), form))
     paths = (tmp_path / f"right{suffix}", tmp_path / f"wrong{other}")
     store = pixel_store(Samples(paths, (0, 1)), Transform(8, "squash", "bilinear"), tmp_path / "cache")
-    assert store.warnings == (f"1 files are not what their names say (read anyway): {paths[1]} is {form}",)
+    assert store.warnings == (f"1 file is not what its name says (read anyway): {paths[1]} is {form}",)
 
 
 # 3
@@ -333,8 +333,8 @@ def test_fault_09_the_same_bytes_in_train_and_val_are_counted_in_the_report(
     assert not [text for text in sweeps.warned(fast) if "several splits" in text]
     shutil.rmtree(sweeps.folder)
     leak(images)
-    pair = f"{images / 'train' / 'class1' / '0.png'} = {images / 'val' / 'class1' / 'same0.png'}"
-    told = f"2 images lie in several splits, so validation is too kind: {pair} …"
+    pairs = [f"{images}/train/class1/{i}.png = {images}/val/class1/same{i}.png" for i in (0, 1)]
+    told = f"2 images lie in several splits, so validation is too kind: {'; '.join(pairs)}"
     assert told in sweeps.warned(fast)
 
 
@@ -409,7 +409,7 @@ def test_fault_11_odd_names_go_all_the_way_to_the_page(
                 photograph(500 + 10 * i + j + (split == "val") * 5).save(folder / f"{j}.png")
     (images / "train" / ODD[3] / f"{ODD[3]}.txt").write_text("x")
     told = sweeps.warned(fast)
-    assert any("ignored 1 files that are no images" in text for text in told)
+    assert any("ignored 1 file that is no image" in text for text in told)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     assert record.classes == sorted([*ODD, "class0", "class1", "class2"])
     check_invariants(sweeps.folder, terminal_records(sweeps.folder))

@@ -25,7 +25,8 @@ from finetune.predictions import PREDICTIONS, Predictions
 from finetune.report.serve import server
 from finetune.result import CHECKPOINT, RECORD
 from finetune.shared import find_data, store_pixels
-from finetune.store import Building, open_store
+from finetune.store import MANIFEST, Building, open_store
+from finetune.train import prepare
 from finetune.trial import train
 from tests.faults.invariants import check_invariants, run, sweep_file, terminal_records
 from tests.test_backbone import scrambled
@@ -205,7 +206,10 @@ def test_fault_48_weights_that_are_missing_or_partial_are_refused_by_path(tmp_pa
         words = [*fast, f"model.weights={path}", f"out={tmp_path / 'r'}"]
         with pytest.raises(Refused, match=rf"^model\.weights={path}\b"):
             train(compose_config(words), words)
+        with pytest.raises(Refused, match=rf"^model\.weights={path}\b"):
+            prepare([(words, 1)], True, print)
     assert not (tmp_path / "r").exists(), "a trial ran, on random weights"
+    assert not list(tmp_path.rglob(MANIFEST)), "images were decoded before"
 
 
 def test_fault_48_downloaded_weights_that_are_not_those_of_their_digest_are_refused(
