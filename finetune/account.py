@@ -66,7 +66,7 @@ def result_of(
         images_per_second=round(len(given.images.splits["train"].images) * len(module.history) / seconds["train"], 1),
         peak_memory_mb=peak_memory_mb(precision.device),
         digests=digests_of(given),
-        cache=given.cache,
+        cache=_cache(given, len(module.history), bool(test)),
         versions=_versions(),
         host=platform.node(),
         device=device_name(precision.device),
@@ -97,6 +97,15 @@ def summary_of(config: Config, network: Network, result: Result) -> dict[str, An
         "frozen/parameter_share": row.parameter_share,
         "frozen/flop_share": row.flop_share,
     }
+
+
+def _cache(given: Inputs, epochs: int, tested: bool) -> dict[str, Any]:
+    """What became of the activations, with the seconds that they saved a trial of so many epochs."""
+    if not given.saves:
+        return given.cache
+    times = {"train": epochs, "val": epochs, "test": int(tested)}
+    saved = sum(seconds * times[split] for split, seconds in given.saves.items()) - given.spent
+    return {**given.cache, "saved_seconds": round(max(0.0, saved), 3)}
 
 
 def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def build(
     precision: Precision,
     costs: Costs,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[int, Store]:
+) -> tuple[dict[int, Store], float]:
     """Run the images once through the prefix and store what comes out at several cuts; what is there stays.
 
     An interrupted build is continued.
@@ -86,11 +86,14 @@ def build(
             an image, from which later trials know what it saves them.
         progress: Called with images done and total.
 
+    Returns:
+        The stores by cut, and the seconds of a thread that computing them took here.
+
     Raises:
         OSError: the disk is full; nothing half-built is left.
         torch.OutOfMemoryError: the GPU is; the same.
     """
-    total = len(source.pixels.labels)
+    total, spent = len(source.pixels.labels), 0.0
     with contextlib.ExitStack() as stack:
         for folder in sorted(folders.values()):  # in one order, so that two builders never wait for each other
             stack.enter_context(locked(folder))
@@ -98,10 +101,12 @@ def build(
         absent = sorted(at for at, store in found.items() if store is None)
         if absent:
             shapes = row_shapes(prefix, source, absent, precision)
-            parts = {at: Building(folders[at], *shapes[at]) for at in absent}
+            parts, computed = dict[int, Building](), 0
             try:
-                first, spent, computed = min(part.done for part in parts.values()), 0.0, 0
-                for done, blocks, seconds in _computed(prefix, source, absent, first, precision):
+                for at in absent:
+                    parts[at] = Building(folders[at], *shapes[at])
+                first, row_bytes = min(part.done for part in parts.values()), sum(p.row_bytes for p in parts.values())
+                for done, blocks, seconds in _computed(prefix, source, absent, first, precision, row_bytes):
                     for part, rows in zip((parts[at] for at in absent), blocks, strict=True):
                         if part.done < done:
                             part.append(rows)
@@ -119,11 +124,16 @@ def build(
                 for part in parts.values():
                     part.close()
             found |= {at: open_store(folders[at], verify=False) for at in absent}
-    return {at: store for at, store in found.items() if store is not None}
+    return {at: store for at, store in found.items() if store is not None}, spent
 
 
-def _computed(prefix: SharedPrefix, source: Source, at: Sequence[int], first: int, precision: Precision) -> Any:
-    """The number of images done, rows at each of the cuts, and seconds: block by block from image `first` on."""
+def _computed(
+    prefix: SharedPrefix, source: Source, at: Sequence[int], first: int, precision: Precision, row_bytes: int
+) -> Any:
+    """The number of images done, rows at each of the cuts, and seconds: block by block from image `first` on.
+
+    `row_bytes` are those of an image at all cuts: blocks that wait to be written leave memory to others.
+    """
     total, draws = len(source.pixels.labels), source.draws()
     on_cpu = precision.device.type == "cpu"
     size = _block(source, precision)
@@ -135,8 +145,10 @@ def _computed(prefix: SharedPrefix, source: Source, at: Sequence[int], first: in
             rows = [_as_rows(tap) for tap in prefix.taps(x, at)]
         return min(start + size, total), rows, time.perf_counter() - started
 
-    threads = torch.get_num_threads() if on_cpu else 1
-    return in_order(block, range(first, total, size), threads, lambda: torch.set_num_threads(1) if on_cpu else None)
+    threads = precision.threads
+    ahead = min(2 * threads, max(1, int(free_memory() / (size * row_bytes))))
+    at_start = lambda: torch.set_num_threads(1) if on_cpu else None  # noqa: E731
+    return in_order(block, range(first, total, size), threads, at_start, ahead)
 
 
 def _block(source: Source, precision: Precision) -> int:

@@ -5,7 +5,7 @@ import fcntl
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     Where there can be no locks, because the folder is read-only or its file system knows none, nothing is waited for.
 
     Raises:
-        Unlockable: somebody has held the lock for half a minute without building anything.
+        Unlockable: somebody has held the lock for half a minute without building anything, and there is no store.
         Refused: the folder, or the lock in it, could be somebody else's work.
     """
     refuse_shared_writing(folder)
@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _wait_for(stack: contextlib.ExitStack, lock: FileLock, folder: Path) -> None:
-    """Take the lock; wait as long as its holder's build grows."""
+    """Take the lock; wait as long as its holder's build grows, and in vain no longer than that and its patience."""
     part, since, seen = folder.with_name(f"{folder.name}.part"), time.monotonic(), -1
     while True:
         try:
@@ -64,41 +64,70 @@ def _wait_for(stack: contextlib.ExitStack, lock: FileLock, folder: Path) -> None
             size, now = _size(part), time.monotonic()
             since, seen = (since, seen) if size == seen else (now, size)
             if now - since > _PATIENCE:
+                if folder.is_dir():
+                    return  # whoever has the lock reads or checks what is there, as the caller may
                 raise Unlockable(
                     f"{lock.lock_file} was held for {_PATIENCE:.0f} s by a process that builds nothing"
                 ) from None
 
 
-def make_room(cache: Path, wanted: int, limit: int) -> bool:
-    """Whether `wanted` more bytes fit into a cache of at most `limit`, after the least recently used stores went.
+def make_room(cache: Path, wanted: Mapping[Path, int], limit: int) -> bool:
+    """Whether these stores fit into a cache of at most `limit` bytes, after the least recently used others went.
 
-    A store that somebody has open, or that is being built, stays.
+    A store that somebody has open, or that is being built, stays; and all stay where that would not be enough.
+
+    Args:
+        cache: Folder of all stores.
+        wanted: Bytes of each store when it is finished, by its folder; what is built of it already is part of them.
+        limit: Bytes of all stores.
+
+    Raises:
+        OSError: there is no such folder.
     """
-    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir()]
-    sizes = {entry: _size(entry) for entry in entries}
-    total = sum(sizes.values())
-    free = shutil.disk_usage(cache).free - _SPARE
-    if wanted > limit:
+    begun = {folder.with_name(f"{folder.name}.part") for folder in wanted}
+    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir() and entry not in begun]
+    sizes, need = {entry: _size(entry) for entry in entries}, sum(wanted.values())
+    free = shutil.disk_usage(cache).free - _SPARE + sum(_size(part) for part in begun)
+    excess, going = max(sum(sizes.values()) + need - limit, need - free), list[Path]()
+    if need > limit:
         return False
     for entry in sorted(entries, key=_last_used):
-        if total + wanted <= limit and wanted <= free:
-            break
-        if _evict(entry):
-            total, free = total - sizes[entry], free + sizes[entry]
-    return total + wanted <= limit and wanted <= free
+        if excess > 0 and _is_idle(entry):
+            going.append(entry)
+            excess -= sizes[entry]
+    return excess <= 0 and all(_evict(entry) for entry in going)
+
+
+@contextlib.contextmanager
+def _alone_with(entry: Path) -> Iterator[None]:
+    """Nobody opens the store, or goes on building it, meanwhile.
+
+    Raises:
+        OSError: somebody does now.
+    """
+    name = entry.name.removesuffix(".part").removesuffix(".bad")
+    lock = FileLock(entry.with_name(f"{name}.lock"), blocking=False)  # its Timeout is an OSError
+    with lock, contextlib.ExitStack() as stack:
+        if (entry / MANIFEST).is_file():
+            claim = stack.enter_context((entry / MANIFEST).open("r+b"))  # NFS locks no file opened for reading
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_idle(entry: Path) -> bool:
+    try:
+        with _alone_with(entry):
+            return True
+    except OSError:
+        return False
 
 
 def _evict(entry: Path) -> bool:
-    name = entry.name.removesuffix(".part").removesuffix(".bad")
-    lock = FileLock(entry.with_name(f"{name}.lock"), blocking=False)
+    gone = entry.with_name(f"{entry.name}.gone")
     try:
-        with lock, contextlib.ExitStack() as stack:
-            if (entry / MANIFEST).is_file():
-                claim = stack.enter_context((entry / MANIFEST).open("rb"))
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = entry.with_name(f"{name}.gone")
+        with _alone_with(entry):
             move(entry, gone)
-    except OSError:  # filelock's Timeout is one
+    except OSError:
         return False
     shutil.rmtree(gone, ignore_errors=True)
     return True

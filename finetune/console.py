@@ -67,7 +67,7 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
 
         def plain(sweep: "Sweep", ended: "Result | None") -> None:
             if ended is not None:
-                console.print(line(sweep, ended), markup=False)
+                console.print(line(sweep, ended))
 
         yield plain, plain_stage
         return
@@ -84,7 +84,7 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
 
     text = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what gives way on a narrow terminal
     columns: list[Any] = [
-        TextColumn("{task.description}", table_column=text),
+        TextColumn("{task.description}", markup=False, table_column=text),
         BarColumn(bar_width=16),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(Column(no_wrap=True)),
@@ -106,6 +106,6 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
                 text = f"  {label(trial.params, list(trial.params))}{accuracy}"
                 display.update(bars[name], description=text, total=trial.epochs, completed=len(trial.history))
             if ended is not None:
-                console.print(line(sweep, ended), markup=False)
+                console.print(line(sweep, ended))
 
         yield live, stage_bars(display)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from finetune.activation_plan import UNWRITTEN, Want, preprocess_of, provide, wants_of
@@ -29,6 +28,10 @@ class Inputs:
     """Activations of the splits that have them, one store a view."""
     cache: dict[str, Any]
     """For the record."""
+    saves: dict[str, float]
+    """Seconds that the activations of a stored split save each time it is gone through."""
+    spent: float
+    """Seconds that this trial took to compute activations for them."""
     warnings: tuple[str, ...]
     """Those of the images, and of stores."""
 
@@ -45,28 +48,24 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
     wants = wants_of(config, images, cut, preprocess)
     missing = [want for want in wants if want.key not in shared.stores]
     spent = provide(missing, shared, progress) if missing else 0.0
-    stored, saved = dict[str, list[Rows]](), -spent
-    threads = torch.get_num_threads() if Precision.of(config.trainer).device.type == "cpu" else 1
+    stored, saves, threads = dict[str, list[Rows]](), dict[str, float](), Precision.of(config.trainer).threads
     for split in {want.source.split: None for want in wants}:
         of_split = [want for want in wants if want.source.split == split]
         stores = [open_store(want.folder, verify=False) for want in of_split if shared.stores[want.key][0]]
         whole = [store for store in stores if store is not None]
         if len(whole) == len(of_split):
             stored[split] = [store.rows for store in whole]
-            each = zip(of_split, whole, strict=True)
-            saved += sum(w.passes * len(s.rows) * s.about["seconds_per_image"] for w, s in each) / threads
+            saves[split] = sum(len(s.rows) * s.about["seconds_per_image"] for s in whole) / len(whole) / threads
     on_the_way = images.splits.keys() != stored.keys()
     network = build_network(config.model, len(images.classes), config.seed, weights, with_prefix=on_the_way)
     prefix = SharedPrefix.of(network.prefix) if on_the_way else nn.Identity()
     used = {split: "stored" if split in stored else "computed" for split in images.splits}
     cache: dict[str, Any] = {"mode": config.cache.mode, **used, "reason": _why(cut, wants, shared)}
-    if stored:
-        cache["saved_seconds"] = round(max(0.0, saved), 3)
     if preprocess.views is not None and preprocess.augment.random:
         cache["views"] = preprocess.views
     unwritten = {reason for want in wants if (reason := shared.stores[want.key][1]).startswith(UNWRITTEN)}
     warnings = (*images.warnings, *sorted(unwritten))
-    return Inputs(images, network, prefix, preprocess, stored, cache, warnings)
+    return Inputs(images, network, prefix, preprocess, stored, cache, saves, spent, warnings)
 
 
 def _why(cut: Cut, wants: list[Want], shared: Shared) -> str:

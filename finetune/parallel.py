@@ -11,9 +11,13 @@ Made = TypeVar("Made")
 
 
 def in_order(
-    work: Callable[[Item], Made], items: Iterable[Item], threads: int, at_start: Callable[[], object] | None = None
+    work: Callable[[Item], Made],
+    items: Iterable[Item],
+    threads: int,
+    at_start: Callable[[], object] | None = None,
+    ahead: int | None = None,
 ) -> Generator[Made, None, None]:
-    """`map(work, items)` in `threads` threads, which are never more than two results each ahead of the reader.
+    """`map(work, items)` in `threads` threads, which are at most `ahead` results ahead of the reader, else two each.
 
     `at_start` runs first in every thread.
     """
@@ -21,7 +25,7 @@ def in_order(
     coming = iter(items)
     with ThreadPoolExecutor(threads, initializer=at_start) as pool:
         try:
-            for item in itertools.islice(coming, 2 * threads):
+            for item in itertools.islice(coming, ahead or 2 * threads):
                 waiting.append(pool.submit(work, item))
             while waiting:
                 made = waiting.popleft().result()

@@ -47,6 +47,11 @@ class Precision:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
+    def threads(self) -> int:
+        """Of the CPU that compute; a GPU counts as one."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
     def name(self) -> str:
         """Device and format; equal where numbers come out equal."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

@@ -10,7 +10,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 Show = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and the total."""
 
@@ -18,7 +18,7 @@ Show = Callable[[str, int, int], None]
 def plain_stage(what: str, done: int, total: int) -> None:
     """A line when a stage ends."""
     if done == total:
-        console.print(f"{what}: {total}", markup=False)
+        console.print(f"{what}: {total}")
 
 
 @contextlib.contextmanager

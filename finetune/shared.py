@@ -36,8 +36,11 @@ class Shared:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Digests of the images, each as the record of a trial on them has it."""
-        every = ("-".join(digest for digest, _ in known["splits"].values()) for known in self.images.values())
+        """Digests of the images and their labels: `DATASET_SPLIT`, each as the record of a trial on them has it."""
+        every = (
+            f"{'-'.join(digest for digest, _ in known['splits'].values())}_{known['split_digest']}"
+            for known in self.images.values()
+        )
         return tuple(sorted(set(every)))
 
     @property

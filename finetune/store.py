@@ -5,6 +5,7 @@ FOLDER.part, which an interrupted build leaves behind and the next one continues
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ from finetune.guard import refuse_shared_writing
 
 _ROWS, MANIFEST, _BLOCKS = "rows.bin", "manifest.json", "blocks.jsonl"
 _PIECE = 1 << 24
+_NO_DAMAGE = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Of a store that this process cannot open, and another may."""
 
 
 class Rows:
@@ -87,7 +90,7 @@ class Loaded(Rows):
 
     def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """The rows at these positions, in their order."""
-        return self._loaded[chosen if isinstance(chosen, slice) else np.asarray(chosen)]
+        return self._loaded[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Store:
 
 
 def open_store(folder: Path, verify: bool = True) -> Store | None:
-    """The store in `folder`; None if there is none, or a damaged one, which is set aside as `FOLDER.bad`.
+    """The store in `folder`; None if there is none that can be opened. A damaged one is set aside as `FOLDER.bad`.
 
     Args:
         folder: Of one store.
@@ -113,9 +116,8 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
     refuse_shared_writing(folder)
     try:
         claim = os.open(folder / MANIFEST, os.O_RDONLY)
-    except OSError:
-        if folder.is_dir():
-            _set_aside(folder)
+    except OSError as error:
+        _set_aside_if_damaged(folder, error)
         return None
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(claim, fcntl.LOCK_SH)
@@ -127,10 +129,9 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
         if not (_is_whole(rows, manifest["blocks"]) if verify else rows.file.is_file()):
             raise ValueError("checksums differ")
         store = Store(folder, rows, manifest["about"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
         os.close(claim)
-        if folder.is_dir():
-            _set_aside(folder)
+        _set_aside_if_damaged(folder, error)
         return None
     weakref.finalize(rows, os.close, claim)  # lets go of the lock
     return store
@@ -157,6 +158,7 @@ class Building:
     def __init__(self, folder: Path, shape: Sequence[int], dtype: str):
         """`folder` is the finished store's; the caller holds its lock."""
         self.folder, self.shape, self.dtype = folder, tuple(shape), dtype
+        self.row_bytes = Rows(Path(), 0, shape, dtype).row_bytes
         self.part = folder.with_name(f"{folder.name}.part")
         self.part.mkdir(parents=True, exist_ok=True)
         self.blocks, self.notes = list[tuple[int, int]](), list[Any]()
@@ -197,12 +199,12 @@ class Building:
 
     def _intact(self) -> tuple[int, int]:
         """Take over the blocks of an earlier attempt up to the first damaged one; their bytes of rows and of log."""
-        size, log, row = 0, 0, Rows(Path(), 0, self.shape, self.dtype)
+        size, log = 0, 0
         with contextlib.suppress(OSError, ValueError, TypeError), (self.part / _ROWS).open("rb") as file:
             for line in (self.part / _BLOCKS).read_bytes().splitlines(keepends=True):
                 count, crc, note = json.loads(line)
-                data = file.read(count * row.row_bytes)
-                if len(data) != count * row.row_bytes or zlib.crc32(data) != crc or not line.endswith(b"\n"):
+                data = file.read(count * self.row_bytes)
+                if len(data) != count * self.row_bytes or zlib.crc32(data) != crc or not line.endswith(b"\n"):
                     break
                 self.blocks.append((count, crc))
                 self.notes.append(note)
@@ -210,7 +212,9 @@ class Building:
         return size, log
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside_if_damaged(folder: Path, error: Exception) -> None:
+    if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _NO_DAMAGE):
+        return
     bad = folder.with_name(f"{folder.name}.bad")
     shutil.rmtree(bad, ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import nn
@@ -32,7 +33,6 @@ EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training.*",  # the frozen prefix
     ".*isinstance.treespec, LeafSpec.*",  # pytorch-lightning 2.6 on torch 2.14
     ".*Experiment logs directory .* exists and is not empty.*",  # the config is written there first
-    ".*The `srun` command is available.*",  # a cluster's login node is no reason to wait for a scheduler
 )
 """What Lightning says that is no news here."""
 
@@ -89,6 +89,7 @@ def build_trainer(
         gradient_clip_val=settings.grad_clip,
         logger=build_loggers(logger, out),
         callbacks=callbacks,
+        plugins=[LightningEnvironment()],  # SLURM's, which Lightning finds by itself, refuses jobs of several tasks
         default_root_dir=out,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -197,7 +197,8 @@ def _save_best(out: Path, config: Config, module: FineTune, images: Images, netw
     reach("checkpoint", out / CHECKPOINT)
     frozen = network.cut.frozen_digest
     save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen, given_to)
-    _save_predictions(out, config, module, images)
+    if not config.trainer.refit:  # whose weights are of the last epoch, and whose validation images were trained on
+        _save_predictions(out, config, module, images)
 
 
 def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:

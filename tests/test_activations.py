@@ -1,18 +1,22 @@
 """Sharing never changes a result."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from finetune import activation_plan
+from finetune import account, activation_plan, parallel
 from finetune.activation_plan import planned_stores, prepare, preprocess_of, wants_of
 from finetune.activations import Source, build, measure_costs, row_shapes
 from finetune.backbone import backbone_shapes, build_backbone, load_state
 from finetune.checkpoint import build_network, find_cut
 from finetune.compose import compose_config
 from finetune.config import ModelConfig
+from finetune.cost import Costs, Decision
 from finetune.data.datamodule import as_tensor
 from finetune.freeze import SharedPrefix, plan_freeze, split_at
 from finetune.inputs import gather
@@ -134,10 +138,10 @@ def test_one_pass_stores_what_each_cut_would_have_stored_alone(fast: list[str], 
     images, prefix = source(fast), shared_prefix("all")
     costs = measure_costs(prefix, images, CPU, tmp_path)
     at = (1, 5, 9, 14, 18)
-    together = build(prefix, images, {i: tmp_path / f"together{i}" for i in at}, CPU, costs)
+    together, _ = build(prefix, images, {i: tmp_path / f"together{i}" for i in at}, CPU, costs)
     x = images.images(slice(None), None, CPU.device)
     for i in at:
-        alone = build(prefix, images, {i: tmp_path / f"alone{i}"}, CPU, costs)[i]
+        alone = build(prefix, images, {i: tmp_path / f"alone{i}"}, CPU, costs)[0][i]
         assert alone.rows[:].tobytes() == together[i].rows[:].tobytes()
         stored = as_tensor(alone.rows, slice(None))
         expected = prefix.taps(x, [i])[0]
@@ -160,11 +164,13 @@ def test_an_interrupted_build_is_continued_and_a_full_disk_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         build(prefix, images, {9: tmp_path / "a", 5: tmp_path / "b"}, CPU, costs, interrupt)
     seen: list[int] = []
-    continued = build(
+    continued, _ = build(
         prefix, images, {9: tmp_path / "a", 5: tmp_path / "b"}, CPU, costs, lambda done, total: seen.append(done)
     )
     assert seen == [24], "the first 16 of 24 images were there"
-    fresh = build(prefix, images, {9: tmp_path / "c"}, CPU, costs)
+    fresh, seconds = build(prefix, images, {9: tmp_path / "c"}, CPU, costs)
+    assert seconds > 0
+    assert build(prefix, images, {9: tmp_path / "c"}, CPU, costs)[1] == 0, "nothing was computed again"
     assert continued[9].rows[:].tobytes() == fresh[9].rows[:].tobytes()
 
     def full(*_: object) -> None:
@@ -174,6 +180,68 @@ def test_an_interrupted_build_is_continued_and_a_full_disk_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         build(prefix, images, {9: tmp_path / "d"}, CPU, costs)
     assert not list(tmp_path.glob("d*/*"))
+
+
+def test_blocks_wait_one_at_a_time_where_memory_is_short(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, prefix = source(fast), shared_prefix(9)
+    costs = measure_costs(prefix, images, CPU, tmp_path)
+    usual, _ = build(prefix, images, {9: tmp_path / "a"}, CPU, costs)
+    allowed = []
+
+    def in_order(*given: Any) -> Any:
+        allowed.append(given[-1])
+        return parallel.in_order(*given)
+
+    monkeypatch.setattr("finetune.activations._BLOCK", 16)
+    monkeypatch.setattr("finetune.activations.free_memory", lambda: 1.0)
+    monkeypatch.setattr("finetune.activations.in_order", in_order)
+    short, _ = build(prefix, images, {9: tmp_path / "b"}, CPU, costs)
+    assert allowed == [1]
+    assert short[9].rows[:].tobytes() == usual[9].rows[:].tobytes()
+
+
+def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*fast, f"cache.dir={tmp_path / 'cache'}", "augment=standard", "cache.views=2", "trainer.epochs=3"]
+    asked = []
+
+    def pays(costs: Costs, at: int, row_bytes: int, rows: int, passes: float) -> Decision:
+        asked.append((rows, passes))
+        return Decision(True, "it does")
+
+    monkeypatch.setattr("finetune.activation_plan.decide", pays)
+    planned = planned_stores([compose_config([*words, "model.freeze_depth=9"])])
+    (_, pixels), (_, activations) = planned.items()
+    view = activations * 24 // (2 * 24 + 12)
+    for limit, stored in (
+        (pixels + activations + 100_000, {"train", "val"}),
+        (pixels + activations - view // 2, {"val"}),
+    ):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        asked.clear()
+        given = gather(compose_config([*words, "model.freeze_depth=9", f"cache.max_gb={limit / 1e9:.9f}"]), Shared())
+        assert sorted(asked) == [(12, 3.0), (48, 1.5)]
+        assert set(given.stored) == stored
+        views = len(list((tmp_path / "cache" / "activations").glob("*/manifest.json")))
+        assert views == (3 if "train" in stored else 1)
+        assert given.cache["reason"] == ("it does" if "train" in stored else given.cache["reason"])
+    assert "do not fit into cache.max_gb" in given.cache["reason"]
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(fast: list[str], tmp_path: Path) -> None:
+    words = [*fast, "cache.dir=/proc/no/cache", "cache.mode=on", "model.freeze_depth=9", f"out={tmp_path / 'r'}"]
+    result = train(compose_config(words), words)
+    assert result.status == "complete"
+    assert result.cache["train"] == "computed"
+    assert "could not be written" in result.cache["reason"]
+
+
+def test_what_is_saved_is_told_of_the_epochs_that_ran(fast: list[str], tmp_path: Path) -> None:
+    config = compose_config([*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "model.freeze_depth=9"])
+    given = replace(gather(config, Shared()), saves={"train": 2.0, "val": 1.0, "test": 7.0}, spent=4.0)
+    told = [account._cache(given, *ran)["saved_seconds"] for ran in ((0, False), (1, False), (3, False), (3, True))]
+    assert told == [0, 0, 5, 12]
 
 
 def test_a_trial_trains_on_when_its_store_cannot_be_written(
@@ -273,10 +341,26 @@ def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
     base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "data.size=64"]
     configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 4, 8)]
     planned = planned_stores(configs)
-    assert list(planned) == ["pixels, 64 px", "activations after 4 blocks, 64 px", "activations after 8 blocks, 64 px"]
+    assert list(planned) == [
+        "pixels, 64 px",
+        "activations after 4 blocks of narrow_resnet50, 64 px",
+        "activations after 8 blocks of narrow_resnet50, 64 px",
+    ]
     prepare([(config, 1) for config in configs], True, Shared(), lambda what, done, total: None)
     on_disk = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
     assert on_disk == pytest.approx(sum(planned.values()), rel=0.05)
+
+
+def test_views_are_planned_as_they_will_be_stored(fast: list[str]) -> None:
+    def planned(*words: str) -> int:
+        return list(planned_stores([compose_config([*fast, "model.freeze_depth=9", *words])]).values())[1]
+
+    train_, val = planned("augment=standard", "cache.views=1"), planned("augment=standard")
+    assert planned() == train_
+    views = train_ - val
+    assert (views, val) == (24 * val // 12, val)
+    assert planned("augment=standard", "cache.views=3", "trainer.epochs=5") == 3 * views + val
+    assert planned("augment=standard", "cache.views=3", "trainer.epochs=2") == 2 * views + val
 
 
 def test_a_store_that_vanished_since_is_no_failure(fast: list[str], tmp_path: Path) -> None:

@@ -75,6 +75,23 @@ def test_a_file_twice_in_training_and_once_in_validation_is_told_whole(
     assert f"doubt: 1 more file is a copy of others: {same}\n" in said
 
 
+def test_a_table_that_names_a_file_twice_is_seen_through(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((images / "train").rglob("*.png"))
+    lines = [f"{file},{file.parent.name},{'val' if i % 4 == 0 else 'train'}" for i, file in enumerate(files)]
+    twice = f"{files[1]},{files[1].parent.name},val"
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,split", *lines, twice]))
+    code, said = check(monkeypatch, capfd, table, "data.on_leak=refuse")
+    assert code == 2
+    assert f"training would be refused: 1 image lies in several splits, so validation is too kind: {files[1]}" in said
+    assert "more file" not in said
+    other = next(file.parent.name for file in files if file.parent != files[1].parent)
+    table.write_text("\n".join(["path,label,split", *lines, f"{files[1]},{other},train"]))
+    assert f"doubt: 1 image has two labels: {files[1]}" in check(monkeypatch, capfd, table)[1]
+
+
 FAULTS = {
     "sound": lambda root: None,
     "truncated": lambda root: _cut(root / "train" / "class0" / "0.png"),

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune.commands.sweep import _conclude
 from finetune.result import RECORD, Result
+from finetune.sweep.spec import read_sweep
+from finetune.sweep.state import Sweep
 from tests.models import finetune
 
 
@@ -57,6 +60,26 @@ def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
     assert "2 of 2 finished: 1 complete, 1 failed" in said
     assert "(lr=1e+30): FloatingPointError" in said
     assert "--retry-failed" in said
+
+
+def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, reason = tmp_path / "a [/b]", "[enforce fail at alloc.cpp:117] . [/usr/lib/x.so]"
+    failed = Result("t", "failed", reason, 0, "block", 0, None, None, 0, {"seed": 0})
+    failed.save(folder / "trials" / "t")
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0]}}}))
+    ended = Sweep(read_sweep(tmp_path / "s.yaml"), folder, 1, [({"seed": 0}, failed)])
+    ended.ended = f"the first 1 trials failed alike: {reason}"
+    assert _conclude(ended) == 4
+    said = capfd.readouterr().out
+    assert f"ended early: the first 1 trials failed alike: {reason}" in said
+    assert f"no trial succeeded; the first reason: {reason} (mended?" in said
+    assert f"plot and table: {folder}/report.html" in said
+    ended.finished, ended.out_of_time = [], True
+    monkeypatch.setattr(sys, "argv", ["/bin/finetune", "sweep", "s.yaml", f"data.root={folder}"])
+    assert _conclude(ended) == 4
+    assert f"the same command continues: finetune sweep s.yaml 'data.root={folder}'\n" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

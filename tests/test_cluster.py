@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from finetune.errors import Refused
-from finetune.result import Result
-from finetune.sweep.cluster import read_cluster
+from finetune.result import HEARTBEAT, Result
+from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
-from finetune.sweep.state import Options, Sweep
+from finetune.sweep.state import Options, Running, Sweep
 
 slurm = pytest.mark.slurm
 needs_slurm = pytest.mark.skipif(
@@ -93,6 +93,42 @@ def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refused, match="there is no sbatch here"):
         read_cluster("slurm")
+
+
+def fake_slurm(place: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Commands of SLURM that do what `scripts` say, in the shell's words."""
+    place.mkdir()
+    for name, script in {"srun": "", "sbatch": "echo Submitted batch job 7", **scripts}.items():
+        (place / name).write_text(f"#!/bin/sh\n{script}\n")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+
+
+def test_a_preempted_job_that_waits_for_its_turn_is_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch, squeue=f"cat {tmp_path}/queue")
+    launcher = ClusterLauncher(read_cluster(settings(tmp_path, cluster="slurm", poll_seconds=0)), tmp_path / "s", {})
+    (job,) = launcher.start([([], tmp_path / "t")])
+    trial, now = Running({}, tmp_path / "t", job), [0.0]
+    (tmp_path / "t" / HEARTBEAT).write_text("9\n")  # of the attempt that was preempted
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for state, idle in (("R", 0), ("R", 1), ("PD", 0), ("CF", 0), ("R", 1), ("CG", 2), ("S", 0), ("R", 1)):
+        (tmp_path / "queue").write_text(f"6 R\n7 {state}\n7_0 R\n")
+        launcher.wait([job])
+        trial.look(wait=0)
+        assert (state, trial.idle, job.exitcode) == (state, idle, None)
+        now[0] += 1
+
+
+def test_a_trial_that_the_cluster_does_not_take_is_submitted_again(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch, sbatch="echo too [/many] jobs >&2; exit 1", squeue="")
+    launcher = settings(tmp_path, cluster="slurm", poll_seconds=0.1)
+    spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01, 0.001]}})
+    sweep = run_sweep(spec, tmp_path / "s", Options(launcher=launcher))
+    reasons = {result.reason for _, result in sweep.finished}
+    assert reasons == {"not submitted: too [/many] jobs, at each of 3 starts"}
+    assert len(sweep.notes) == 4
 
 
 @slurm

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -16,11 +17,14 @@ import pytest
 import yaml
 
 from finetune.compose import compose_config
-from finetune.config import trial_key
+from finetune.config import flat, trial_key
 from finetune.errors import Refused
 from finetune.metric import Beat
-from finetune.result import CHECKPOINT, RECORD, Result, outcome
+from finetune.result import CHECKPOINT, LAST, RECORD, Result, outcome
+from finetune.shared import Shared
+from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LOG, LocalLauncher, Slot, local_slots
+from finetune.sweep.prepare import Prepared
 from finetune.sweep.records import finished_record, trial_keys
 from finetune.sweep.run import run_sweep
 from finetune.sweep.search import Search, sharing_order
@@ -28,6 +32,63 @@ from finetune.sweep.spec import SweepSpec, read_sweep
 from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
 from finetune.trial import train
+
+
+@dataclass
+class Pretended:
+    """A trial that ended at once."""
+
+    exitcode: int
+
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Pretender:
+    """A launcher of one worker that trains nothing: it keeps the words of each start, and leaves the records."""
+
+    capacity, longest_wait = 1, 0.0
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+        self.digests = {"dataset": "pixels", "split": "labels", "weights": "weights"}
+        self.status: Callable[[dict[str, str]], str] = lambda given: "complete"
+        """Of the trial with these words, by key; empty where it dies."""
+
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Pretended]:
+        (words, place), *_ = trials
+        self.started.append(list(words))
+        status = self.status(dict(word.partition("=")[::2] for word in words))
+        if not status:
+            return [Pretended(-9)]
+        config = compose_config(words)
+        params = {word.partition("=")[0]: flat(config).get(word.partition("=")[0]) for word in words}
+        epoch = {"val/acc_best": config.optim.lr, "val/acc": config.optim.lr}
+        history = [epoch] if status == "complete" else []
+        settings = {"config": flat(config), "history": history, "digests": dict(self.digests)}
+        Result(trial_key(config), status, status, 0, "block", 0, None, None, 0, params, **settings).save(place)
+        (place / CHECKPOINT).touch()
+        return [Pretended(0)]
+
+    def wait(self, jobs: Sequence[Pretended]) -> None: ...
+    def worker(self, job: Pretended) -> str:
+        return "worker 0"
+
+    def set_aside(self, worker: str) -> None: ...
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretender:
+    """Sweeps of this test prepare and train nothing."""
+    launcher = Pretender()
+
+    def prepare(*given: object) -> Prepared:
+        digests = launcher.digests
+        return Prepared((), "", (f"{digests['dataset']}_{digests['split']}",), (digests["weights"],), ())
+
+    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
+    monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *given: launcher)
+    return launcher
 
 
 def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
@@ -388,6 +449,157 @@ def test_interrupting_a_sweep_stops_its_children_and_says_how_to_go_on(tmp_path:
     assert "sweep s.yaml" in output
     wait_until_alone(process.pid)
     assert all(finished_record(trial) is None for trial in (tmp_path / "s" / "trials").iterdir())
+
+
+LR = {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}}
+
+
+def begin(trial: Path, words: Sequence[str]) -> None:
+    """What a trial killed in its second epoch leaves."""
+    (trial / ".hydra").mkdir(parents=True)
+    (trial / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
+    (trial / LAST).touch()
+
+
+def test_a_bayes_sweep_starts_a_dead_trial_again_and_no_other_twice(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    pretended.status = lambda given: "complete" if len(pretended.started) > 1 else ""
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert len(sweep.finished) == len(records(tmp_path / "s")) == 4
+    first, *others, last = (repr(words) for words in pretended.started)
+    assert first == last
+    assert len({first, *others}) == 4
+
+
+def test_a_bayes_sweep_goes_on_with_the_trials_that_were_under_way(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    run_sweep(spec, tmp_path / "s", Options(), watch=_after(2))
+    killed, interrupted = ({"optim.lr": lr} for lr in (0.0012345, 0.0054321))
+    for params, place in ((p, tmp_path / "s" / "trials" / trial_keys(spec)(p)) for p in (killed, interrupted)):
+        begin(place, spec.overrides(params))
+    example = Result.load(next((tmp_path / "s").glob(f"trials/*/{RECORD}")).parent)
+    replace(example, key=place.name, status="interrupted", params=interrupted).save(place)
+    pretended.started.clear()
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert len(sweep.finished) == len(records(tmp_path / "s")) == 4
+    assert sorted(words[-1] for words in pretended.started) == ["optim.lr=0.0012345", "optim.lr=0.0054321"]
+
+
+def _after(trials: int) -> Callable[[Sweep, Result | None], None]:
+    def stop(sweep: Sweep, ended: Result | None) -> None:
+        if len(sweep.finished) == trials:
+            sweep.ended = "enough"
+
+    return stop
+
+
+def test_a_bayes_sweep_asked_to_retry_runs_the_failed_trials_and_not_others(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    pretended.status = lambda given: "failed" if len(pretended.started) == 2 else "complete"
+    run_sweep(spec, tmp_path / "s")
+    failed = pretended.started[1]
+    pretended.started.clear()
+    pretended.status = lambda given: "complete"
+    run_sweep(spec, tmp_path / "s", Options(retry_failed=True))
+    assert pretended.started == [failed]
+    assert [record["status"] for record in records(tmp_path / "s").values()] == ["complete"] * 4
+
+
+def test_failures_end_no_sweep_that_had_a_success(tmp_path: Path, fast: list[str], pretended: Pretender) -> None:
+    spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.1, 0.2, 0.3, 0.4, 0.5]}})
+    pretended.status = lambda given: "failed" if float(given["optim.lr"]) < 0.35 else "complete"
+    (success,) = run_sweep(spec_of(tmp_path, fast, {"optim.lr": {"values": [0.4]}}), tmp_path / "one").finished
+    success[1].save(tmp_path / "s" / "trials" / success[1].key)
+    claim(spec, tmp_path / "s", 0, ("pixels_labels", "weights"), 5)
+    assert len(run_sweep(spec, tmp_path / "s").finished) == 5
+
+
+def test_records_that_another_rule_or_other_labels_or_weights_made_do_not_count(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0, 1]}})
+    pretended.status = lambda given: "pruned" if given["seed"] == "1" else "complete"
+    run_sweep(spec, tmp_path / "a")
+    pretended.status = lambda given: "complete"
+    reuse = Options(reuse=(tmp_path / "a",))
+    assert run_sweep(spec, tmp_path / "b", reuse).taken == 1  # not the one that was stopped
+    digests = pretended.digests
+    for name in ("split", "weights"):
+        pretended.digests = {**digests, name: "corrected"}
+        assert run_sweep(spec, tmp_path / name, reuse).taken == 0
+        with pytest.raises(Refused, match=r"data was .*labels.* and would now be .*corrected"):
+            run_sweep(spec, tmp_path / "a")
+
+
+def test_labels_count_as_data_of_a_sweep() -> None:
+    def datasets(split: str) -> tuple[str, ...]:
+        splits = {"train": ("pixels", [0, 1]), "val": ("others", [0, 1])}
+        return Shared(images={"x": {"splits": splits, "split_digest": split}}).datasets
+
+    assert datasets("labels") == ("pixels-others_labels",)
+    assert datasets("corrected") != datasets("labels")
+
+
+def test_more_trials_may_be_of_more_data(tmp_path: Path, fast: list[str], pretended: Pretender) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    for data in (("a", "w"), ("a", "b", "w"), ("a", "w")):
+        refuse_another(spec, tmp_path / "s", 0, data)
+        claim(spec, tmp_path / "s", 0, data, 1)
+    with pytest.raises(Refused, match=r"data was \['a', 'b', 'w'\] and would now be \['a', 'c', 'w'\]"):
+        refuse_another(spec, tmp_path / "s", 0, ("a", "c", "w"))
+
+
+def test_the_key_of_a_trial_with_interpolated_values_is_that_of_its_record(
+    tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path))
+    roots = {"data.root": {"values": ["${oc.env:DATA}/images"]}}
+    rates = {"optim.lr": {"values": [0.01, 0.1]}}
+    for name, spec in (
+        ("root", spec_of(tmp_path, fast, roots)),
+        ("decay", spec_of(tmp_path, [*fast, "optim.weight_decay=${optim.lr}"], rates)),
+    ):
+        sweep = run_sweep(spec, tmp_path / name)
+        assert sweep.best is not None
+        assert all(record["key"] == key for key, record in records(tmp_path / name).items())
+        assert [p.parent.name for p in (tmp_path / name).glob(f"trials/*/{CHECKPOINT}")] == [sweep.best.key]
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_prepared(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", None)
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "s"):
+        with pytest.raises(Refused, match=r"/file is no folder; give --out another folder"):
+            run_sweep(spec, place)
+    with alone(tmp_path / "s"), pytest.raises(Refused, match=r"/s is running already; wait for it"):
+        run_sweep(spec, tmp_path / "s")
+    monkeypatch.setattr("os.access", lambda place, mode: mode == os.F_OK and Path(place).exists())
+    with pytest.raises(Refused, match=rf"{tmp_path} cannot be written; give --out another folder"):
+        run_sweep(spec, tmp_path / "new" / "s")
+
+
+def test_a_record_is_taken_over_after_its_model(
+    tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    run_sweep(spec, tmp_path / "a")
+
+    def crash(path: Path, data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("finetune.sweep.records.write_durably", crash)
+    with pytest.raises(MemoryError):
+        run_sweep(spec, tmp_path / "b", Options(reuse=(tmp_path / "a",)))
+    assert records(tmp_path / "b") == {}
 
 
 def test_children_of_this_process_are_gone() -> None:

@@ -118,6 +118,12 @@ def test_a_bayes_search_exhausts_a_small_space_without_repeats() -> None:
     assert sorted(trial.params["seed"] for trial in found) == [0, 1, 2, 3]
 
 
+def test_a_bayes_search_knows_a_trial_that_was_read_back_from_its_record() -> None:
+    spec = spec_of({"optim.weight_decay": Distribution("int_uniform", bounds=(0, 3))}, "bayes", 100)
+    read_back = [Tried({"optim.weight_decay": float(n)}, float(n)) for n in range(3)]
+    assert Search(spec).propose(read_back) == {"optim.weight_decay": 3}
+
+
 def test_a_bayes_search_ends_at_its_cap_and_proposes_no_running_trial_again() -> None:
     spec = spec_of(LISTED, "bayes", 12)
     tried: list[Tried] = []

@@ -113,6 +113,8 @@ REFUSED = {
     lr("{values: [1, 2], probabilities: [0.5]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
     lr("{values: [1, 2], probabilities: [0.5, 0.6]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
     lr("{values: [1, 2], probabilities: [-0.5, 1.5]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
+    "{method: grid, parameters: {cache.mode: {values: [on, off]}}}": "cache.mode changes no result, so it cannot be sw",
+    "{method: grid, parameters: {data.workers: {min: 1, max: 4}}}": "give data.workers=… beside the file",
     lr("{min: 0.1, max: 1.0}", GRID): "optim.lr: a grid needs values to list, not a uniform distribution; give `values",
 }
 
@@ -148,6 +150,11 @@ def test_a_key_cannot_be_swept_and_given(tmp_path: Path, word: str) -> None:
 def test_listed_values_have_the_type_of_their_key(tmp_path: Path) -> None:
     spec = read(tmp_path, "{method: grid, parameters: {trainer.precision: {values: [32, bf16]}, seed: {values: [1]}}}")
     assert spec.parameters["trainer.precision"].values == ("32", "bf16")
+
+
+def test_one_value_of_a_setting_that_changes_no_result_is_given_to_every_trial(tmp_path: Path) -> None:
+    spec = read(tmp_path, "{method: grid, parameters: {data.workers: {value: 2}, seed: {values: [0, 1]}}}")
+    assert spec.overrides({"data.workers": 2}) == ["data.workers=2"]
 
 
 def test_nested_parameters_are_those_of_their_dotted_keys(tmp_path: Path) -> None:

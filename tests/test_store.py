@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from finetune import cache, store
 from finetune.cache import locked, make_room
@@ -139,14 +141,14 @@ ALL = ("activations/a", "pixels/b", "activations/c")
 def test_the_least_recently_used_go_first_and_only_as_many_as_must(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, *ALL)
     size = sum(file.stat().st_size for file in (tmp_path / "activations/a").iterdir())
-    assert make_room(cache, 100, 4 * size)
+    assert make_room(cache, {cache / "pixels/new": 100}, 4 * size)
     assert left(cache) == set(ALL)
-    assert make_room(cache, size, 3 * size)
+    assert make_room(cache, {cache / "pixels/new": size}, 3 * size)
     assert left(cache) == {"pixels/b", "activations/c"}
     open_store(tmp_path / "pixels/b")  # used again
-    assert make_room(cache, size, 2 * size)
+    assert make_room(cache, {cache / "pixels/new": size}, 2 * size)
     assert left(cache) == {"pixels/b"}
-    assert not make_room(cache, 2 * size, size)
+    assert not make_room(cache, {cache / "pixels/new": 2 * size}, size)
     assert left(cache) == {"pixels/b"}
 
 
@@ -163,12 +165,13 @@ def test_a_store_in_use_stays_whoever_uses_it(tmp_path: Path) -> None:
     other.stdout.readline()
     mine = open_store(tmp_path / "activations/c")
     assert mine is not None
-    assert not make_room(cache, 2000, 2500)
-    assert left(cache) == {"activations/a", "activations/c"}
+    wanted = {cache / "pixels/new": 2000}
+    assert not make_room(cache, wanted, 2500)
+    assert left(cache) == set(ALL), "a store went, and there is no room all the same"
     np.testing.assert_array_equal(mine.rows[:], values(10))
     other.communicate()
     del mine
-    assert make_room(cache, 2000, 2500)
+    assert make_room(cache, wanted, 2500)
     assert left(cache) == set()
 
 
@@ -176,16 +179,60 @@ def test_a_build_under_way_is_not_evicted_and_one_left_behind_is(tmp_path: Path)
     building = Building(tmp_path / "activations/a", (6,), "float32")
     building.append(values(9, 3).reshape(9, 6))
     with locked(tmp_path / "activations/a"):
-        assert not make_room(tmp_path, 200, 300)
+        assert not make_room(tmp_path, {tmp_path / "activations/b": 200}, 300)
         assert left(tmp_path) == {"activations/a.part"}
     building.close()
-    assert make_room(tmp_path, 200, 300)
+    assert make_room(tmp_path, {tmp_path / "activations/b": 200}, 300)
     assert left(tmp_path) == set()
+
+
+def test_what_is_built_of_a_store_is_part_of_it_and_stays(tmp_path: Path) -> None:
+    cache_of(tmp_path, "pixels/old")
+    building = Building(tmp_path / "activations/a", (6,), "float32")
+    building.append(values(9, 3).reshape(9, 6))
+    building.close()
+    begun = sum(file.stat().st_size for file in building.part.iterdir())
+    old = sum(file.stat().st_size for file in (tmp_path / "pixels/old").iterdir())
+    assert make_room(tmp_path, {tmp_path / "activations/a": begun + 50}, begun + 50 + old)
+    assert left(tmp_path) == {"activations/a.part", "pixels/old"}
+    assert make_room(tmp_path, {tmp_path / "activations/a": begun + 50}, begun + 50)
+    assert left(tmp_path) == {"activations/a.part"}
+
+
+def test_rows_in_memory_are_asked_for_as_those_of_a_file(tmp_path: Path) -> None:
+    rows = values(10)
+    for chosen in ([3], [9, 0, 4, 4], slice(2, 7), slice(None), [], np.array([8, 7])):
+        np.testing.assert_array_equal(store.Loaded(rows)[chosen], rows[chosen])
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+def test_a_store_that_cannot_be_opened_now_is_left_as_it_is(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    built(tmp_path / "a", values(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert open_store(tmp_path / "a") is None
+    assert open_store(tmp_path / "a") is not None
+    assert not (tmp_path / "a.bad").exists()
+
+
+def test_a_store_that_is_there_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE", 0.6)
+    with FileLock(tmp_path / "a.lock"):
+        with pytest.raises(cache.Unlockable), locked(tmp_path / "a"):
+            pass
+        built(tmp_path / "a", values(3))
+        with locked(tmp_path / "a"):
+            assert open_store(tmp_path / "a") is not None
 
 
 def test_a_full_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_SPARE", 2**60)
-    assert not make_room(tmp_path, 1, 2**62)
+    assert not make_room(tmp_path, {tmp_path / "pixels/a": 1}, 2**62)
 
 
 def test_locks_that_a_file_system_lacks_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

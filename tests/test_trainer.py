@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,21 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(Refused, match="torch finds no GPU here; set it to auto or cpu"):
         Precision.of(TrainerConfig(accelerator="gpu"))
+
+
+def test_a_job_of_several_tasks_trains_as_any_other_process_does(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NTASKS": "8", "JOB_ID": "7", "JOB_NAME": "wrap", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    overrides = [*fast, "trainer.epochs=1", f"out={tmp_path / 'r'}"]
+    assert train(compose_config(overrides), overrides).status == "complete"
+
+
+def test_a_node_with_srun_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    built(TrainerConfig(accelerator="cpu"), tmp_path)  # warnings are errors
 
 
 def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from finetune.config import flat, trial_key
 from finetune.errors import Refused
 from finetune.evaluate import Confusion
 from finetune.predict import predict
+from finetune.predictions import PREDICTIONS
 from finetune.repeat import repeat_overrides
 from finetune.report.choice import find_winner, model_file
 from finetune.result import CHECKPOINT, Result
@@ -190,6 +191,7 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
     assert (refit.status, refit.val_acc_best, refit.best_epoch) == ("complete", None, None)
     assert refit.warnings[0].startswith("trained on the validation images too")
     assert (tmp_path / "refit" / CHECKPOINT).is_file()
+    assert not (tmp_path / "refit" / PREDICTIONS).exists(), "of an epoch that is not the checkpoint's"
     images = swept.parent.parent / "images"
     assert finetune(monkeypatch, "export", tmp_path / "refit", tmp_path / "exported") == 0
     for model, told in ((tmp_path / "refit", True), (tmp_path / "exported", True), (swept, False)):

@@ -16,7 +16,8 @@ import yaml
 
 from finetune.compose import compose_config
 from finetune.config import flat
-from finetune.result import Result
+from finetune.report import dashboard
+from finetune.result import STATUSES, Result
 from tests.wandb_server import Run, Server, wandb_server
 
 VALUES: dict[str, list[Any]] = {
@@ -179,6 +180,13 @@ def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, f
         assert run.settings() == record.config
         assert [row["val/acc"] for row in run.history] == [epoch["val/acc"] for epoch in record.history]
         assert run.summary["val/acc_best"] == record.val_acc_best
+
+
+def test_a_trial_that_is_to_go_on_is_not_uploaded_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "_upload", lambda record, *_: record.key)
+    for status in STATUSES:
+        Result(status, status, "", 0, "block", 0, None, None, 0, {}).save(tmp_path / "trials" / status)
+    assert sorted(dashboard.sync_records(tmp_path, "p")) == ["complete", "failed", "pruned"]
 
 
 def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Path) -> None:

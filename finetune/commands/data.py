@@ -50,13 +50,13 @@ def check(
     console.print(f"height in pixels: {middle([look.height for look in good])}")
     console.print("kinds of pixels:  " + ", ".join(f"{count} {mode}" for mode, count in checkup.modes.most_common()))
     for path, why in checkup.unreadable.items():
-        console.print(f"unreadable: {path} ({why})", markup=False)
+        console.print(f"unreadable: {path} ({why})")
     for doubt in checkup.doubts(given.size):
-        console.print(f"doubt: {doubt}", markup=False)
+        console.print(f"doubt: {doubt}")
     refusals = checkup.refusals(given.on_bad, given.on_leak)
     for reason in refusals:
-        console.print(f"training would be refused: {reason}", markup=False)
+        console.print(f"training would be refused: {reason}")
     if not refusals:
         words = [override(key, data), *(overrides or ())]
-        console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(words)}", markup=False)
+        console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(words)}")
     return 2 if refusals else 0

@@ -43,9 +43,9 @@ def best(
     for trial in winner.trials:
         kept = folder / "trials" / trial.key / CHECKPOINT
         where = f"  {kept}" if kept.is_file() else ""
-        console.print(f"  seed {trial.seed}: val/acc {trial.val_acc_best:.3f}, {trial.key}{where}", markup=False)
+        console.print(f"  seed {trial.seed}: val/acc {trial.val_acc_best:.3f}, {trial.key}{where}")
     console.print(f"repeat it (seed {winner.best.seed}, the best of {len(winner.trials)}):")
-    console.print(f"  python -m finetune.train {shlex.join(again)}", markup=False)
+    console.print(f"  python -m finetune.train {shlex.join(again)}")
     given = {"trainer.refit": True, "trainer.epochs": winner.epochs, "trainer.patience": None}
     words = repeat_overrides({**winner.best.config, **given})
     place = out or folder / "refit"
@@ -56,9 +56,7 @@ def best(
         return 0
     if (place / SWEEP).exists():
         raise Refused(f"--out {place} is the folder of a sweep; give a new one")
-    console.print(
-        f"on all images, for {winner.epochs} epochs:\n  python -m finetune.train {shlex.join(words)}", markup=False
-    )
+    console.print(f"on all images, for {winner.epochs} epochs:\n  python -m finetune.train {shlex.join(words)}")
     from finetune.train import run_trial
 
     code = run_trial(words)
@@ -88,7 +86,7 @@ def export(
 
     file, note = model_file(model)
     if note:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     classifier, result = load_classifier(file), record_of(file)
     if result is not None:
         classifier = replace(classifier, refit=bool(result.config.get("trainer.refit")))
@@ -101,8 +99,8 @@ def export(
     card = model_card(classifier.model, classes, asdict(classifier.preprocessing), code, result, chosen, command)
     write(classifier, out, card)
     for path in sorted(out.iterdir()):
-        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", markup=False)
-    console.print(f"{out / 'README.md'} says how to use them", markup=False)
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    console.print(f"{out / 'README.md'} says how to use them")
     return 0
 
 

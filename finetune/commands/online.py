@@ -50,7 +50,8 @@ def sync(
         bar = display.add_task("uploading")
         show = lambda done, total: display.update(bar, completed=done, total=total)  # noqa: E731
         uploaded = sync_records(folder, name, entity or None, show)
-    console.print(f"uploaded {counted(len(uploaded), 'trial')}" + (f", the last as {uploaded[-1]}" if uploaded else ""))
+    last = f", the last as {uploaded[-1]}" if uploaded else ""
+    console.print(f"uploaded {counted(len(uploaded), 'trial')}{last}")
     return 0
 
 

@@ -45,15 +45,15 @@ def report(
     print_conclusions(folders, records)
     if png is not None:
         write_png(png, records, tabulate(records), f"Validation accuracy against frozen depth: {name}")
-        console.print(f"picture: {png}", markup=False)
+        console.print(f"picture: {png}")
     if optuna is not None:
         swept = ["model.freeze_depth", *tabulate(records).swept]
         export(records, swept, ended_at(folders, records), optuna, name)
-        console.print(f"database: {optuna} (open it with: optuna-dashboard sqlite:///{optuna})", markup=False)
+        console.print(f"database: {optuna} (open it with: optuna-dashboard sqlite:///{optuna})")
     if serve:
         _serve(folders, port)
     else:
-        console.print(f"page: {write_report(folders[0], records, folders[1:])}", markup=False)
+        console.print(f"page: {write_report(folders[0], records, folders[1:])}")
     return 0
 
 
@@ -82,13 +82,13 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
             shown.add_row(*cells, label(group.params, table.swept), words[depth.standing], style=style)
         console.print(shown)
     for sentence in found.sentences:
-        console.print(sentence, markup=False)
+        console.print(sentence)
     kept = predictions_of(folders, records, table)
     doubted = doubts(records, table, kept[1] if kept else None)
     if doubted:
         console.print("Doubts:")
     for sentence in doubted:
-        console.print(f"- {sentence}", markup=False)
+        console.print(f"- {sentence}")
 
 
 def _serve(folders: Sequence[Path], port: int) -> None:
@@ -126,10 +126,10 @@ def compare(
         shown.add_row(str(row.freeze_depth), *found, gap, ends, "" if row.p is None else f"{row.p:.2g}")
     console.print(shown)
     for sentence in conclusions(names, ours, theirs):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     lines = setting_lines(ours, theirs)
     if lines:
         console.print("Settings that differ throughout:")
     for line in lines:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}")
     return 0

@@ -61,7 +61,7 @@ def sweep(
         console.print("\nstopped; to continue, run the same command again: " + this_command())
         raise
     if ended.folder != folder:
-        console.print(f"{folder} holds another sweep; this one is in {ended.folder}", markup=False)
+        console.print(f"{folder} holds another sweep; this one is in {ended.folder}")
     return _conclude(ended)
 
 
@@ -73,7 +73,7 @@ def _conclude(ended: "Sweep") -> int:
 
     folder = ended.folder
     for note in ended.notes:
-        console.print(f"warning: {note}", markup=False)
+        console.print(f"warning: {note}")
     if ended.taken:
         console.print(f"{ended.taken} of {counted(ended.total, 'trial')} taken from --reuse instead of run")
     if ended.ended:
@@ -86,7 +86,8 @@ def _conclude(ended: "Sweep") -> int:
     console.print(f"plot and table: {write_report(folder, records)}")
     if ended.best is None:
         reason = ended.finished[0][1].reason
-        console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
+        mended = "(mended? --retry-failed runs them again)"
+        console.print(f"no trial succeeded; the first reason: {reason} {mended}")
         return 4
     if not ended.spec.metric.startswith("val/acc"):
         name, best = ended.spec.metric, ended.best
@@ -104,7 +105,7 @@ def _conclude(ended: "Sweep") -> int:
     failed = sum(result.status == "failed" for _, result in ended.finished)
     if failed:
         console.print(
-            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again"
+            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again",
         )
     return 3 if failed else 0
 
@@ -134,10 +135,10 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
         how_far = "in its first epoch"
         if state:
             how_far = f"epoch {len(state['history'])}/{state['epochs']}, val/acc {state['history'][-1]['val/acc']:.3f}"
-        console.print(f"under way: {settings}  {how_far}", markup=False)
+        console.print(f"under way: {settings}  {how_far}")
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
-        console.print(f"failed {record.key} ({label(record.params, keys)}): {record.reason}", markup=False)
+        console.print(f"failed {record.key} ({label(record.params, keys)}): {record.reason}")
     if failed:
         console.print("once that is mended, the same command with --retry-failed runs them again")
     if records:
@@ -163,9 +164,10 @@ def plan(
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
     configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
-    console.print(f"{spec.name}: {spec.method}, {counted(size(spec), 'trial')}, {spec.goal} {spec.metric}")
+    trials = counted(size(spec), "trial")
+    console.print(f"{spec.name}: {spec.method}, {trials}, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
-        console.print(f"  {key}: {distribution.text}", markup=False)
+        console.print(f"  {key}: {distribution.text}")
     if isinstance(spec.stopping, Hyperband):
         longest = max(config.trainer.epochs for config in configs)
         bands = [str(band) for band in spec.stopping.bands if band < longest]
@@ -178,9 +180,9 @@ def plan(
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
     search = Search(spec, seed)
     for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
-        console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)), markup=False)
+        console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)))
     for problem in spec.not_for_agents:
-        console.print(f"W&B's own agents cannot run this file: {problem}", markup=False)
+        console.print(f"W&B's own agents cannot run this file: {problem}")
     return 0
 
 
@@ -233,4 +235,4 @@ def _seconds(option: str, text: str) -> float:
 
 def this_command() -> str:
     """What was typed, for a person who is to type it again."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -50,11 +50,11 @@ def name_images(
     ):
         if isinstance(row, str):
             unread += 1
-            console.print(f"left out {path}: {row}", markup=False)
+            console.print(f"left out {path}: {row}")
             continue
         order = row.argsort()[::-1]
         seen = "  ".join(f"{classifier.classes[i]} {row[i]:.3f}" for i in order[:top])
-        console.print(f"{path}  {seen}", markup=False)
+        console.print(f"{path}  {seen}")
         rows.append([path, classifier.classes[order[0]], f"{row[order[0]]:.6f}", *(f"{p:.6f}" for p in row)])
     if not rows:
         raise Refused(f"none of {counted(len(files), 'file')} could be read; give images")
@@ -103,7 +103,7 @@ def measure(
     ):
         if isinstance(row, str):
             unread += 1
-            console.print(f"left out {path}: {row}", markup=False)
+            console.print(f"left out {path}: {row}")
         else:
             confusion.add(label, int(row.argmax()))
     if not confusion.images:
@@ -149,7 +149,7 @@ def _print_confusion(classes: tuple[str, ...], counts: list[list[int]]) -> None:
     wrong = [(n, classes[i], classes[j]) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     console.print("most frequent mistakes (--csv FILE has the whole matrix):")
     for n, true, said in sorted(wrong, reverse=True)[:15]:
-        console.print(f"  {n} × {true} taken for {said}", markup=False)
+        console.print(f"  {n} × {true} taken for {said}")
 
 
 def _load(model: Path, device: str) -> "Classifier":
@@ -163,7 +163,7 @@ def _load(model: Path, device: str) -> "Classifier":
         raise Refused(f"--device {device}: {why}; give auto, cpu or cuda")
     file, note = model_file(model)
     if note:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     return load_classifier(file)
 
 
@@ -178,4 +178,4 @@ def _write_csv(path: Path, rows: list[list[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_durably(path, text.getvalue().encode(errors="surrogateescape"))
-    console.print(f"written: {path}", markup=False)
+    console.print(f"written: {path}")

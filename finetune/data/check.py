@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,20 @@ class Checkup:
     @property
     def shared(self) -> list[tuple[Path, ...]]:
         """Groups of equal files that lie in more than one split."""
-        split_of = {path: split for split, samples in self.data.splits.items() for path in samples.paths}
-        return [group for group in self.same if len({split_of[path] for path in group}) > 1]
+        return self._with_several((path, split) for split, s in self.data.splits.items() for path in s.paths)
 
     @property
     def contradicting(self) -> list[tuple[Path, ...]]:
         """Groups of equal files that are labelled differently."""
-        label_of = {p: n for s in self.data.splits.values() for p, n in zip(s.paths, s.labels, strict=True)}
-        return [group for group in self.same if len({label_of[path] for path in group}) > 1]
+        splits = self.data.splits.values()
+        return self._with_several(pair for s in splits for pair in zip(s.paths, s.labels, strict=True))
+
+    def _with_several(self, known: Iterable[tuple[Path, object]]) -> list[tuple[Path, ...]]:
+        """The groups of equal files of which more than one thing is said; a table may name a file twice."""
+        said = defaultdict[Path, set[object]](set)
+        for path, what in known:
+            said[path].add(what)
+        return [group for group in self.same if len(set[object]().union(*(said[path] for path in group))) > 1]
 
     @property
     def modes(self) -> Counter[str]:

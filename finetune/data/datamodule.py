@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._events = deque[tuple[torch.cuda.Event, torch.cuda.Event]]()
 
     @contextlib.contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
@@ -181,6 +182,7 @@ class Stopwatch:
             yield
             last.record()
             self._events.append((first, last))
+            self._sum_up(wait=False)
         else:
             started = time.perf_counter()
             yield
@@ -191,7 +193,14 @@ class Stopwatch:
         """The sum; waits for a GPU to be done."""
         if self._events:
             torch.cuda.synchronize()
-        return self._seconds + float(sum(first.elapsed_time(last) for first, last in self._events)) / 1000
+        self._sum_up(wait=True)
+        return self._seconds
+
+    def _sum_up(self, wait: bool) -> None:
+        """Add what a GPU has done; of each stretch two events are kept until then."""
+        while self._events and (wait or self._events[0][1].query()):
+            first, last = self._events.popleft()
+            self._seconds += first.elapsed_time(last) / 1000
 
 
 def _as_is(batch: Any) -> Any:

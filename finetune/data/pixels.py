@@ -1,4 +1,4 @@
-"""Images decoded and resized once, into a memory-mapped uint8 store that every trial shares."""
+"""Images decoded and resized once, into a uint8 store that every trial shares."""
 
 import contextlib
 import os
@@ -74,11 +74,11 @@ class PixelStore:
     """The pixels of one split."""
 
     images: Rows
-    """N x size x size x 3, uint8, on disk."""
+    """N x size x size x 3, uint8, on disk, or in memory for want of one."""
     labels: NDArray[np.int64]
     """N."""
     digest: str
-    """Names contents, labels' order and transform; equal digests, equal pixels."""
+    """Names the contents of the files in their order, and the transform; equal digests, equal pixels."""
     warnings: tuple[str, ...] = ()
     contents: Mapping[Path, str] = field(default_factory=dict)
     """The digest of each file, where the images were just looked at."""
@@ -155,7 +155,7 @@ def pixel_store(
             store = open_store(folder)
             if store is None:
                 warnings += [f"{folder} was damaged, and was built anew"] * damaged
-                if need > max_bytes or not make_room(cache, need, max_bytes):
+                if need > max_bytes or not make_room(cache, {folder: need}, max_bytes):
                     raise OSError(f"{cache} may hold {max_bytes / 1e9:g} GB, or its disk is full")
                 _build(folder, samples, transform, on_bad, decoded)
                 store = open_store(folder, verify=False)

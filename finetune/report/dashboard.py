@@ -31,7 +31,8 @@ def sync_records(
     Returns:
         The paths, ENTITY/PROJECT/ID, of the runs that were uploaded now.
     """
-    waiting = [record for record in read_records(folder) if not _is_there(folder / "trials" / record.key)]
+    finished = [record for record in read_records(folder) if record.status != "interrupted"]
+    waiting = [record for record in finished if not _is_there(folder / "trials" / record.key)]
     uploaded = []
     for done, record in enumerate(waiting):
         progress(done, len(waiting))

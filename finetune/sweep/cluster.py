@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from finetune.metric import Beat
 from finetune.sweep.launch import LOG, Job, log_to
 
 _JOBS = "jobs"
+_BUSY = ("R", "CG")
+"""squeue's names for a job that runs, and for one that is being ended."""
 
 
 @dataclass
@@ -102,14 +105,22 @@ class ClusterLauncher:
         return self._poll
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Job]:
-        """Submit trials, several as one job array."""
+        """Submit trials, several as one job array; where that fails, they count as started and dead."""
+        from submitit.core.utils import FailedJobError
+
         functions = []
         for overrides, folder in trials:
             folder.mkdir(parents=True, exist_ok=True)
             arguments = [*overrides, override("out", str(folder.absolute()))]
             functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, beat))
-        with self._executor.batch():
-            jobs = [self._executor.submit(function) for function in functions]
+        try:
+            with self._executor.batch():
+                jobs = [self._executor.submit(function) for function in functions]
+        except FailedJobError as error:  # the controller is busy, say, or has as many jobs of ours as it takes
+            for function in functions:
+                function.log.write_text(f"not submitted: {' '.join(str(error).split())}\n")
+            time.sleep(self._poll)
+            return [_Unsubmitted() for _ in functions]
         return [ClusterJob(job) for job in jobs]
 
     def wait(self, jobs: Sequence[Job]) -> None:
@@ -122,6 +133,7 @@ class ClusterLauncher:
             if isinstance(job, ClusterJob) and (queued is not None or not self._slurm):
                 there = job.name in queued if queued is not None else job.runs_here
                 job.absences = 0 if there else job.absences + 1
+                job.waits = queued is not None and queued.get(job.name, "R") not in _BUSY
 
     def worker(self, job: Job) -> str:
         """The cluster's choice."""
@@ -140,6 +152,8 @@ class ClusterJob:
         self.name = str(job.job_id)
         self.absences = 0
         """Looks in a row at which the cluster's queue did not have it."""
+        self.waits = False
+        """Whether the queue has it and does not let it run: not yet, or, once preempted, not again."""
 
     @property
     def exitcode(self) -> int | None:
@@ -160,10 +174,21 @@ class ClusterJob:
     kill = terminate
 
 
-def _queue() -> set[str] | None:
-    """The jobs that SLURM has waiting or running; None when it does not answer. One question for all of them."""
-    asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)  # noqa: S607
-    return set(asked.stdout.split()) if asked.returncode == 0 else None
+class _Unsubmitted:
+    """The job of a trial that the cluster did not take."""
+
+    exitcode = 1
+
+    def terminate(self) -> None:
+        """There is nothing to end."""
+
+    kill = terminate
+
+
+def _queue() -> dict[str, str] | None:
+    """The jobs that SLURM has, each with its state's short name; None when it does not answer. One question for all."""
+    asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i %t"], capture_output=True, text=True)  # noqa: S607
+    return dict(re.findall(r"(\S+) (\S+)", asked.stdout)) if asked.returncode == 0 else None
 
 
 class _Trial:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,24 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
         )
 
 
+def refuse_unusable(folder: Path) -> None:
+    """Make sure that a sweep can run in `folder`.
+
+    Raises:
+        Refused: a file is in its place, it cannot be written, or a sweep is running in it.
+    """
+    place = next(place for place in (folder, *folder.parents) if os.access(place, os.F_OK))
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        why = "cannot be written" if place.is_dir() else "is no folder"
+        raise Refused(f"{place} {why}; give --out another folder")
+    if is_running(folder):
+        raise Refused(_is_running_already(folder))
+
+
+def _is_running_already(folder: Path) -> str:
+    return f"the sweep in {folder} is running already; wait for it, or give --out another folder"
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first thing in which two sweeps differ, with both values; empty for the same sweep."""
     fixed = [dict(word.partition("=")[::2] for word in values.get("fixed", [])) for values in (old, new)]
@@ -54,8 +73,10 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         was, now = (values.get(key, "not given") for values in fixed)
         if was != now:
             return f"{key} was {was} and would now be {now}"
+    was, now = (set(values.get("data", ())) for values in (old, new))
+    same_data = was <= now or now <= was  # more or fewer trials may be of more or fewer sizes and splits
     for name in ("fixed", "seed", "search", "data"):
-        if old.get(name, new[name]) != new[name] and (new[name] or name != "data"):
+        if old.get(name, new[name]) != new[name] and not (name == "data" and same_data):
             called = {"fixed": "list of fixed settings", "seed": "search seed"}.get(name, name)
             return f"{called} was {old[name]} and would now be {new[name]}"
     spaces = old.get("space", new["space"]), new["space"]
@@ -87,7 +108,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise Refused(f"the sweep in {folder} is running already; wait for it, or give --out another folder") from None
+        raise Refused(_is_running_already(folder)) from None
     except (OSError, NotImplementedError) as error:
         print(f"warning: {folder} cannot be locked ({error}); run no second sweep in it", file=sys.stderr)
     try:
@@ -97,7 +118,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials: int) -> None:
-    """Write into `folder` which sweep it holds, and of how many trials."""
+    """Write into `folder` which sweep it holds, and of how many trials; data that it had before stay known."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        data = sorted({*data, *unsealed((folder / SWEEP).read_bytes())["data"]})
     write_durably(folder / SWEEP, sealed({**_identity(spec, seed, data), "trials": trials}))
 
 

@@ -26,7 +26,7 @@ class Prepared:
     shared: str
     """For the trials."""
     datasets: tuple[str, ...]
-    """Digests of the images, as a trial's record has them."""
+    """Digests of the images and their labels: `DATASET_SPLIT`, each as a trial's record has them."""
     weights: tuple[str, ...]
     """Digests of the pretrained weights, as a trial's record has them."""
     stores: tuple[Path, ...]

@@ -3,13 +3,13 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.compose import compose_config, override_values
-from finetune.config import flat, key_of, typed
+from finetune.config import flat, key_of, trial_key, typed
 from finetune.durable import write_durably
 from finetune.errors import Refused
 from finetune.predictions import PREDICTIONS
@@ -24,7 +24,10 @@ TRIALS = "trials"
 
 
 def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
-    """From the parameters of a trial to its key, as composing its config would give it, but in microseconds."""
+    """From the parameters of a trial to its key, as composing its config gives it; in microseconds without `${`."""
+    swept = (str(value) for distribution in spec.parameters.values() for value in distribution.values)
+    if any("${" in text for text in (*spec.fixed, *swept)):
+        return lambda params: trial_key(compose_config(spec.overrides(params)))
     base = flat(compose_config(spec.overrides(corners(spec)[0])))
     return lambda params: key_of({**base, **{key: typed(key, value) for key, value in params.items()}})
 
@@ -53,6 +56,17 @@ def records_by_age(folder: Path) -> list[Result]:
     return [result for file in files if (result := finished_record(file.parent)) is not None]
 
 
+def unfinished_trials(folder: Path, keys: Collection[str]) -> list[tuple[Params, Path]]:
+    """The trials that were under way when a sweep ended: the values of the swept `keys`, and each one's folder."""
+    begun = {file.parent for name in (RECORD, LAST) for file in (folder / TRIALS).glob(f"*/{name}")}
+    left = []
+    for trial in sorted(trial for trial in begun if finished_record(trial) is None):
+        given = override_values([f"{key}={text}" for key, text in overrides_of(trial).items()])
+        if given.keys() >= set(keys):
+            left.append(({key: typed(key, given[key]) for key in keys}, trial))
+    return left
+
+
 def refuse_without_trials(folder: Path) -> None:
     """Make sure that there are records of trials in a folder of a sweep, or of runs by key.
 
@@ -64,23 +78,30 @@ def refuse_without_trials(folder: Path) -> None:
 
 
 def reused_record(
-    spec: SweepSpec, params: Params, place: Path, others: Sequence[Path], datasets: Sequence[str]
+    spec: SweepSpec, params: Params, place: Path, others: Sequence[Path], data: Collection[str]
 ) -> Result | None:
-    """The finished record of the same settings in one of the folders `others`, now also at `place`; None without one.
+    """The complete record of the same settings in one of the folders `others`, now also at `place`; None without one.
 
-    `others` are folders of sweeps, or folders of runs by key. Records of other images than `datasets` do not count.
+    `others` are folders of sweeps, or folders of runs by key. Records of other images, labels or weights than those
+    whose digests are in `data` do not count.
     """
     for other in (folder for base in others for folder in (base / TRIALS / place.name, base / place.name)):
         result = finished_record(other)
-        if result is not None and result.status != "failed" and result.digests.get("dataset") in datasets:
+        if result is not None and result.status == "complete" and _made_from(result) <= set(data):
             shown = {key: result.config[key] for key in (*override_values(spec.fixed), *params) if key in result.config}
             result = replace(result, params=shown)
-            result.save(place)
             for kept in (CHECKPOINT, PREDICTIONS):
                 if (other / kept).is_file():
                     write_durably(place / kept, (other / kept).read_bytes())
+            result.save(place)  # last, so that no record lacks its model
             return result
     return None
+
+
+def _made_from(result: Result) -> set[str | None]:
+    """Digests of a trial's data and weights, as `Prepared` has them."""
+    digests = result.digests
+    return {f"{digests.get('dataset')}_{digests.get('split')}", digests.get("weights")}
 
 
 def progress_of(trial: Path) -> dict[str, Any]:

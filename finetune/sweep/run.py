@@ -16,7 +16,7 @@ from finetune.result import CHECKPOINT, STOP, Result
 from finetune.store import held
 from finetune.sweep.attempts import ASKED, SICK, Attempts, Workers, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
-from finetune.sweep.folder import alone, beside, claim, refuse_another
+from finetune.sweep.folder import alone, beside, claim, refuse_another, refuse_unusable
 from finetune.sweep.launch import Launcher, LocalLauncher, chosen_gpus, local_slots, stop_jobs
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import (
@@ -31,6 +31,7 @@ from finetune.sweep.records import (
     refuse_without_trials,
     reused_record,
     trial_keys,
+    unfinished_trials,
 )
 from finetune.sweep.search import Params, Search, Tried, corners, decides_store, sharing_order, size
 from finetune.sweep.spec import SweepSpec
@@ -89,7 +90,7 @@ def run_sweep(
             launcher = LocalLauncher(slots, environment, found.shared)
         else:
             launcher = ClusterLauncher(cluster, folder, environment, found.shared)
-        _Loop(sweep, search, launcher, options, watch, found.datasets).run()
+        _Loop(sweep, search, launcher, options, watch, data).run()
     return sweep
 
 
@@ -99,13 +100,15 @@ def _settle(
     """The folder to run in, and those whose records count: another folder where this one has another sweep and
     `options.fork` is set.
     """
+    place, reuse = folder, options.reuse
     try:
         refuse_another(spec, folder, seed, data)
     except Refused:
         if not options.fork:
             raise
-        return beside(folder, spec, seed, data), (*options.reuse, folder)
-    return folder, options.reuse
+        place, reuse = beside(folder, spec, seed, data), (*options.reuse, folder)
+    refuse_unusable(place)
+    return place, reuse
 
 
 def _on_gpus(spec: SweepSpec) -> bool:
@@ -135,10 +138,10 @@ class _Loop:
         launcher: Launcher,
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
-        datasets: Sequence[str] = (),
+        data: Sequence[str] = (),
     ):
         self.sweep, self.search, self.launcher, self.watch = sweep, search, launcher, watch
-        self.options, self.datasets = options, datasets
+        self.options, self.data = options, data
         self.deadline = None if options.budget is None else time.monotonic() + options.budget
         self.key_of = trial_keys(sweep.spec)
         self.attempts = Attempts()
@@ -153,8 +156,13 @@ class _Loop:
         sweep = self.sweep
         if sweep.spec.method == "bayes":  # the other searches come to each record in its turn
             for result in records_by_age(sweep.folder):
-                if not (result.status == "failed" and self.options.retry_failed):
-                    self._finish({key: result.params[key] for key in sweep.spec.parameters}, result)
+                params = {key: result.params[key] for key in sweep.spec.parameters}
+                if result.status == "failed" and self.options.retry_failed:
+                    self.again.append((params, sweep.folder / TRIALS / result.key))
+                else:
+                    self._finish(params, result)
+            self.again += unfinished_trials(sweep.folder, sweep.spec.parameters)
+            del self.again[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
         try:
             while True:
                 self._start()
@@ -182,7 +190,8 @@ class _Loop:
         if spec.target is not None and value is not None and not spec.better(spec.target, value):
             sweep.ended = f"{spec.metric} reached its target {spec.target:g}"
         reasons = {(first.status, first.reason) for _, first in sweep.finished[: _ALIKE + 1]}
-        if len(sweep.finished) == _ALIKE and len(reasons) == 1 and result.status == "failed":
+        alike = len(sweep.finished) == _ALIKE and len(reasons) == 1 and result.status == "failed"
+        if alike and not any(earlier.status == "complete" for earlier in records_by_age(sweep.folder)):
             sweep.ended = f"the first {_ALIKE} trials failed alike: {result.reason}"
 
     def _start(self) -> None:
@@ -190,22 +199,22 @@ class _Loop:
         sweep, waiting = self.sweep, list[tuple[Params, Path]]()
         while len(sweep.running) + len(waiting) < self.launcher.capacity and not sweep.ended:
             params = self.search.propose(self._tried(waiting) if sweep.spec.method == "bayes" else ())
-            if params is None and self.again:
-                waiting.append(self.again.pop(0))
-                clear_attempt(waiting[-1][1])
-                continue
-            if params is None:
+            fresh = params is not None
+            if params is not None:
+                place = sweep.folder / TRIALS / self.key_of(params)
+            elif self.again:
+                params, place = self.again.pop(0)
+            else:
                 break
-            place = sweep.folder / TRIALS / self.key_of(params)
             record = finished_record(place)
             if record is None:
-                record = reused_record(sweep.spec, params, place, self.options.reuse, self.datasets)
+                record = reused_record(sweep.spec, params, place, self.options.reuse, self.data)
                 sweep.taken += record is not None
             if record is not None and not (record.status == "failed" and self.options.retry_failed):
                 self._finish(params, record)
                 continue
             clear_attempt(place)
-            hopeless = self.standings.lost_before(params)
+            hopeless = self.standings.lost_before(params) if fresh else None  # one that began is not given up for that
             if hopeless:
                 self._finish(params, record_unstarted(place, params, hopeless))
                 self.watch(sweep, sweep.finished[-1][1])
@@ -218,7 +227,7 @@ class _Loop:
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
 
     def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:
-        under_way = [*(trial.params for trial in self.sweep.running), *(params for params, _ in waiting)]
+        under_way = [trial.params for trial in self.sweep.running] + [params for params, _ in (*waiting, *self.again)]
         return [*self.tried, *(Tried(params, None, running=True) for params in under_way)]
 
     def _look(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import digest_of
+from finetune.config import digest_of, typed
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec
 
@@ -68,12 +68,12 @@ class Search:
             return next(self._planned, None)
         if len(tried) >= size(self._spec):
             return None
-        known = {digest_of(trial.params) for trial in tried}
+        known = {_name(trial.params) for trial in tried}
         random_ones = itertools.islice(_random(self._spec, f"{self._seed}:{len(tried)}"), _REPEATS)
         fresh = (
             params
             for params in itertools.chain([_suggestion(self._spec, self._seed, tried)], random_ones)
-            if digest_of(params) not in known
+            if _name(params) not in known
         )
         return next(fresh, None)
 
@@ -97,6 +97,11 @@ def corners(spec: SweepSpec) -> list[Params]:
     ends = {key: list(d.values) or [d.at(0.0), d.at(1 - 1e-12)] for key, d in spec.parameters.items()}
     longest = max(map(len, ends.values()))
     return [{key: values[min(i, len(values) - 1)] for key, values in ends.items()} for i in range(longest)]
+
+
+def _name(params: Params) -> str:
+    """The same for a point that was just proposed, and for one that was read back from a record."""
+    return digest_of({key: typed(key, value) for key, value in params.items()})
 
 
 def _grid(spec: SweepSpec) -> Iterator[Params]:

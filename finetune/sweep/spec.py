@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.compose import nearest, no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
-from finetune.config import digest_of, flat
+from finetune.config import digest_of, flat, is_meaningful
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution, number, read_distribution
 from finetune.sweep.document import read_document
@@ -247,6 +247,8 @@ def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
     if key not in flat(Schema()):
         raise Refused(f"{path}: {no_such_key(key)}")
     made = read_distribution(f"{path}: {key}", key, given)
+    if not is_meaningful(key) and len(made.values) != 1:  # its trials would be one trial, in one folder
+        raise Refused(f"{path}: {key} changes no result, so it cannot be swept; give {key}=… beside the file")
     if method == "grid" and made.kind in ("int_uniform", "q_uniform"):
         points = (made.bounds[1] - made.bounds[0]) / made.q
         if points > _MOST:

@@ -62,7 +62,7 @@ class Running:
         """See whether it made progress since the last look; `wait` is the longest pause between two, in seconds."""
         now, sign = time.monotonic(), self._progress()
         known = sign == self._sign and bool(sign)
-        if not known:
+        if not known or getattr(self.job, "waits", False):
             self.idle = 0.0
         elif not is_stopped(getattr(self.job, "pid", None)):
             self.idle += min(now - self._looked, wait + _GLANCE)

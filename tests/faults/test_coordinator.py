@@ -252,6 +252,21 @@ def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Pat
     assert "to continue, run the same command again" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_fault_26_a_coordinator_that_is_taken_back_saves_its_trials(
+    tmp_path: Path, fast: list[str], number: signal.Signals
+) -> None:
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
+    process = start("sweep", file, *fast, "trainer.epochs=1000", "--out", tmp_path / "a [/b]")
+    wait_for(lambda: list((tmp_path / "a [/b]").glob(f"trials/*/{HEARTBEAT}")))
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"--out '{tmp_path}/a [/b]'" in said  # to be typed again as it is
+    (record,) = (Result.load(trial) for trial in (tmp_path / "a [/b]" / "trials").iterdir())
+    assert record.status == "interrupted"
+
+
 def commands_below(parent: int) -> dict[str, int]:
     """Of the processes that `parent` started: the command line, and the process."""
     found = {}

@@ -304,8 +304,10 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         "faults.py": "what tests read",
         "heartbeat.py": "a sign of life, which nobody goes on from",
         "sweep/launch.py": "logs",
+        "sweep/cluster.py": "logs",
         "export.py": "into a folder that the helper publishes",
         "store.py": "os.open for reading",
+        "cache.py": "a manifest that is locked, and not written",
         "cost.py": "measures the disk",
         "card.py": "code that a model card shows",
     }
@@ -316,6 +318,7 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         if writes.search(line) and not line.strip().startswith(("#", '"'))
     }
     assert not found.keys() - allowed, found
+    assert found["cache.py"].startswith('claim = stack.enter_context((entry / MANIFEST).open("r+b"))')
     store = (PACKAGE / "store.py").read_text()
     assert set(re.findall(r"os\.open\([^)]*\)", store)) <= {
         "os.open(self.file, os.O_RDONLY)",
