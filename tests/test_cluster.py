@@ -142,7 +142,7 @@ def test_slurm_runs_a_sweep_as_a_job_array(tmp_path: Path, fast: list[str]) -> N
 
 @slurm
 @needs_slurm
-def test_a_cancelled_job_is_recorded_and_a_requeued_one_starts_over(tmp_path: Path, fast: list[str]) -> None:
+def test_a_cancelled_job_is_started_again_and_a_requeued_one_goes_on(tmp_path: Path, fast: list[str]) -> None:
     """Takes two minutes: SLURM lets a requeued job wait."""
     launcher = settings(tmp_path, cluster="slurm", cpus=1, memory_gib=2)
     spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01, 0.001]}}, epochs=60)
@@ -157,5 +157,5 @@ def test_a_cancelled_job_is_recorded_and_a_requeued_one_starts_over(tmp_path: Pa
     started = time.monotonic()
     sweep = run_sweep(spec, tmp_path / "s", Options(launcher=launcher), watch=disturb)
     assert done == ["scontrol", "scancel"]
-    assert statuses(sweep) == {0.01: "complete", 0.001: "failed"}
+    assert statuses(sweep) == {0.01: "complete", 0.001: "complete"}
     assert time.monotonic() - started < 400
