@@ -161,7 +161,8 @@ def no_such_key(key: str) -> str:
     inside = [name for name in flat(Config()) if name.startswith(f"{key}.")]
     if inside:
         return f"{key!r} is a group of keys; give one of its keys, such as {inside[0]}"
-    closest = max(sorted(known_keys()), key=lambda name: _likeness(key, name))
+    known = sorted(name for name in known_keys() if "." in name or "." not in key)
+    closest = max(known, key=lambda name: _likeness(key, name))
     listed = "`python -m finetune.train --cfg job` lists them all"
     remedy = f"did you mean {closest}?" if _likeness(key, closest) >= 0.6 else listed
     return f"there is no key {key!r}; {remedy}"
