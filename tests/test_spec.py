@@ -113,6 +113,9 @@ REFUSED = {
     lr("{values: [1, 2], probabilities: [0.5]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
     lr("{values: [1, 2], probabilities: [0.5, 0.6]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
     lr("{values: [1, 2], probabilities: [-0.5, 1.5]}"): "optim.lr: probabilities must be 2 shares that sum to 1",
+    "{method: bayes, run_cap: 2, parameters: {data.root: {values: ['${oc.env:HOME}/a', '${oc.env:HOME}/b']}}}": (
+        "data.root: method bayes learns from values as records have them; write them out"
+    ),
     "{method: grid, parameters: {cache.mode: {values: [on, off]}}}": "cache.mode changes no result, so it cannot be sw",
     "{method: grid, parameters: {data.workers: {min: 1, max: 4}}}": "give data.workers=… beside the file",
     lr("{min: 0.1, max: 1.0}", GRID): "optim.lr: a grid needs values to list, not a uniform distribution; give `values",

@@ -249,6 +249,10 @@ def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
     made = read_distribution(f"{path}: {key}", key, given)
     if not is_meaningful(key) and len(made.values) != 1:  # its trials would be one trial, in one folder
         raise Refused(f"{path}: {key} changes no result, so it cannot be swept; give {key}=… beside the file")
+    if method == "bayes" and any("${" in str(value) for value in made.values):
+        raise Refused(
+            f"{path}: {key}: method bayes learns from values as records have them; write them out, without ${{…}}"
+        )
     if method == "grid" and made.kind in ("int_uniform", "q_uniform"):
         points = (made.bounds[1] - made.bounds[0]) / made.q
         if points > _MOST:
