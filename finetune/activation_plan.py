@@ -19,7 +19,7 @@ from finetune.data.preprocess import Preprocess
 from finetune.data.samples import DataSet
 from finetune.freeze import SharedPrefix, depth_table, plan_freeze
 from finetune.precision import Precision
-from finetune.shared import Images, Progress, Shared, find_data, find_images, find_weights
+from finetune.shared import Images, Progress, Shared, find_data, find_images, find_weights, images_key
 from finetune.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
@@ -101,7 +101,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
     found, sizes = dict[str, DataSet](), dict[str, dict[str, int]]()
     for config in configs:
         size, model = config.data.size, config.model
-        pixels = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit])
+        pixels = images_key(config)
         if pixels not in found:
             found[pixels] = find_data(config)
         splits = {split: len(samples) for split, samples in found[pixels].splits.items()}

@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _wait_for(stack: contextlib.ExitStack, lock: FileLock, folder: Path) -> None:
-    """Take the lock; wait as long as its holder's build grows, and in vain no longer than that and its patience."""
+    """Take the lock, or wait as long as its holder's build grows; a store that is there is then done without a lock."""
     part, since, seen = folder.with_name(f"{folder.name}.part"), time.monotonic(), -1
     while True:
         try:
@@ -84,13 +84,14 @@ def make_room(cache: Path, wanted: Mapping[Path, int], limit: int) -> bool:
     Raises:
         OSError: there is no such folder.
     """
-    begun = {folder.with_name(f"{folder.name}.part") for folder in wanted}
-    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir() and entry not in begun]
-    sizes, need = {entry: _size(entry) for entry in entries}, sum(wanted.values())
-    free = shutil.disk_usage(cache).free - _SPARE + sum(_size(part) for part in begun)
-    excess, going = max(sum(sizes.values()) + need - limit, need - free), list[Path]()
+    need = sum(wanted.values())
     if need > limit:
         return False
+    begun = {folder.with_name(f"{folder.name}.part") for folder in wanted}
+    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir() and entry not in begun]
+    sizes = {entry: _size(entry) for entry in entries}
+    free = shutil.disk_usage(cache).free - _SPARE + sum(_size(part) for part in begun)
+    excess, going = max(sum(sizes.values()) + need - limit, need - free), list[Path]()
     for entry in sorted(entries, key=_last_used):
         if excess > 0 and _is_idle(entry):
             going.append(entry)

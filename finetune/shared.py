@@ -81,6 +81,11 @@ def find_data(config: Config) -> DataSet:
     return found.with_val_in_train() if config.trainer.refit else found
 
 
+def images_key(config: Config) -> str:
+    """Equal where the same images are looked for, split and decoded in the same way."""
+    return digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
+
+
 def store_pixels(config: Config, data: DataSet, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
     """The images of every split decoded and resized; what the cache has already is not done again.
 
@@ -106,7 +111,7 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
     Raises:
         Refused: images that cannot be used, or a network that cannot, before any image is decoded.
     """
-    name = digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
+    name = images_key(config)
     pixels, known = Path(config.cache.dir).expanduser() / "pixels", shared.images.get(name)
     if known is not None:
         splits = {}

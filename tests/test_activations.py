@@ -225,8 +225,7 @@ def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypat
         assert set(given.stored) == stored
         views = len(list((tmp_path / "cache" / "activations").glob("*/manifest.json")))
         assert views == (3 if "train" in stored else 1)
-        assert given.cache["reason"] == ("it does" if "train" in stored else given.cache["reason"])
-    assert "do not fit into cache.max_gb" in given.cache["reason"]
+        assert ("it does" if "train" in stored else "do not fit into cache.max_gb") in given.cache["reason"]
 
 
 def test_a_cache_that_cannot_be_made_is_done_without(fast: list[str], tmp_path: Path) -> None:

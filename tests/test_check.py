@@ -52,7 +52,7 @@ def test_every_doubt_is_told_with_an_example(
         r"doubt: .*ignored 1 file that is no image \(notes.txt\)",
         r"doubt: 1 image lies in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
         r"doubt: 1 image has two labels: .*class1/0.png = .*class2/other.png",
-        r"more files? (is a copy|are copies) of others: ",
+        r"doubt: 3 more files are copies of others: .*1.png = .*not.jpg; .*0.png = .*other.png; .*1.png = .*copy.png",
         r"doubt: 1 file is not what its name says \(read anyway\): .*not.jpg is PNG",
         r"doubt: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
         r"doubt: \d+ images are smaller than data.size=224 and enlarged",

@@ -105,7 +105,7 @@ def _conclude(ended: "Sweep") -> int:
     failed = sum(result.status == "failed" for _, result in ended.finished)
     if failed:
         console.print(
-            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again",
+            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again"
         )
     return 3 if failed else 0
 
@@ -127,8 +127,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     running = is_running(folder)
     under_way = trials_under_way(folder) if running else []
     finished = sum(count for name, count in table.counts.items() if name != "interrupted")
-    counted = ", ".join(f"{count} {name}" for name, count in table.counts.items())
-    console.print(f"{finished} of {total} finished" + (f": {counted}" if counted else ""))
+    by_status = ", ".join(f"{count} {name}" for name, count in table.counts.items())
+    console.print(f"{finished} of {total} finished" + (f": {by_status}" if by_status else ""))
     for trial in under_way:
         state, words = progress_of(trial), overrides_of(trial)
         settings = label({key: words[key] for key in keys if key in words}, keys)
