@@ -65,10 +65,15 @@ def bookkeeping(scratch: Path, count: int = 10_000) -> None:
         place.mkdir(parents=True)
         replace(made, key=place.name, params=params).save(place)
     sweep = Sweep(spec, scratch, size(spec))
-    loop = _Loop(sweep, Search(spec), LocalLauncher([Slot(None, 1)]), Options(), lambda sweep, result: None)
+    loop = _loop(sweep)
     took = seconds(loop.run)
     assert len(sweep.finished) == count
     print(f"bookkeeping: {count} records read again in {took:.2f} s, {took / count * 1e6:.0f} µs a trial")
+
+
+def _loop(sweep: Sweep) -> _Loop:
+    launcher, quiet = LocalLauncher([Slot(None, 1)]), lambda sweep, result: None
+    return _Loop(sweep, trial_keys(sweep.spec), Search(sweep.spec), launcher, Options(), quiet)
 
 
 class Pending:
@@ -81,7 +86,7 @@ def look(scratch: Path, count: int = 1_000) -> None:
     lr = Distribution("log_uniform_values", bounds=(1e-5, 0.1))
     spec = SweepSpec("many", "random", "maximize", "val/acc_best", {"optim.lr": lr}, (), count)
     sweep = Sweep(spec, scratch, count)
-    loop = _Loop(sweep, Search(spec), LocalLauncher([Slot(None, 1)]), Options(), lambda sweep, result: None)
+    loop = _loop(sweep)
     history = [{"epoch": i, "val/acc": 0.5, "val/loss": 1.0, "train/acc": 0.5, "train/loss": 1.0} for i in range(20)]
     for i in range(count):
         place = scratch / f"running{i}"

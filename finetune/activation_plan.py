@@ -18,6 +18,7 @@ from finetune.data.augment import Augment
 from finetune.data.preprocess import Preprocess
 from finetune.data.samples import DataSet
 from finetune.freeze import SharedPrefix, depth_table, plan_freeze
+from finetune.layout import contiguous_from
 from finetune.precision import Precision
 from finetune.shared import Images, Progress, Shared, find_data, find_images, find_weights, images_key
 from finetune.store import Store, open_store, store_bytes
@@ -151,7 +152,8 @@ def provide(wants: list[Want], shared: Shared, progress: Progress) -> float:
     spent, held = 0.0, list[Store]()  # what is open is not evicted to make room for the next
     families = defaultdict[str, list[Want]](list)
     for want in wants:
-        families[repr((want.config.model.backbone, want.config.model.weights, want.precision, want.cache))].append(want)
+        model, size = want.config.model, want.config.data.size
+        families[repr((model.backbone, model.weights, size, want.precision, want.cache))].append(want)
     for family in families.values():
         undecided = []
         for want in family:
@@ -165,8 +167,9 @@ def provide(wants: list[Want], shared: Shared, progress: Progress) -> float:
         if not undecided:
             continue
         deepest = max(undecided, key=lambda want: want.at)
-        known = find_weights(deepest.config.model, shared)
-        prefix = SharedPrefix.of(build_network(deepest.config.model, 2, known=known).prefix)
+        model, known = deepest.config.model, find_weights(deepest.config.model, shared)
+        light = contiguous_from(model.backbone, deepest.config.data.size, deepest.precision)
+        prefix = SharedPrefix.of(build_network(model, 2, known=known).prefix, light)
         prefix.to(deepest.precision.device)
         sources = defaultdict[str, list[Want]](list)
         try:

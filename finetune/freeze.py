@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.backbone import Backbone
 from finetune.config import FREEZE_UNITS
 from finetune.errors import Refused
+from finetune.layout import lay_out
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FrozenPrefix(nn.Sequential):
 
 
 class SharedPrefix(FrozenPrefix):
-    """The frozen units as they run: BatchNorm folded into the convolutions, channels last.
+    """The frozen units as they run: BatchNorm folded into the convolutions, laid out for speed.
 
     On a CPU the images go through in chunks of one size, the last one filled up, because there the last bits of an
     image's activations depend on how many images are computed together; so they depend on the image alone.
@@ -56,9 +57,10 @@ class SharedPrefix(FrozenPrefix):
     CHUNK = 16
 
     @classmethod
-    def of(cls, prefix: FrozenPrefix) -> "SharedPrefix":
-        """A folded copy of `prefix`; in fp32 it agrees to about 1e-6."""
-        made = cls(*(fuse(unit) for unit in prefix)).to(memory_format=torch.channels_last).requires_grad_(False)
+    def of(cls, prefix: FrozenPrefix, before: int | None = None) -> "SharedPrefix":
+        """A folded copy of `prefix`, laid out as `lay_out` does; in fp32 it agrees to about 1e-6."""
+        made = cls(*(fuse(unit) for unit in prefix)).requires_grad_(False)
+        lay_out(made, before)
         made.train()
         return made
 

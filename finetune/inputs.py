@@ -10,6 +10,7 @@ from finetune.checkpoint import Cut, Network, build_network, find_cut
 from finetune.config import Config
 from finetune.data.preprocess import Preprocess
 from finetune.freeze import SharedPrefix
+from finetune.layout import contiguous_from, lay_out
 from finetune.precision import Precision
 from finetune.shared import Images, Progress, Shared, find_images, find_weights
 from finetune.store import Rows, open_store
@@ -58,7 +59,9 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
             saves[split] = sum(len(s.rows) * s.about["seconds_per_image"] for s in whole) / len(whole) / threads
     on_the_way = images.splits.keys() != stored.keys()
     network = build_network(config.model, len(images.classes), config.seed, weights, with_prefix=on_the_way)
-    prefix = SharedPrefix.of(network.prefix) if on_the_way else nn.Identity()
+    light = contiguous_from(config.model.backbone, config.data.size, Precision.of(config.trainer))
+    lay_out(network.suffix, None if light is None else light - cut.modules)
+    prefix = SharedPrefix.of(network.prefix, light) if on_the_way else nn.Identity()
     used = {split: "stored" if split in stored else "computed" for split in images.splits}
     cache: dict[str, Any] = {"mode": config.cache.mode, **used, "reason": _why(cut, wants, shared)}
     if preprocess.views is not None and preprocess.augment.random:

@@ -65,10 +65,9 @@ def build_module(
     optim: OptimConfig,
     stored: frozenset[str] = frozenset(),
 ) -> FineTune:
-    """The module to train, in channels-last layout; `stored` splits skip the prefix."""
+    """The module to train; `stored` splits skip the prefix."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
-    module = FineTune(prefix, suffix, head, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
-    return module.to(memory_format=torch.channels_last)
+    return FineTune(prefix, suffix, head, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
 
 
 def build_trainer(

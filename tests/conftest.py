@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+gc.freeze()  # what torch brought is there to stay
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -96,7 +96,6 @@ def test_training_equals_a_plain_loop() -> None:
     plain.requires_grad_(True)
     plain[:frozen].requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=0.01, weight_decay=0.01)
-    plain.to(memory_format=torch.channels_last)
     losses = []
     for step in range(6):
         plain.train()

@@ -24,7 +24,7 @@ from finetune.metric import Beat
 
 LOG = "log.txt"
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finetune.train"])
+CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
 _GRACE = 8.0
 """Seconds that a trial asked to end may take before it is killed."""
 _LAST = 60.0

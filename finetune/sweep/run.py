@@ -1,6 +1,7 @@
 """The sweep: ask, launch, watch, record, resume. Imports no torch."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,13 +66,13 @@ def run_sweep(
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
-    trial_keys(spec)  # a setting that is not known is the first thing to hear of
+    key_of = trial_keys(spec)  # a setting that is not known is the first thing to hear of
     for other in options.reuse:
         refuse_without_trials(other)
     _settle(spec, folder, seed, (), options)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
     gpus = [] if cluster else chosen_gpus(check_and_prepare([]).gpus, options.gpus)
-    gpus = gpus if _on_gpus(spec) else []
+    gpus = gpus if gpus and _on_gpus(spec) else []
     found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show, next(iter(gpus), None))
     data = (*found.datasets, *found.weights)
     folder, reuse = _settle(spec, folder, seed, data, options)
@@ -90,7 +91,7 @@ def run_sweep(
             launcher = LocalLauncher(slots, environment, found.shared)
         else:
             launcher = ClusterLauncher(cluster, folder, environment, found.shared)
-        _Loop(sweep, search, launcher, options, watch, data).run()
+        _Loop(sweep, key_of, search, launcher, options, watch, data).run()
     return sweep
 
 
@@ -121,11 +122,18 @@ def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
     ends = corners(spec)
     if spec.method == "bayes":
         return [(spec.overrides(params), max(1, size(spec) // len(ends))) for params in ends]
-    alike: dict[str, tuple[Params, int]] = {}
+    like, counts = {_stores_of(end): end for end in ends}, Counter[str]()
     for params in Search(spec, seed).planned():
-        name = digest_of({key: value for key, value in params.items() if decides_store(key)})
-        alike[name] = params, alike.get(name, (params, 0))[1] + 1
-    return [(spec.overrides(params), count) for params, count in [*((end, 0) for end in ends), *alike.values()]]
+        name = _stores_of(params)
+        like.setdefault(name, params)
+        counts[name] += 1
+    others = [(end, 0) for end in ends if end not in like.values()]
+    return [(spec.overrides(p), count) for p, count in [*others, *((p, counts[name]) for name, p in like.items())]]
+
+
+def _stores_of(params: Params) -> str:
+    """Equal for trials that use the same stores."""
+    return digest_of({key: value for key, value in params.items() if decides_store(key)})
 
 
 class _Loop:
@@ -134,16 +142,16 @@ class _Loop:
     def __init__(
         self,
         sweep: Sweep,
+        key_of: Callable[[Params], str],
         search: Search,
         launcher: Launcher,
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
         data: Sequence[str] = (),
     ):
-        self.sweep, self.search, self.launcher, self.watch = sweep, search, launcher, watch
-        self.options, self.data = options, data
+        self.sweep, self.key_of, self.search, self.launcher = sweep, key_of, search, launcher
+        self.options, self.watch, self.data = options, watch, data
         self.deadline = None if options.budget is None else time.monotonic() + options.budget
-        self.key_of = trial_keys(sweep.spec)
         self.attempts = Attempts()
         self.again: list[tuple[Params, Path]] = []
         """Trials to start once more, after all others, so that a worker is tried with different ones."""
