@@ -35,8 +35,8 @@ sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FIL
 agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
-test: $(SETUP) ## run the tests
-	$(BIN)/python -m pytest -n auto
+test: $(SETUP) ## run the tests, three at a time, for they wait as much as they compute; ARGS="-n 8"
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)

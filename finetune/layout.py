@@ -13,15 +13,12 @@ _WEIGHTS, _MORE = 1_000_000, 128
 
 
 def contiguous_from(name: str, size: int, precision: Precision) -> int | None:
-    """How many units of the backbone `name` come before those that are faster contiguous, at `size` x `size` pixels.
+    """After how many units of the backbone `name` contiguous is faster, at `size` x `size` pixels; None for never.
 
-    Channels last is faster wherever activations outnumber weights. On a CPU, however, 32-bit convolutions bring weights
-    that lie so into another order in each pass, forward and backward, which takes longest where weights are many and
-    the image has become small: from the first unit on with over a million weights and 128 times as many as values that
-    it gives for an image (docs/log.md, "The layout of deep units").
-
-    Returns:
-        None if there are no such units.
+    Channels last is faster where activations outnumber weights. On a CPU, however, 32-bit convolutions bring weights
+    that lie so into another order in every pass, which takes longest where weights are many and maps small: from the
+    first unit on that has over a million weights, and 128 times as many as values that it gives for an image
+    (docs/log.md, "The layout of deep units").
     """
     if precision.device.type != "cpu" or precision.bf16 or not torch.backends.mkldnn.is_available():
         return None
@@ -40,7 +37,7 @@ def lay_out(parts: nn.Sequential, before: int | None = None) -> None:
     for i, part in enumerate(parts):
         heavy = before is not None and i >= before
         part.to(memory_format=torch.contiguous_format if heavy else torch.channels_last)
-        if heavy and i == max(before or 0, 0):
+        if heavy and i in (0, before):
             part.register_forward_pre_hook(_contiguous)
 
 

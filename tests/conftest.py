@@ -26,6 +26,13 @@ def interruptible() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def no_service() -> Iterator[None]:
+    """W&B's process of a test that ran W&B in this one serves no other test's trials."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Stores of this session, for it and the fork server that all its sweeps share; no downloads of the user's."""

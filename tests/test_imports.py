@@ -59,7 +59,7 @@ def under(module: str, prefixes: tuple[str, ...]) -> bool:
     return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-NETWORK = ("backbone", "freeze", "head", "module")
+NETWORK = ("backbone", "freeze", "layout", "head", "module")
 ENTRIES = ("train", "cli", "pretrain", "export", "predict", "sweep.run", "report.html")
 ROOTS = ("cli", "commands")
 """They import entries, late."""
