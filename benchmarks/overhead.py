@@ -91,7 +91,7 @@ def look(scratch: Path, count: int = 1_000) -> None:
     for i in range(count):
         place = scratch / f"running{i}"
         place.mkdir()
-        (place / PROGRESS).write_text(json.dumps({"epochs": 20, "history": history}))
+        (place / PROGRESS).write_text(json.dumps({"epochs": 20, "history": history, "images": 500}))
         sweep.running.append(Running({"optim.lr": 0.1}, place, Pending()))
     took = seconds(loop._look)
     print(f"a look at {count} running trials: {took:.3f} s")
