@@ -1,4 +1,4 @@
-"""Which memory layout trains faster on a CPU, from which depth on? `python benchmarks/layout.py`; about 6 minutes.
+"""Which memory layout trains faster on a CPU, from which depth on? `python benchmarks/layout.py`; about 3 minutes.
 
 One training step of 32 random images on one thread, of what lies after a cut: channels last, contiguous, and as
 `finetune.layout` has it, in turn. Prints medians, and the ratio of channels last over ours with its spread.

@@ -167,7 +167,8 @@ def provide(wants: list[Want], shared: Shared, progress: Progress) -> float:
         if not undecided:
             continue
         deepest = max(undecided, key=lambda want: want.at)
-        model, known = deepest.config.model, find_weights(deepest.config.model, shared)
+        model = deepest.config.model
+        known = find_weights(model, shared)
         light = contiguous_from(model.backbone, deepest.config.data.size, deepest.precision)
         prefix = SharedPrefix.of(build_network(model, 2, known=known).prefix, light)
         prefix.to(deepest.precision.device)

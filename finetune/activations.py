@@ -24,7 +24,7 @@ from finetune.parallel import in_order
 from finetune.precision import Precision
 from finetune.store import Building, Store, open_store
 
-VERSION = 3
+VERSION = 4
 """Part of every store's name; changes when the same input would give other activations."""
 _BLOCK = 2 * SharedPrefix.CHUNK
 """Images that are computed, and checked, at once on a CPU."""

@@ -49,17 +49,19 @@ def gather(config: Config, shared: Shared, progress: Progress = lambda what, don
     wants = wants_of(config, images, cut, preprocess)
     missing = [want for want in wants if want.key not in shared.stores]
     spent = provide(missing, shared, progress) if missing else 0.0
-    stored, saves, threads = dict[str, list[Rows]](), dict[str, float](), Precision.of(config.trainer).threads
+    stored, saves, precision = dict[str, list[Rows]](), dict[str, float](), Precision.of(config.trainer)
     for split in {want.source.split: None for want in wants}:
         of_split = [want for want in wants if want.source.split == split]
         stores = [open_store(want.folder, verify=False) for want in of_split if shared.stores[want.key][0]]
         whole = [store for store in stores if store is not None]
         if len(whole) == len(of_split):
             stored[split] = [store.rows for store in whole]
-            saves[split] = sum(len(s.rows) * s.about["seconds_per_image"] for s in whole) / len(whole) / threads
+            saves[split] = (
+                sum(len(s.rows) * s.about["seconds_per_image"] for s in whole) / len(whole) / precision.threads
+            )
     on_the_way = images.splits.keys() != stored.keys()
     network = build_network(config.model, len(images.classes), config.seed, weights, with_prefix=on_the_way)
-    light = contiguous_from(config.model.backbone, config.data.size, Precision.of(config.trainer))
+    light = contiguous_from(config.model.backbone, config.data.size, precision)
     lay_out(network.suffix, None if light is None else light - cut.modules)
     prefix = SharedPrefix.of(network.prefix, light) if on_the_way else nn.Identity()
     used = {split: "stored" if split in stored else "computed" for split in images.splits}

@@ -16,8 +16,6 @@ from PIL import Image
 
 torch.set_num_threads(1)
 gc.freeze()  # what torch brought is there to stay
-for passed_on in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES"):  # by `make test ARGS=…` to every `make` under test
-    os.environ.pop(passed_on, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

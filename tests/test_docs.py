@@ -145,6 +145,8 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         command = command.replace(text, there)
     words = shlex.split(command)
     if words[0] == "make":
+        for passed_on in ("ARGS", "MAKEFLAGS", "MAKEOVERRIDES"):  # by `make test ARGS=…`
+            monkeypatch.delenv(passed_on, raising=False)
         shown = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr
         for line in re.findall(r"^\.venv/bin/(finetune .*)$", shown.stdout, re.M):

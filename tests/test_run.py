@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ from finetune.metric import Beat
 from finetune.result import CHECKPOINT, LAST, RECORD, Result, outcome
 from finetune.shared import Shared
 from finetune.sweep.folder import alone, claim, refuse_another
-from finetune.sweep.launch import LOG, LocalLauncher, Slot, local_slots
+from finetune.sweep.launch import CONTEXT, LOG, LocalLauncher, Slot, local_slots
 from finetune.sweep.prepare import Prepared
 from finetune.sweep.records import finished_record, trial_keys
 from finetune.sweep.run import run_sweep
@@ -617,6 +618,17 @@ def test_the_sweep_file_of_a_folder_is_json_without_secrets(
     written = [file for file in (tmp_path / "s").rglob("*") if file.is_file()]
     assert len(written) > 3
     assert not [file for file in written if secret.encode() in file.read_bytes()]
+
+
+def _with_garbage_frozen() -> None:
+    sys.exit(0 if gc.isenabled() and gc.get_freeze_count() > 100_000 and "finetune.train" in sys.modules else 1)
+
+
+def test_children_have_what_the_server_imported_out_of_collections() -> None:
+    child = CONTEXT.Process(target=_with_garbage_frozen)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_launcher_keeps_no_file_open_for_trials_that_ended(tmp_path: Path) -> None:
