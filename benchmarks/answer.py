@@ -1,10 +1,10 @@
 """Does a race reach the whole grid's answer, and for how much less? `python benchmarks/answer.py FOLDER --weights F`.
 
-ResNet18 at 96 px, five depths x three learning rates, five epochs, for each of three seeds: the whole grid with shared
-stores, then the race, both with two trials side by side; and of the naive grid a whole trial at each depth, from which
-its total is made. Prints the answers side by side, whether they agree, naive over race, and the accuracies of the naive
-trials beside those of ours. `--grid` takes the whole grid's records from a folder where `finetune sweep` ran it. With
-it, about 10 minutes for 950 + 250 images on 2 cores.
+ResNet18 at 96 px, five depths x three learning rates, five epochs. In turn, for each of three seeds: of the naive grid
+a whole trial at each depth, from which its total is made, then the race, then the whole grid with shared stores, the
+last two with two trials side by side. Prints the answers side by side, whether they agree, naive over race, and the
+accuracies of the naive trials beside those of ours. `--grid` takes the whole grid's records from a folder where
+`finetune sweep` ran it. With it, about 25 minutes for 950 + 250 images on 2 cores.
 """
 
 import argparse
@@ -47,9 +47,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        naive = naive_trials(given.data, given.weights, scratch)
-        seconds = len(RATES) * sum(trial.seconds for trial in naive.values())
-        rows, grids = zip(*(compare(seed, given, scratch, seconds) for seed in range(given.seeds)), strict=True)
+        rounds = [compare(seed, given, scratch) for seed in range(given.seeds)]
+    rows = [one.row for one in rounds]
     columns = [
         "seed",
         "grid: k, lr, val/acc",
@@ -60,22 +59,28 @@ def main() -> None:
         "naive / race",
     ]
     print_rows("the whole grid and the race", columns, [[row[name] for name in columns] for row in rows])
-    ours = {depth: Figure(tuple(accuracy_at(grid, depth) for grid in grids)) for depth in DEPTHS}
+    trials = {
+        depth: {
+            "naive": Figure(tuple(one.naive[depth].accuracy for one in rounds)),
+            "ours": Figure(tuple(accuracy_at(one.grid, depth) for one in rounds)),
+            "naive, seconds": Figure(tuple(one.naive[depth].seconds for one in rounds)),
+        }
+        for depth in DEPTHS
+    }
     print_rows(
-        f"val/acc_best at lr {NAIVE_RATE:g}: naive, seed 0, and ours, median of {given.seeds} seeds (spread)",
-        ["frozen", "naive", "ours", "naive, seconds of a trial"],
-        [[depth, f"{trial.accuracy:.3f}", ours[depth], f"{trial.seconds:.1f}"] for depth, trial in naive.items()],
+        f"val/acc_best at lr {NAIVE_RATE:g}, and seconds of a trial: median of {given.seeds} seeds (spread)",
+        ["frozen", *trials[0]],
+        [[depth, *figures.values()] for depth, figures in trials.items()],
     )
     ratio = Figure(tuple(row["naive / race"] for row in rows))
-    print(f"\nnaive grid {seconds:.0f} s; naive / race: {ratio}")
+    print(f"\nnaive / race: {ratio}")
     write_json(
         given.json,
         {
             "images": given.data.name,
             "rows": rows,
-            "naive_seconds": seconds,
             "naive_over_race": ratio.record(),
-            "accuracies": {k: {"naive": t.accuracy, "ours": ours[k].record()} for k, t in naive.items()},
+            "trials": {k: {name: f.record() for name, f in figures.items()} for k, figures in trials.items()},
         },
     )
 
@@ -89,14 +94,24 @@ class NaiveTrial:
     """Of its best epoch."""
 
 
-def naive_trials(data: Path, weights: Path, scratch: Path) -> dict[int, NaiveTrial]:
+@dataclass(frozen=True)
+class Round:
+    """What one seed gave."""
+
+    row: dict[str, Any]
+    naive: dict[int, NaiveTrial]
+    """By depth."""
+    grid: list[Result]
+
+
+def naive_trials(data: Path, weights: Path, scratch: Path, seed: int) -> dict[int, NaiveTrial]:
     """A whole naive trial at each depth."""
+    fixed = {"backbone": "resnet18", "size": SIZE, "epochs": EPOCHS, "stop_after": EPOCHS, "lr": NAIVE_RATE}
     trials = {}
     for depth in DEPTHS:
-        settings = {"backbone": "resnet18", "depth": depth, "size": SIZE, "epochs": EPOCHS, "stop_after": EPOCHS}
-        spent, made = run_naive(data, weights, scratch / "naive.json", lr=NAIVE_RATE, **settings)
+        spent, made = run_naive(data, weights, scratch / "naive.json", depth=depth, seed=seed, **fixed)
         trials[depth] = NaiveTrial(spent.wall, max(epoch["val/acc"] for epoch in made["epochs"]))
-        print(f"naive, k={depth}", trials[depth], flush=True)
+        print(f"naive, seed {seed}, k={depth}", trials[depth], flush=True)
     return trials
 
 
@@ -107,8 +122,8 @@ def accuracy_at(grid: list[Result], depth: int) -> float:
     return found[0]
 
 
-def compare(seed: int, given: argparse.Namespace, scratch: Path, naive: float) -> tuple[dict[str, Any], list[Result]]:
-    """The two answers of one seed, and the grid's records."""
+def compare(seed: int, given: argparse.Namespace, scratch: Path) -> Round:
+    """The two answers of one seed, and what they cost."""
     file = scratch / "answer.yaml"
     file.write_text(FILE)
     fixed = (
@@ -126,6 +141,8 @@ def compare(seed: int, given: argparse.Namespace, scratch: Path, naive: float) -
         run_sweep(read_sweep(file, words, race=race), scratch / f"{name}-{seed}", Options(workers=CORES))
         return time.perf_counter() - start, read_records(scratch / f"{name}-{seed}")
 
+    naive = naive_trials(given.data, given.weights, scratch, seed)
+    naive_seconds = len(RATES) * sum(trial.seconds for trial in naive.values())
     seconds, raced = run("race", race=True)
     grid = [r for r in read_records(given.grid) if r.seed == seed] if given.grid else run("grid", race=False)[1]
     assert len(grid) == len(DEPTHS) * len(RATES)
@@ -141,12 +158,13 @@ def compare(seed: int, given: argparse.Namespace, scratch: Path, naive: float) -
         "standard error": round(error, 3),
         "agree": "yes" if agree else "no",
         "epochs run": f"{sum(len(r.history) for r in raced)} of {sum(len(r.history) for r in grid)}",
-        "naive / race": round(naive / seconds, 1),
+        "naive / race": round(naive_seconds / seconds, 1),
+        "naive seconds": round(naive_seconds, 1),
         "race seconds": round(seconds, 1),
         "mean epochs of a raced trial": round(statistics.mean(len(r.history) for r in raced), 2),
     }
     print(row, flush=True)
-    return row, grid
+    return Round(row, naive, grid)
 
 
 def best(records: list[Result]) -> tuple[int, float, float]:
