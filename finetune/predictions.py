@@ -29,7 +29,7 @@ class Predictions:
     labels: NDArray[np.int64]
     """N, the true classes."""
     paths: tuple[str, ...]
-    """N, relative to the data's folder where they lie in it; empty where they were no longer known."""
+    """N, relative to the data's folder where they lie in it."""
     mistakes: NDArray[np.int64]
     """Positions of the most confident mistakes, the surest first."""
     thumbnails: NDArray[np.uint8]
@@ -75,7 +75,7 @@ class Predictions:
             self.probabilities.ndim == 2
             and self.labels.shape == (len(self.probabilities),)
             and count > 0
-            and len(self.paths) in (0, count)
+            and len(self.paths) == count
             and self.mistakes.ndim == 1
             and self.thumbnails.shape == (len(self.mistakes), THUMBNAIL, THUMBNAIL, 3)
             and all(0 <= int(i) < count for i in self.mistakes)
@@ -101,7 +101,7 @@ def predictions_of(
     Args:
         probabilities: N x classes.
         labels: N.
-        paths: N, or fewer where some are not known; then none is kept.
+        paths: N.
         root: The data's folder.
         pixels: From positions to their images, n x height x width x 3.
     """
@@ -116,4 +116,4 @@ def predictions_of(
     inside = root is not None and all(path.is_relative_to(root) for path in paths)
     shown = [str(path.relative_to(root) if inside and root else path) for path in paths]
     shown = [name.encode(errors="replace").decode() for name in shown]  # names that are no UTF-8
-    return Predictions(probabilities, labels, tuple(shown) if len(shown) == len(labels) else (), mistakes, thumbnails)
+    return Predictions(probabilities, labels, tuple(shown), mistakes, thumbnails)

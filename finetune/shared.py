@@ -66,6 +66,8 @@ class Images:
     splits: dict[str, PixelStore]
     split_digest: str
     warnings: tuple[str, ...]
+    val_paths: tuple[str, ...]
+    """Of the validation images, in order."""
 
 
 def find_data(config: Config) -> DataSet:
@@ -120,7 +122,8 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
             if store is not None and len(store.rows) == len(labels):
                 splits[split] = PixelStore(store.rows, np.asarray(labels, dtype=np.int64), digest)
         if splits.keys() == known["splits"].keys():
-            return Images(tuple(known["classes"]), splits, known["split_digest"], tuple(known["warnings"]))
+            classes, warnings, paths = (tuple(known[name]) for name in ("classes", "warnings", "val_paths"))
+            return Images(classes, splits, known["split_digest"], warnings, paths)
     data = find_data(config)
     find_cut(config.model, find_weights(config.model, shared))  # what cannot be used is refused before the decoding
     stores = store_pixels(config, data, progress)
@@ -137,15 +140,17 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
     if leaks and config.data.on_leak == "refuse":
         raise Refused(f"{too_kind(leaks)}; {WITHOUT_LEAKS}")
     told = [too_kind(leaks)] if leaks else []
+    paths = tuple(map(str, stores["val"].paths))
     warnings = (*data.warnings, *told, *(text for store in stores.values() for text in store.warnings))
     shared.images[name] = {
         "classes": data.classes,
         "splits": {split: (store.digest, store.labels.tolist()) for split, store in stores.items()},
         "split_digest": data.split_digest,
         "warnings": warnings,
+        "val_paths": paths,
     }
     shared.folders.extend(str(pixels / store.digest) for store in stores.values())
-    return Images(data.classes, stores, data.split_digest, warnings)
+    return Images(data.classes, stores, data.split_digest, warnings, paths)
 
 
 def find_weights(model: ModelConfig, shared: Shared) -> Weights:

@@ -27,7 +27,7 @@ from finetune.precision import Precision
 from finetune.predictions import predictions_of
 from finetune.progress import stages
 from finetune.result import CHECKPOINT, LAST, STOP, Result
-from finetune.shared import Images, Progress, Shared, find_data
+from finetune.shared import Images, Progress, Shared
 from finetune.trainer import (
     build_module,
     build_trainer,
@@ -203,9 +203,7 @@ def _save_best(out: Path, config: Config, module: FineTune, images: Images, netw
 
 def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:
     """What the best epoch said of each validation image, for the report on the winner."""
-    val, root, paths = images.splits["val"], config.data.root, tuple[Path, ...]()
-    with contextlib.suppress(Refused, OSError):  # the images may be gone by now
-        paths = find_data(config).splits["val"].paths
+    val, root, paths = images.splits["val"], config.data.root, list(map(Path, images.val_paths))
     folder = Path(root).expanduser() if root and Path(root).expanduser().is_dir() else None
     predictions_of(module.best_probabilities.numpy(), val.labels, paths, folder, lambda i: val.images[i]).save(out)
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from finetune.compose import compose_config
 from finetune.durable import write_durably
 from finetune.predictions import PREDICTIONS, THUMBNAIL, Predictions, confident_mistakes, predictions_of
 from finetune.result import Result
+from finetune.shared import Shared, find_images
 from finetune.train import train
 
 
@@ -48,7 +50,10 @@ def test_no_file_a_broken_one_and_one_with_a_pickle_are_none(tmp_path: Path) -> 
     fields = {name: getattr(some(), name) for name in ("probabilities", "labels", "mistakes", "thumbnails")}
     np.savez(tmp_path / PREDICTIONS, paths=np.array([print] * 6, dtype=object), **fields)
     assert Predictions.load(tmp_path) is None
-    np.savez(tmp_path / PREDICTIONS, paths=np.array([], dtype=str), **{**fields, "labels": np.full(6, 7)})
+    names = np.array(some().paths)
+    np.savez(tmp_path / PREDICTIONS, paths=names, **{**fields, "labels": np.full(6, 7)})
+    assert Predictions.load(tmp_path) is None
+    np.savez(tmp_path / PREDICTIONS, paths=names[:5], **fields)
     assert Predictions.load(tmp_path) is None
 
 
@@ -67,11 +72,17 @@ def test_a_trial_leaves_those_of_its_best_epoch(fast: list[str], images: Path, t
             assert np.asarray(image).mean((0, 1)) == pytest.approx(thumbnail.mean((0, 1)), abs=6)
 
 
-def test_images_that_are_gone_cost_the_names_and_not_the_trial(tmp_path: Path) -> None:
-    labels = np.array([0, 1])
-    blank = np.zeros((2, 8, 8, 3), np.uint8)
-    probabilities = np.array([[0.1, 0.9], [0.2, 0.8]], np.float32)
-    kept = predictions_of(probabilities, labels, (), None, lambda chosen: blank[chosen])
-    assert (kept.paths, kept.mistakes.tolist()) == ((), [0])
-    kept.save(tmp_path)
-    assert Predictions.load(tmp_path) is not None
+def test_a_trial_of_a_sweep_names_images_without_looking_for_them(
+    fast: list[str], images: Path, tmp_path: Path
+) -> None:
+    bad = images / "val" / "class0" / "1.png"
+    bad.write_bytes(b"")
+    words = [*fast, "data.on_bad=skip", "model.freeze_depth=all", "trainer.epochs=1"]
+    shared = Shared()
+    find_images(compose_config(words), shared)
+    there = [str(path) for path in sorted((images / "val").rglob("*.png")) if path != bad]
+    shutil.rmtree(images)
+    train(compose_config([*words, f"out={tmp_path / 'run'}"]), shared=Shared.from_text(shared.to_text()))
+    found = Predictions.load(tmp_path / "run")
+    assert found is not None
+    assert list(found.paths) == there

@@ -82,3 +82,20 @@ def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[
     assert run["summary"]["seconds/total"] == pytest.approx(result.seconds["total"])
     assert {"images_per_second", "peak_memory_mb", "trained_parameters"} <= set(run["summary"])
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr", "epoch"} <= set(run["summary"])
+
+
+def test_no_step_on_a_cpu_asks_a_driver_for_gpus(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def count() -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # as Lightning sets it
+    monkeypatch.setattr("torch.cuda.device_count", count)
+    result = train(compose_config([*fast, "trainer.epochs=4", f"out={tmp_path / 'r'}"]))
+    assert result.status == "complete"
+    assert asked < 4 * 3  # steps

@@ -65,7 +65,7 @@ def _mistakes(found: Predictions, record: Result) -> str:
     items = []
     for position, thumbnail in zip(found.mistakes, found.thumbnails, strict=True):
         said, is_ = record.classes[found.predicted[position]], record.classes[found.labels[position]]
-        name = "/".join(PurePath(found.paths[position]).parts[-3:]) if found.paths else ""
+        name = "/".join(PurePath(found.paths[position]).parts[-3:])
         breakable = re.sub(r"(?<=[/_.-])", "<wbr>", html.escape(name))
         words = f"{said} ({found.probabilities[position].max():.0%}), is {is_}"
         items.append(
