@@ -41,6 +41,12 @@ def test_trials_that_differ_in_their_seed_alone_are_one_group() -> None:
     assert "seed" not in first.params
 
 
+def test_seeds_of_several_sweeps_are_one_group_wherever_their_stores_were() -> None:
+    records = [record(4, 0.5, seed, cache__dir=f"/tmp/{seed}", optim__lr=0.1) for seed in range(3)]
+    (group,) = tabulate(records).groups
+    assert group.seeds == (0, 1, 2)
+
+
 def test_a_group_is_ordered_by_seed_whatever_the_order_of_the_records() -> None:
     records = [record(4, seed / 10, seed, optim__lr=lr) for lr in (0.1, 0.2) for seed in range(5)]
     shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]

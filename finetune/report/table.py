@@ -11,10 +11,13 @@ from finetune.errors import Refused
 from finetune.report.stats import half_width
 from finetune.result import RECORD, STATUSES, Result
 
+_APART = {"seed", "model.freeze_depth"}
+"""Settings that have a column of their own."""
+
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that differ in nothing but their seed."""
+    """Trials that differ in their seed alone, or in settings that change no result."""
 
     freeze_depth: int
     params: dict[str, Any]
@@ -100,11 +103,11 @@ def tabulate(records: Sequence[Result]) -> Table:
     complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
     by_config: dict[str, list[Result]] = {}
     for record in complete:
-        settings = {key: value for key, value in record.params.items() if key not in ("seed", "model.freeze_depth")}
-        by_config.setdefault(digest_of([record.freeze_depth, settings]), []).append(record)
+        others = {key: value for key, value in record.params.items() if key not in _APART and is_meaningful(key)}
+        by_config.setdefault(digest_of([record.freeze_depth, others]), []).append(record)
     groups = [_group(sorted(members, key=lambda r: (r.seed, r.key))) for members in by_config.values()]
     tried = [*complete, *(record for record in records if record.status == "pruned")]
-    keys = sorted({key for record in tried for key in record.params} - {"seed", "model.freeze_depth"})
+    keys = sorted({key for record in tried for key in record.params} - _APART)
     told = [key for key in keys if is_meaningful(key)]
     swept = [key for key in told if len({repr(record.params.get(key)) for record in tried}) > 1]
     statuses = [record.status for record in records]
