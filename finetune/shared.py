@@ -140,7 +140,7 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
     if leaks and config.data.on_leak == "refuse":
         raise Refused(f"{too_kind(leaks)}; {WITHOUT_LEAKS}")
     told = [too_kind(leaks)] if leaks else []
-    paths = tuple(map(str, stores["val"].paths))
+    paths = tuple(str(path) for path in data.splits["val"].paths if path in stores["val"].contents)
     warnings = (*data.warnings, *told, *(text for store in stores.values() for text in store.warnings))
     shared.images[name] = {
         "classes": data.classes,

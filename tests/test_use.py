@@ -227,7 +227,7 @@ def test_refit_with_early_stopping_is_refused() -> None:
 def record(folder: Path, depth: int, seed: int, accuracy: float, kept: bool = False) -> Path:
     """A trial of a sweep; returns its folder."""
     place = folder / "trials" / f"{depth}-{seed}"
-    params = {"model.freeze_depth": depth, "seed": seed}
+    params = {"model.freeze_depth": depth, "seed": seed, "cache.dir": f"stores of seed {seed}"}
     Result(place.name, "complete", "", depth, "block", seed, accuracy, 0, 1, params).save(place)
     if kept:
         (place / CHECKPOINT).write_bytes(b"")
@@ -239,7 +239,8 @@ def test_the_model_of_a_sweep_is_its_winners_or_says_so(tmp_path: Path) -> None:
         steady = record(tmp_path, 14, seed, accuracy)
     lucky = record(tmp_path, 17, 0, 0.9, kept=True)
     record(tmp_path, 17, 1, 0.1)
-    assert find_winner(tmp_path).group.freeze_depth == 14
+    winner = find_winner(tmp_path)
+    assert [(trial.freeze_depth, trial.seed) for trial in winner.trials] == [(14, 0), (14, 1)]
     file, note = model_file(tmp_path)
     assert file == lucky / CHECKPOINT
     assert note.startswith("the winner by the mean of its seeds has no checkpoint; this is the single best trial")

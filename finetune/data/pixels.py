@@ -80,10 +80,8 @@ class PixelStore:
     digest: str
     """Names the contents of the files in their order, and the transform; equal digests, equal pixels."""
     warnings: tuple[str, ...] = ()
-    paths: tuple[Path, ...] = ()
-    """N, where the images were just looked at."""
     contents: Mapping[Path, str] = field(default_factory=dict)
-    """The digest of each file, likewise."""
+    """The digest of each file, where the images were just looked at."""
 
 
 def decode(path: Path) -> Image.Image:
@@ -182,7 +180,7 @@ def pixel_store(
     if odd := misnamed({path: found[path].format for path in kept.paths}):
         warnings.append(odd)
     digests = {path: found[path].digest for path in kept.paths}
-    return PixelStore(rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings), kept.paths, digests)
+    return PixelStore(rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings), digests)
 
 
 Decoded = Callable[[int], Generator[NDArray[np.uint8] | str, None, None]]

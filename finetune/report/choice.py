@@ -43,15 +43,8 @@ def find_winner(folder: Path) -> Winner:
     table = tabulate(records)
     if table.winner is None:
         raise Refused(f"{folder}: no trial is complete yet; run the sweep, or see `finetune status {folder}`")
-    trials = [
-        record
-        for record in records
-        if record.status == "complete"
-        and record.val_acc_best is not None
-        and record.freeze_depth == table.winner.freeze_depth
-        and _without(record.params) == _without(table.winner.params)
-    ]
-    return Winner(table.winner, tuple(sorted(trials, key=lambda record: record.seed)), table)
+    by_key = {record.key: record for record in records}
+    return Winner(table.winner, tuple(by_key[key] for key in table.winner.keys), table)
 
 
 def model_file(model: Path) -> tuple[Path, str]:
@@ -94,10 +87,6 @@ def _of_sweep(folder: Path) -> tuple[Path, str]:
         f"the winner by the mean of its seeds has no checkpoint; this is the single best trial (freeze_depth={depth}); "
         f"`finetune best {folder} --refit` trains the winner"
     )
-
-
-def _without(params: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in params.items() if key not in ("seed", "model.freeze_depth")}
 
 
 def sweep_verdict(trial: Path) -> str:
