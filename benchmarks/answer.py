@@ -19,8 +19,8 @@ from typing import Any
 from common import CORES, Figure, print_rows, run_naive, write_json
 
 from finetune.compose import override
-from finetune.report.table import read_records
-from finetune.result import Result
+from finetune.records.read import read_records
+from finetune.records.result import Result
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import read_sweep
 from finetune.sweep.state import Options

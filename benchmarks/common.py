@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from finetune.backbone import build_backbone
 from finetune.compose import override
 from finetune.data.shapes import TARGET_CLASSES, target_image
-from finetune.result import PROGRESS, STOP, Result
+from finetune.network.backbone import build_backbone
+from finetune.records.layout import PROGRESS, STOP
+from finetune.records.result import Result
 from finetune.sweep.launch import LocalLauncher, Slot
 
 HERE = Path(__file__).parent

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finetune.backbone import build_backbone
-from finetune.freeze import plan_freeze, split_at
+from finetune.network.backbone import build_backbone
+from finetune.network.freeze import plan_freeze
+from finetune.network.parts import split_at
 
 BATCH = 32
 

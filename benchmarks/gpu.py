@@ -19,11 +19,11 @@ import torch
 from common import DEPTHS, make_images, print_rows, weights_file, write_json
 from floor import BATCH, epoch
 
-from finetune.backbone import backbone_shapes
 from finetune.compose import override
-from finetune.data.datamodule import PixelData
-from finetune.freeze import depth_table
-from finetune.result import Result
+from finetune.data.batches import PixelData
+from finetune.network.backbone import backbone_shapes
+from finetune.network.freeze import depth_table
+from finetune.records.result import Result
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare
 
@@ -124,7 +124,7 @@ def activation_elements(depth: int, size: int) -> int:
 def pixels_row(fixed: list[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """An epoch of a trial that computes everything, with the pixels on the device and through the DataLoader."""
     from finetune.compose import compose_config
-    from finetune.trial import train
+    from finetune.trial.run import train
 
     def seconds(name: str, epochs: int) -> float:
         words = [*fixed, "model.freeze_depth=14", "cache.mode=off", f"trainer.epochs={epochs}"]

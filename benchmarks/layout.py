@@ -1,7 +1,7 @@
 """Which memory layout trains faster on a CPU, from which depth on? `python benchmarks/layout.py`; about 3 minutes.
 
 One training step of 32 random images on one thread, of what lies after a cut: channels last, contiguous, and as
-`finetune.layout` has it, in turn. Prints medians, and the ratio of channels last over ours with its spread.
+`finetune.network.parts` has it, in turn. Prints medians, and the ratio of channels last over ours with its spread.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from common import Figure, print_rows, write_json
 from torch import nn
 
-from finetune.backbone import build_backbone
-from finetune.freeze import plan_freeze, split_at
-from finetune.layout import contiguous_from, lay_out
-from finetune.precision import Precision
+from finetune.network.backbone import build_backbone
+from finetune.network.device import Precision
+from finetune.network.freeze import plan_freeze
+from finetune.network.parts import contiguous_from, lay_out, split_at
 
 CASES = {("resnet18", 96): (0, 3, 5, 7), ("resnet50", 128): (0, 4, 8, 14)}
 BATCH = 32

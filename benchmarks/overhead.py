@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.result import PROGRESS, Result
+from finetune.records.layout import PROGRESS, TRIALS
+from finetune.records.result import Result
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare
-from finetune.sweep.records import TRIALS, trial_keys
+from finetune.sweep.records import trial_keys
 from finetune.sweep.run import _Loop
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec

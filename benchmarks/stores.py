@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from common import DEPTHS, Figure, base, make_images, print_rows, weights_file, write_json
 
-from finetune.activation_plan import preprocess_of
-from finetune.activations import Source, build, measure_costs, row_shapes
-from finetune.checkpoint import build_network
 from finetune.compose import compose_config
-from finetune.cost import Costs, decide
-from finetune.freeze import SharedPrefix
-from finetune.precision import Precision
-from finetune.shared import Shared, find_images, find_weights
-from finetune.store import open_store, store_bytes
+from finetune.network.device import Precision
+from finetune.network.network import build_network
+from finetune.network.parts import SharedPrefix
+from finetune.sharing.activations import Source, build, measure_costs, row_shapes
+from finetune.sharing.cost import Costs, decide
+from finetune.sharing.facts import Shared, find_weights
+from finetune.sharing.images import find_images
+from finetune.sharing.plan import preprocess_of
+from finetune.storage.store import open_store, store_bytes
 
 SIZE = 224
 
@@ -132,7 +133,7 @@ def pays_from(costs: Costs, at: int, row_bytes: int, count: int) -> int:
 
 
 def without_checksums() -> Any:
-    return mock.patch("finetune.store.zlib.crc32", return_value=0)
+    return mock.patch("finetune.storage.store.zlib.crc32", return_value=0)
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:

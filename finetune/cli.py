@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from finetune.commands import data, model, online, report, sweep, use
+from finetune.commands import inspect, model, predict, report, sweep, wandb
 from finetune.commands.sweep import this_command
+from finetune.console import console
 from finetune.errors import Interrupted, Refused
-from finetune.progress import console
 
 app = typer.Typer(
     help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
@@ -50,19 +50,19 @@ def _options(
 
 
 app.command()(sweep.sweep)
-app.command()(online.agent)
+app.command()(wandb.agent)
 app.command()(sweep.status)
 app.command()(report.report)
 app.command()(report.compare)
-app.command()(online.sync)
-app.command()(online.dashboard)
+app.command()(wandb.sync)
+app.command()(wandb.dashboard)
 app.command()(sweep.plan)
-app.command()(sweep.depths)
-app.command()(data.check)
+app.command()(inspect.depths)
+app.command()(inspect.check)
 app.command()(model.best)
 app.command()(model.export)
-app.command("predict")(use.name_images)
-app.command("test")(use.measure)
+app.command()(predict.predict)
+app.command()(predict.test)
 
 
 def main() -> int:

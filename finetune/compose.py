@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.config import NOT_MEANINGFUL, Config, flat, key_of, leaves
-from finetune.errors import Refused
+from finetune.errors import Refused, nearest
 
 
 def shipped(folder: str) -> Path:
@@ -172,12 +172,6 @@ def _likeness(key: str, name: str) -> float:
     """Of two keys, or of their last words where those are more alike: 0 to 1."""
     ends = key.rpartition(".")[2], name.rpartition(".")[2]
     return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((key, name), ends))
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """`did you mean X?`, or the list to choose from."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(sorted(known))}"
 
 
 def _check_value(key: str, value: Any, at: "Field[Any]") -> None:

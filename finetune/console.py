@@ -1,111 +1,59 @@
-"""What the terminal shows: tables, and a sweep under way."""
+"""The terminal: tables, and long work under way."""
 
 import contextlib
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table as RichTable
 
-from finetune.progress import Show, console, plain_stage, stage_bars
-
 if TYPE_CHECKING:
-    from finetune.report.table import Table
-    from finetune.result import Result
-    from finetune.sweep.state import Sweep
+    from rich.progress import Progress
+
+
+console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+Show = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and the total."""
+
+
+def plain_stage(what: str, done: int, total: int) -> None:
+    """A line when a stage ends."""
+    if done == total:
+        console.print(f"{what}: {total}")
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Show]:
+    """Work that comes before training: a bar for each kind of it on a terminal, a line when it ends elsewhere."""
+    if not console.is_terminal:
+        yield plain_stage
+        return
+
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as display:
+        yield stage_bars(display)
+
+
+def stage_bars(display: "Progress") -> Show:
+    """A bar for each stage, which vanishes when the stage ends."""
+    bars: dict[str, Any] = {}
+
+    def live(what: str, done: int, total: int) -> None:
+        if what not in bars and done < total:
+            bars[what] = display.add_task(what, total=total)
+        if what in bars:
+            display.update(bars[what], completed=done)
+            if done == total:
+                display.remove_task(bars.pop(what))
+                plain_stage(what, done, total)
+
+    return live
 
 
 def plain_table(title: str) -> RichTable:
     """A table without lines between its rows, closer together on a narrow terminal."""
     narrow = console.width < 100
     return RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=narrow)
-
-
-def print_table(table: "Table") -> None:
-    """What a sweep found: a row per freeze depth, then the winner."""
-    from finetune.report.table import accuracy_text, label, verdict
-
-    shown = plain_table("validation accuracy per frozen depth")
-    for name in ("freeze depth", "trials", "best val/acc", "s a trial"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("with")
-    trials = Counter[int]()
-    for group in table.groups:
-        trials[group.freeze_depth] += len(group.accuracies)
-    for group in table.best_per_depth:
-        style = "bold" if group == table.winner else None
-        how = label(group.params, table.swept)
-        shown.add_row(
-            str(group.freeze_depth),
-            str(trials[group.freeze_depth]),
-            accuracy_text(group),
-            f"{group.seconds:.1f}",
-            how,
-            style=style,
-        )
-    console.print(shown)
-    console.print(verdict(table))
-
-
-@contextlib.contextmanager
-def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Show]]:
-    """A live display on a terminal, a line a trial elsewhere: for the trials, and for what comes before them."""
-    from finetune.report.table import label
-    from finetune.sweep.state import result_value
-
-    def line(sweep: "Sweep", result: "Result") -> str:
-        done, spec, best = len(sweep.finished), sweep.spec, sweep.best
-        keys, value = list(spec.parameters), result_value(spec, result)
-        name = spec.metric.removesuffix("_best")
-        found = f"{result.status}: {result.reason}" if value is None else f"{name} {value:.3f}"
-        top = f"  (best {result_value(spec, best):.3f} at k={best.freeze_depth})" if best else ""
-        seconds = f"  {result.seconds['total']:.0f} s" if result.seconds else ""
-        return f"[{done}/{sweep.total}] {label(result.params, keys)}  {found}{top}{seconds}"
-
-    if not console.is_terminal:
-
-        def plain(sweep: "Sweep", ended: "Result | None") -> None:
-            if ended is not None:
-                console.print(line(sweep, ended))
-
-        yield plain, plain_stage
-        return
-
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
-    text = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what gives way on a narrow terminal
-    columns: list[Any] = [
-        TextColumn("{task.description}", markup=False, table_column=text),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-    ]
-    with Progress(*columns, console=console, expand=True) as display:
-        bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
-
-        def live(sweep: "Sweep", ended: "Result | None") -> None:
-            display.update(bars[""], total=sweep.total, completed=len(sweep.finished))
-            running = {trial.folder.name: trial for trial in sweep.running}
-            for name in bars.keys() - running.keys() - {""}:
-                display.remove_task(bars.pop(name))
-            for name, trial in running.items():
-                if name not in bars:
-                    bars[name] = display.add_task("", total=None)
-                best = max((epoch["val/acc"] for epoch in trial.history), default=None)
-                accuracy = "" if best is None else f"  val/acc {best:.3f}"
-                text = f"  {label(trial.params, list(trial.params))}{accuracy}"
-                display.update(bars[name], description=text, total=trial.epochs, completed=len(trial.history))
-            if ended is not None:
-                console.print(line(sweep, ended))
-
-        yield live, stage_bars(display)

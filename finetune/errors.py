@@ -1,6 +1,8 @@
 """The errors a person is meant to read, and words for them."""
 
+import difflib
 import re
+from collections.abc import Collection
 
 
 class Refused(Exception):
@@ -36,3 +38,9 @@ def counted(count: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
 def one_line(error: BaseException) -> str:
     """The error's kind and message, without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """`did you mean X?`, or the list to choose from."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(sorted(known))}"

@@ -13,24 +13,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import activation_plan, signals
-from finetune.compose import (
-    as_overrides,
-    checked,
-    compose_config,
-    explain,
-    override,
-    refuse_reach,
-    register,
-    shipped,
-)
+from finetune.compose import as_overrides, checked, compose_config, explain, override, refuse_reach, register, shipped
 from finetune.config import Config
-from finetune.durable import remove_leftovers
 from finetune.errors import Interrupted, Refused, one_line
-from finetune.metric import Beat
-from finetune.result import RECORD
-from finetune.shared import Progress, Shared
-from finetune.trial import train
+from finetune.records.layout import RECORD
+from finetune.records.metric import Beat
+from finetune.sharing import plan as activation_plan
+from finetune.sharing.facts import Progress, Shared
+from finetune.storage.durable import remove_leftovers
+from finetune.trial import signals
+from finetune.trial.run import train
 
 register()
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from finetune import cli
 from finetune.compose import compose_config
-from finetune.result import Result
-from finetune.trial import train
+from finetune.records.result import Result
+from finetune.trial.run import train
 
 COLORS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
 

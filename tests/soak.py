@@ -19,9 +19,10 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from finetune.cache import KINDS
-from finetune.result import RECORD, Result, outcome
-from finetune.store import open_store
+from finetune.records.layout import RECORD
+from finetune.records.result import Result, outcome
+from finetune.storage.cache import KINDS
+from finetune.storage.store import open_store
 from tests.faults.invariants import living, sweep_file
 from tests.models import draw
 

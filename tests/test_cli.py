@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from finetune.commands.sweep import _conclude
-from finetune.result import RECORD, Result
+from finetune.records.layout import RECORD
+from finetune.records.result import Result
 from finetune.sweep.spec import read_sweep
 from finetune.sweep.state import Sweep
 from tests.models import finetune

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.compose import compose_config, nearest, override_values, shipped
+from finetune.compose import compose_config, override_values, shipped
 from finetune.config import flat, trial_key
-from finetune.errors import Refused
+from finetune.errors import Refused, nearest
 
 
 @pytest.mark.parametrize(

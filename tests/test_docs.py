@@ -28,9 +28,9 @@ TINY = ["data.size=32", "data.batch_size=8", "trainer.epochs=1", "trainer.accele
 
 ONLY_UNDERSTOOD = {
     r"finetune (agent|sync|dashboard) ": "needs W&B's server; tests/test_wandb.py runs them against one",
-    r"finetune sweep .*--launcher slurm": "needs SLURM; tests/test_cluster.py runs it on one",
+    r"finetune sweep .*--launcher slurm": "needs SLURM; tests/sweep/test_cluster.py runs it on one",
     r"python -m finetune.train .*logger.project": "needs W&B's server",
-    r"finetune report .*--serve": "serves until it is stopped; tests/test_page.py asks it for the page",
+    r"finetune report .*--serve": "serves until it is stopped; a test of the page asks it",
     r"python -m pytest": "the test of the backbone's page runs it; else tests of tests",
 }
 """Commands of ours that are parsed with all their words and not run, and why."""

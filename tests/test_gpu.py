@@ -12,28 +12,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune import activation_plan, activations
-from finetune.activation_plan import provide, wants_of
-from finetune.activations import Source
-from finetune.checkpoint import find_cut
 from finetune.compose import compose_config
 from finetune.config import TRIALS_PER_GPU
-from finetune.data import datamodule
-from finetune.data.augment import Augment
-from finetune.data.datamodule import PixelData
-from finetune.data.preprocess import Preprocess
-from finetune.freeze import SharedPrefix
-from finetune.head import build_head
-from finetune.module import FineTune, _Losses
-from finetune.precision import Precision
-from finetune.result import Result
-from finetune.shared import Shared, find_images, find_weights
-from finetune.store import open_store
+from finetune.data import batches as datamodule
+from finetune.data.augment import Augment, Preprocess
+from finetune.data.batches import PixelData
+from finetune.network.device import Precision
+from finetune.network.freeze import find_cut
+from finetune.network.head import build_head
+from finetune.network.parts import SharedPrefix
+from finetune.records.result import Result
+from finetune.sharing import activations
+from finetune.sharing import plan as activation_plan
+from finetune.sharing.activations import Source
+from finetune.sharing.facts import Shared, find_weights
+from finetune.sharing.images import find_images
+from finetune.sharing.plan import provide, wants_of
+from finetune.storage.store import open_store
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
 from finetune.sweep.prepare import Prepared, _gpu_names, check_and_prepare
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options
+from finetune.trial.module import FineTune, _Losses
 from tests.faults.invariants import spec_of
 
 GPU = torch.device("meta")

@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 import finetune.train
-from finetune.backbone import build_backbone
-from finetune.checkpoint import load_checkpoint
 from finetune.compose import compose_config
 from finetune.config import flat, trial_key
-from finetune.data.datamodule import StoredImages
+from finetune.data.batches import StoredImages
 from finetune.errors import Refused
-from finetune.result import CHECKPOINT, Result, outcome
-from finetune.shared import Shared, find_images
-from finetune.trial import train
+from finetune.network.backbone import build_backbone
+from finetune.network.checkpoint import load_checkpoint
+from finetune.records.layout import CHECKPOINT
+from finetune.records.result import Result, outcome
+from finetune.sharing.facts import Shared
+from finetune.sharing.images import find_images
+from finetune.trial.run import train
 
 
 def run(overrides: list[str], out: Path) -> Result:

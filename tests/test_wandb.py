@@ -16,8 +16,8 @@ import yaml
 
 from finetune.compose import compose_config
 from finetune.config import flat
-from finetune.report import dashboard
-from finetune.result import STATUSES, Result
+from finetune.records.result import STATUSES, Result
+from finetune.report import wandb as dashboard
 from tests.wandb_server import Run, Server, wandb_server
 
 VALUES: dict[str, list[Any]] = {

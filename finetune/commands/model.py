@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.console import console
 from finetune.errors import Refused
-from finetune.progress import console
 
 if TYPE_CHECKING:
-    from finetune.result import Result
+    from finetune.records.result import Result
+
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A best.safetensors, or the folder of a trial, a sweep or an export.")
@@ -31,11 +32,10 @@ def best(
     --refit it is trained once more, on training and validation images together.
     """
     from finetune.compose import override
-    from finetune.repeat import repeat_overrides
-    from finetune.report.choice import find_winner
+    from finetune.records.layout import CHECKPOINT, SWEEP
+    from finetune.records.repeat import repeat_overrides
     from finetune.report.table import verdict
-    from finetune.result import CHECKPOINT
-    from finetune.sweep.folder import SWEEP
+    from finetune.report.winner import find_winner
 
     winner = find_winner(folder)
     again = repeat_overrides(winner.best.config)
@@ -78,11 +78,11 @@ def export(
 
     import torchvision
 
-    from finetune.card import model_card, torchvision_code
-    from finetune.classifier import load_classifier
-    from finetune.export import export as write
-    from finetune.repeat import repeat_overrides
-    from finetune.report.choice import model_file, sweep_verdict
+    from finetune.export.card import model_card, torchvision_code
+    from finetune.export.classifier import load_classifier
+    from finetune.export.write import export as write
+    from finetune.records.repeat import repeat_overrides
+    from finetune.report.winner import model_file, sweep_verdict
 
     file, note = model_file(model)
     if note:
@@ -106,7 +106,7 @@ def export(
 
 def record_of(file: Path) -> "Result | None":
     """The record of the trial whose checkpoint `file` is; None where it lies alone."""
-    from finetune.result import Result
+    from finetune.records.result import Result
 
     try:
         return Result.load(file.parent)

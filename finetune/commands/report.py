@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.console import plain_table
+from finetune.console import console, plain_table
 from finetune.errors import Refused
-from finetune.progress import console
 
 if TYPE_CHECKING:
-    from finetune.result import Result
+    from finetune.records.result import Result
 
 
 def report(
@@ -31,10 +30,11 @@ def report(
 
     The verdict, how sure it is and what to doubt, here and in report.html.
     """
-    from finetune.report.html import ended_at, write_report
+    from finetune.records.read import read_all
+    from finetune.report.page.page import ended_at, write_report
     from finetune.report.png import write_png
     from finetune.report.study import export
-    from finetune.report.table import read_all, tabulate
+    from finetune.report.table import tabulate
 
     if png is not None and png.suffix.lower() != ".png":
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
@@ -59,8 +59,8 @@ def report(
 
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
     """The table of depths, the verdict and the doubts, as on the page."""
-    from finetune.report.doubts import doubts
-    from finetune.report.html import predictions_of
+    from finetune.report.caveats import doubts
+    from finetune.report.page.page import predictions_of
     from finetune.report.table import accuracy_text, label, tabulate
     from finetune.report.verdict import conclude
 
@@ -110,9 +110,10 @@ def compare(
 
     Depth by depth, winner against winner, and which settings differ.
     """
+    from finetune.records.read import read_all
     from finetune.report.compare import compare as rows_of
     from finetune.report.compare import conclusions, setting_lines
-    from finetune.report.table import accuracy_text, read_all
+    from finetune.report.table import accuracy_text
 
     ours, theirs = read_all([a]), read_all([b])
     names = (str(a), str(b))

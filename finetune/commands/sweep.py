@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.commands.display import watching
 from finetune.commands.report import print_conclusions
-from finetune.console import plain_table, watching
+from finetune.console import console
 from finetune.errors import Interrupted, Refused, counted
-from finetune.progress import console
 
 if TYPE_CHECKING:
     from finetune.sweep.state import Sweep
@@ -68,8 +68,8 @@ def sweep(
 def _conclude(ended: "Sweep") -> int:
     """Say what a sweep found and what comes next; returns the exit code."""
     from finetune.data.shapes import EMBEDDED
-    from finetune.report.html import write_report
-    from finetune.report.table import read_records
+    from finetune.records.read import read_records
+    from finetune.report.page.page import write_report
 
     folder = ended.folder
     for note in ended.notes:
@@ -115,7 +115,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
     Trials by status, those under way, why some failed, the best so far.
     """
-    from finetune.report.table import label, read_records, tabulate, verdict
+    from finetune.records.read import read_records
+    from finetune.report.table import label, tabulate, verdict
     from finetune.sweep.folder import is_running, planned
     from finetune.sweep.records import overrides_of, progress_of, trials_under_way
 
@@ -174,7 +175,7 @@ def plan(
         at = f"after {', '.join(bands)} of {longest} epochs" if bands else f"never, in {longest} epochs"
         console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} {at}")
     if all(config.data.root or config.data.csv for config in configs):
-        from finetune.activation_plan import planned_stores
+        from finetune.sharing.plan import planned_stores
 
         for what, count in planned_stores(configs).items():
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
@@ -183,40 +184,6 @@ def plan(
         console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)))
     for problem in spec.not_for_agents:
         console.print(f"W&B's own agents cannot run this file: {problem}")
-    return 0
-
-
-def depths(
-    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="resnet50, narrow_resnet50, cnn5, …")],
-    unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer or tensor.")] = "block",
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")] = 224,
-) -> int:
-    """Print what each freeze depth freezes.
-
-    A row for each k of a backbone, with parameters, FLOPs, shapes, and the same depth in the other units.
-    """
-    from finetune.compose import nearest
-    from finetune.config import BACKBONES, FREEZE_UNITS
-
-    for name, given, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
-        if given not in known:
-            raise Refused(f"{name} {given!r} is not known; {nearest(given, known)}")
-
-    from finetune.backbone import build_backbone
-    from finetune.freeze import depth_table
-
-    table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
-    others = [other for other in FREEZE_UNITS if other != unit]
-    columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
-    for name in columns:
-        table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=name != "last frozen")
-    for row in depth_table(build_backbone(backbone), unit, size):
-        shape = "×".join(map(str, row.shape))
-        shares = (f"{row.parameter_share:.1%}", f"{row.flop_share:.1%}")
-        table.add_row(
-            str(row.k), row.name, f"{row.parameters:,}", *shares, shape, *(row.same[other] for other in others)
-        )
-    console.print(table)
     return 0
 
 

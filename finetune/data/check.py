@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.contents import WITHOUT_LEAKS, contents, equal_files, misnamed, too_kind
-from finetune.data.pixels import decode
+from finetune.data.decode import decode
+from finetune.data.files import WITHOUT_LEAKS, contents, equal_files, misnamed, too_kind
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.sources import SPLITS, from_csv, from_folder
+from finetune.data.folders import SPLITS, from_csv, from_folder
 from finetune.errors import Refused
 
 

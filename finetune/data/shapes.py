@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.cache import locked
-from finetune.durable import published_folder
 from finetune.errors import Refused
+from finetune.storage.cache import locked
+from finetune.storage.durable import published_folder
 
 Plane = NDArray[np.floating[Any]]
 """One number per pixel, H x W."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune.errors import counted
+from finetune.records.result import Result
 from finetune.report.stats import ALPHA, Difference, difference, holm, rounding_step
 from finetune.report.table import Group, accuracy_text, short, tabulate
 from finetune.report.verdict import duration
-from finetune.result import Result
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from finetune.durable import write_durably
+from finetune.records.result import Result
 from finetune.report.depths import depths_of
 from finetune.report.table import Table
-from finetune.result import Result
+from finetune.storage.durable import write_durably
 
 _WIDTH, _HEIGHT = 1600, 1000
 _LEFT, _RIGHT, _TOP, _BOTTOM = 150, 1560, 120, 830

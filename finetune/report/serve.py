@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from finetune.errors import Refused
-from finetune.predictions import PREDICTIONS
-from finetune.report.table import read_all
-from finetune.result import RECORD
+from finetune.records.layout import PREDICTIONS, RECORD
+from finetune.records.read import read_all
 
 
 def state_of(folders: Sequence[Path]) -> str:
@@ -28,7 +27,7 @@ def server(folders: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
     Raises:
         Refused: the port is taken.
     """
-    from finetune.report.html import page
+    from finetune.report.page.page import page
 
     made: dict[str, bytes] = {}
     lock = threading.Lock()

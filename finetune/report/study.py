@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.result import Result
+from finetune.records.result import Result
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
 
 _MINIMUM = 5
 """Complete trials below which an importance would be noise."""

@@ -3,13 +3,11 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune.config import digest_of, is_meaningful
-from finetune.errors import Refused
+from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
-from finetune.result import RECORD, STATUSES, Result
 
 _APART = {"seed", "model.freeze_depth"}
 """Settings that have a column of their own."""
@@ -70,32 +68,6 @@ class Table:
     def winner(self) -> Group | None:
         """The configuration with the highest mean accuracy; of equals, the deepest frozen, which is the cheapest."""
         return max(self.groups, key=lambda group: (group.mean, group.freeze_depth), default=None)
-
-
-def read_records(folder: Path) -> list[Result]:
-    """Every record under `folder/trials`, of whatever status, in order of their keys.
-
-    Raises:
-        Refused: there is none.
-    """
-    records = []
-    for file in sorted((folder / "trials").glob(f"*/{RECORD}")):
-        try:
-            records.append(Result.load(file.parent))
-        except ValueError:
-            continue
-    if not records:
-        raise Refused(f"{folder} holds no trial records; give the folder of a sweep, such as runs/local")
-    return records
-
-
-def read_all(folders: Sequence[Path]) -> list[Result]:
-    """The records of several sweeps as of one; a trial that is in two of them counts once.
-
-    Raises:
-        Refused: a folder holds none.
-    """
-    return list({record.key: record for folder in reversed(folders) for record in read_records(folder)}.values())
 
 
 def tabulate(records: Sequence[Result]) -> Table:

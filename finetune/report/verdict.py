@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune.records.result import Result
 from finetune.report.depths import deepest
 from finetune.report.stats import (
     ALPHA,
@@ -16,7 +17,6 @@ from finetune.report.stats import (
     runs_to_settle,
 )
 from finetune.report.table import Group, Table, accuracy_text, label, verdict
-from finetune.result import Result
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,12 @@ import yaml
 
 from finetune.compose import compose_config, override
 from finetune.config import trial_key
-from finetune.durable import write_durably
 from finetune.errors import Refused
-from finetune.result import STOP
-from finetune.sweep.launch import (
-    CONTEXT,
-    LocalLauncher,
-    Slot,
-    chosen_gpus,
-    end_with_parent,
-    local_slots,
-    stop_jobs,
-)
+from finetune.records.layout import STOP, TRIALS
+from finetune.storage.durable import write_durably
+from finetune.sweep.children import CONTEXT, end_with_parent
+from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots, stop_jobs
 from finetune.sweep.prepare import check_and_prepare
-from finetune.sweep.records import TRIALS
 from finetune.sweep.spec import command_overrides
 
 _PATIENCE = 20.0

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from finetune.result import Result
+from finetune.records.result import Result
 
 RETRIES = 2
 """Starts of a trial after the first, at the most."""

@@ -18,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.compose import override, shipped
 from finetune.errors import Refused
-from finetune.metric import Beat
-from finetune.sweep.launch import LOG, Job, log_to
+from finetune.records.layout import LOG
+from finetune.records.metric import Beat
+from finetune.sweep.children import log_to
+from finetune.sweep.launch import Job
 
 _JOBS = "jobs"
 _BUSY = ("R", "CG")

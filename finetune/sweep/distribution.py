@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from finetune.compose import nearest
 from finetune.config import typed
-from finetune.errors import Refused
+from finetune.errors import Refused, nearest
 
 BASES: Mapping[str, tuple[str, ...]] = {
     "uniform": ("min", "max"),

@@ -11,11 +11,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finetune.durable import sealed, unsealed, write_durably
 from finetune.errors import Refused
+from finetune.records.layout import SWEEP
+from finetune.storage.durable import sealed, unsealed, write_durably
 from finetune.sweep.spec import SweepSpec
 
-SWEEP = "sweep.json"
 _MOMENT = 1.0
 """Seconds that a sweep waits for its folder: whoever looks whether it runs holds the lock for an instant."""
 

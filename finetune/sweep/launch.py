@@ -3,15 +3,11 @@
 Imports no torch itself; the functions that do run in the children.
 """
 
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -20,11 +16,10 @@ from typing import Protocol
 from finetune.compose import override
 from finetune.config import TRIALS_PER_GPU
 from finetune.errors import Refused
-from finetune.metric import Beat
+from finetune.records.layout import LOG
+from finetune.records.metric import Beat
+from finetune.sweep.children import CONTEXT, end_with_parent, log_to, ready_server
 
-LOG = "log.txt"
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
 _GRACE = 8.0
 """Seconds that a trial asked to end may take before it is killed."""
 _LAST = 60.0
@@ -195,33 +190,3 @@ def _run_trial(
 
     torch.set_num_threads(slot.threads)
     sys.exit(train.run_trial(arguments, shared, beat))
-
-
-def log_to(file: Path) -> None:
-    """Send what this process prints to `file`."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-
-def ready_server() -> None:
-    """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
-    resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """End this child process when its parent ends, however that happens; a Ctrl-C reaches it from now on."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(143)
-
-    threading.Thread(target=watch, daemon=True).start()

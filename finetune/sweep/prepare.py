@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune.errors import Refused
 from finetune.sweep.attempts import RETRIES
-from finetune.sweep.launch import CONTEXT, end_with_parent, ready_server
+from finetune.sweep.children import CONTEXT, end_with_parent, ready_server
 
 Show = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and the total."""

@@ -10,17 +10,14 @@ from typing import Any
 
 from finetune.compose import compose_config, override_values
 from finetune.config import flat, key_of, trial_key, typed
-from finetune.durable import write_durably
 from finetune.errors import Refused
-from finetune.predictions import PREDICTIONS
-from finetune.result import CHECKPOINT, HEARTBEAT, LAST, PROGRESS, RECORD, Result
-from finetune.sweep.document import read_document
-from finetune.sweep.folder import SWEEP
-from finetune.sweep.launch import LOG
+from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG, PREDICTIONS, PROGRESS, RECORD, SWEEP, TRIALS
+from finetune.records.read import finished_record
+from finetune.records.result import Result
+from finetune.storage.durable import write_durably
 from finetune.sweep.search import Params, corners
 from finetune.sweep.spec import SweepSpec
-
-TRIALS = "trials"
+from finetune.sweep.yaml_file import read_document
 
 
 def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
@@ -39,21 +36,6 @@ def clear_attempt(trial: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         elif left.name != LAST:
             left.unlink(missing_ok=True)
-
-
-def finished_record(trial: Path) -> Result | None:
-    """The record of a trial that need not run again: complete, pruned or failed."""
-    try:
-        result = Result.load(trial)
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if result.status == "interrupted" else result
-
-
-def records_by_age(folder: Path) -> list[Result]:
-    """The finished records of a sweep, oldest first."""
-    files = sorted((folder / TRIALS).glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime_ns)
-    return [result for file in files if (result := finished_record(file.parent)) is not None]
 
 
 def unfinished_trials(folder: Path, keys: Collection[str]) -> list[tuple[Params, Path]]:

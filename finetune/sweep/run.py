@@ -8,27 +8,25 @@ from pathlib import Path
 
 from finetune.compose import compose_config
 from finetune.config import digest_of
-from finetune.durable import remove_leftovers, write_durably
 from finetune.errors import Refused
-from finetune.faults import reach
-from finetune.metric import Beat, metric_values
-from finetune.predictions import PREDICTIONS
-from finetune.result import CHECKPOINT, STOP, Result
-from finetune.store import held
+from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
+from finetune.records.metric import Beat, metric_values
+from finetune.records.read import finished_record, records_by_age
+from finetune.records.result import Result
+from finetune.storage.durable import remove_leftovers, write_durably
+from finetune.storage.faults import reach
+from finetune.storage.store import held
 from finetune.sweep.attempts import ASKED, SICK, Attempts, Workers, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.folder import alone, beside, claim, refuse_another, refuse_unusable
 from finetune.sweep.launch import Launcher, LocalLauncher, chosen_gpus, local_slots, stop_jobs
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import (
-    TRIALS,
     clear_attempt,
-    finished_record,
     progress_of,
     record_death,
     record_unlogged,
     record_unstarted,
-    records_by_age,
     refuse_without_trials,
     reused_record,
     trial_keys,

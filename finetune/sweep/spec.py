@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.compose import nearest, no_such_key, override, refuse_reach, shipped
+from finetune.compose import no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
 from finetune.config import digest_of, flat, is_meaningful
-from finetune.errors import Refused
+from finetune.errors import Refused, nearest
 from finetune.sweep.distribution import Distribution, number, read_distribution
-from finetune.sweep.document import read_document
 from finetune.sweep.stopping import Hyperband, Race
+from finetune.sweep.yaml_file import read_document
 
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from finetune.config import digest_of
-from finetune.metric import metric_values
-from finetune.result import Result
+from finetune.records.metric import metric_values
+from finetune.records.result import Result
 from finetune.sweep.search import DEPTH, Params
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Running

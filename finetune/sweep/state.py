@@ -4,9 +4,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.metric import metric_values
-from finetune.result import HEARTBEAT, Result
-from finetune.sweep.launch import LOG, Job
+from finetune.records.layout import HEARTBEAT, LOG
+from finetune.records.metric import metric_values
+from finetune.records.result import Result
+from finetune.sweep.launch import Job
 from finetune.sweep.search import Params
 from finetune.sweep.spec import SweepSpec
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from finetune.cache import KINDS
-from finetune.result import RECORD, Result
-from finetune.store import open_store
+from finetune.records.layout import RECORD
+from finetune.records.result import Result
+from finetune.storage.cache import KINDS
+from finetune.storage.store import open_store
 from finetune.sweep.spec import SweepSpec, read_sweep
 
 

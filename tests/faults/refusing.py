@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.report.doubts import doubts
-from finetune.report.table import read_records, tabulate
+from finetune.records.read import read_records
+from finetune.report.caveats import doubts
+from finetune.report.table import tabulate
 from tests.faults.invariants import sweep_file
 from tests.models import finetune
 

@@ -9,7 +9,7 @@ import pytest
 
 from finetune.compose import compose_config
 from finetune.config import trial_key
-from finetune.result import Result
+from finetune.records.result import Result
 from tests.faults.invariants import check_invariants, terminal_records
 from tests.test_wandb import made, one_after_the_other, start, wait_for
 from tests.wandb_server import wandb_server

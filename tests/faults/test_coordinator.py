@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from finetune.errors import Refused
-from finetune.result import HEARTBEAT, Result, outcome
+from finetune.records.layout import HEARTBEAT
+from finetune.records.result import Result, outcome
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import Slot
 from finetune.sweep.records import trial_keys

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.pixels import Transform, decode, pixel_store
+from finetune.data.decode import Transform, decode
+from finetune.data.pixels import pixel_store
 from finetune.data.samples import Samples, load_samples
-from finetune.export import class_file
-from finetune.result import Result
+from finetune.export.write import class_file
+from finetune.records.result import Result
 from tests.faults.invariants import check_invariants, run, terminal_records
 from tests.faults.refusing import Sweeps
 from tests.models import finetune

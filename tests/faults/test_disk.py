@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune import cache as cache_module
-from finetune.cache import KINDS, Unlockable, locked
-from finetune.checkpoint import load_checkpoint
 from finetune.errors import Refused
-from finetune.result import CHECKPOINT, LAST, RECORD, Result, outcome
-from finetune.store import open_store
-from finetune.sweep.launch import CONTEXT
+from finetune.network.checkpoint import load_checkpoint
+from finetune.records.layout import CHECKPOINT, LAST, RECORD
+from finetune.records.result import Result, outcome
+from finetune.storage import cache as cache_module
+from finetune.storage.cache import KINDS, Unlockable, locked
+from finetune.storage.store import open_store
+from finetune.sweep.children import CONTEXT
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options
 from tests.faults.invariants import check_invariants, run, spec_of, sweep_file, terminal_records

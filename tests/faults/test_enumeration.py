@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.result import Result, outcome
-from finetune.sweep.launch import CONTEXT
+from finetune.records.result import Result, outcome
+from finetune.sweep.children import CONTEXT
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options

@@ -17,13 +17,15 @@ from PIL import Image
 
 from finetune.compose import compose_config
 from finetune.config import Config, flat
-from finetune.data.pixels import Transform, decode, pixel_store
+from finetune.data.decode import Transform, decode
+from finetune.data.pixels import pixel_store
 from finetune.data.samples import load_samples
 from finetune.errors import Refused
-from finetune.report.doubts import doubts
-from finetune.report.table import read_records, tabulate
-from finetune.result import RECORD, Result
-from finetune.sweep.records import finished_record
+from finetune.records.layout import RECORD
+from finetune.records.read import finished_record, read_records
+from finetune.records.result import Result
+from finetune.report.caveats import doubts
+from finetune.report.table import tabulate
 from finetune.sweep.spec import METHODS, SweepSpec, read_sweep
 
 FUZZ = settings(

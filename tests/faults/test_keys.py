@@ -10,19 +10,22 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from finetune import activations
-from finetune.activation_plan import preprocess_of, wants_of
-from finetune.backbone import build_backbone
-from finetune.checkpoint import find_cut
 from finetune.compose import as_overrides, compose_config
 from finetune.config import trial_key
 from finetune.data import pixels
-from finetune.result import RECORD, Result
-from finetune.shared import Shared, find_images, find_weights
-from finetune.sweep.launch import CONTEXT, LOG, LocalLauncher, Slot
+from finetune.network.backbone import build_backbone
+from finetune.network.freeze import find_cut
+from finetune.records.layout import LOG, RECORD
+from finetune.records.result import Result
+from finetune.sharing import activations
+from finetune.sharing.facts import Shared, find_weights
+from finetune.sharing.images import find_images
+from finetune.sharing.plan import preprocess_of, wants_of
+from finetune.sweep.children import CONTEXT
+from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.run import Options, run_sweep
 from tests.faults.invariants import check_invariants, spec_of, terminal_records
-from tests.test_backbone import scrambled
+from tests.network.test_backbone import scrambled
 
 
 def test_fault_33_two_sweeps_of_eight_processes_compute_each_key_once(

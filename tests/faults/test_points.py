@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.durable import write_durably
-from finetune.faults import Injected
-from finetune.sweep.launch import CONTEXT
+from finetune.storage.durable import write_durably
+from finetune.storage.faults import Injected
+from finetune.sweep.children import CONTEXT
 
 
 def test_points_are_listed_while_the_file_of_arms_is_there(tmp_path: Path, arm: Callable[..., Path]) -> None:

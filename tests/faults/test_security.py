@@ -16,20 +16,21 @@ import pytest
 import safetensors.torch
 import torch
 
-from finetune.backbone import build_backbone, read_weights
-from finetune.cache import locked
-from finetune.checkpoint import load_checkpoint
 from finetune.compose import compose_config
 from finetune.errors import Refused
-from finetune.predictions import PREDICTIONS, Predictions
+from finetune.network.backbone import build_backbone
+from finetune.network.checkpoint import load_checkpoint
+from finetune.network.weights import read_weights
+from finetune.records.layout import CHECKPOINT, PREDICTIONS, RECORD
+from finetune.records.predictions import Predictions
 from finetune.report.serve import server
-from finetune.result import CHECKPOINT, RECORD
-from finetune.shared import find_data, store_pixels
-from finetune.store import MANIFEST, Building, open_store
+from finetune.sharing.images import find_data, store_pixels
+from finetune.storage.cache import locked
+from finetune.storage.store import MANIFEST, Building, open_store
 from finetune.train import prepare
-from finetune.trial import train
+from finetune.trial.run import train
 from tests.faults.invariants import check_invariants, run, sweep_file, terminal_records
-from tests.test_backbone import scrambled
+from tests.network.test_backbone import scrambled
 
 KEY = "c0ffee" + "5ec2e7" * 5 + "deed"
 """What W&B's keys look like: 40 hex digits."""

@@ -23,14 +23,16 @@ from torch import Tensor
 from finetune.compose import compose_config
 from finetune.data import pixels
 from finetune.errors import Refused
-from finetune.module import FineTune
-from finetune.result import CHECKPOINT, HEARTBEAT, LAST, Result, outcome
+from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG
+from finetune.records.result import Result, outcome
 from finetune.sweep import launch
-from finetune.sweep.launch import CONTEXT, LOG, LocalLauncher, Slot, _run_trial
+from finetune.sweep.children import CONTEXT
+from finetune.sweep.launch import LocalLauncher, Slot, _run_trial
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options, Sweep
 from finetune.train import run_trial
-from finetune.trial import train
+from finetune.trial.module import FineTune
+from finetune.trial.run import train
 from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
 from tests.test_wandb import start as start_with
 from tests.wandb_server import wandb_server

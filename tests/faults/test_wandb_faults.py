@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from finetune.result import RECORD, Result, outcome
-from finetune.sweep.launch import LOG, LocalLauncher, Slot
+from finetune.records.layout import LOG, RECORD
+from finetune.records.result import Result, outcome
+from finetune.sweep.launch import LocalLauncher, Slot
 from tests.faults.invariants import living
 from tests.test_wandb import made, one_after_the_other, start, wait_for
 from tests.wandb_server import KEY, wandb_server

@@ -1,0 +1,1 @@
+"""A trained network for others: as a folder, a model card, predictions."""

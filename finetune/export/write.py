@@ -1,0 +1,93 @@
+"""A trained network as a folder that others can use without this package."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from finetune.errors import Refused
+from finetune.export.classifier import Classifier, exported_bytes
+from finetune.storage.durable import published_folder
+
+MODEL, ONNX, PT2, CLASSES, CARD = "model.safetensors", "model.onnx", "model.pt2", "classes.json", "README.md"
+INPUT, OUTPUT = "pixels", "probabilities"
+"""The names of the ONNX model's input and output."""
+
+
+def export(classifier: Classifier, out: Path, card: str) -> None:
+    """Write weights, programs, class names and the model card into the new folder `out`.
+
+    Both programs take normalised images, float32, N x 3 x size x size with any N, and give softmax probabilities,
+    N x classes. `model.safetensors` gives logits.
+
+    Raises:
+        Refused: `out` exists and is not an empty folder, or a package that writes ONNX is missing.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out} exists already; give the path of a new folder")
+    network = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
+    files = {
+        MODEL: exported_bytes(classifier),
+        ONNX: _onnx(network, classifier),
+        PT2: _pt2(network, classifier),
+        CLASSES: (json.dumps(classifier.classes, indent=1, ensure_ascii=False) + "\n").encode(
+            errors="backslashreplace"
+        ),
+        CARD: card.encode(errors="replace"),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with published_folder(out) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+
+def class_file(classes: Sequence[str]) -> bytes:
+    """Class names as JSON in UTF-8; a folder's name that is no text is escaped as JSON can."""
+    return (json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _example(classifier: Classifier) -> torch.Tensor:
+    size = classifier.preprocessing.size
+    return torch.zeros(2, 3, size, size)  # two, because a batch of one would be taken for a constant
+
+
+def _about(classifier: Classifier) -> dict[str, str]:
+    return {"classes": json.dumps(classifier.classes), "preprocessing": classifier.preprocessing.text}
+
+
+def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
+    try:
+        program = torch.onnx.export(
+            network,
+            (_example(classifier),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: Dim("batch")},),
+            verbose=False,
+        )
+    except ImportError as error:
+        raise Refused(
+            f"export writes ONNX with {error.name}, which is missing; pip install 'finetune[export]'"
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]  # the exporter's traces, with the paths of this machine
+    for key, value in _about(classifier).items():
+        model.metadata_props.add(key=key, value=value)
+    return bytes(model.SerializeToString())
+
+
+def _pt2(network: nn.Module, classifier: Classifier) -> bytes:
+    program = torch.export.export(network, (_example(classifier),), dynamic_shapes=({0: Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it holds the paths of this machine
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=_about(classifier))
+    return file.getvalue()

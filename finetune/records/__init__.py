@@ -1,0 +1,1 @@
+"""What a trial left: its record, its predictions, and where each file lies."""

@@ -1,0 +1,49 @@
+"""The records of a sweep, read from its folder. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import Refused
+from finetune.records.layout import RECORD, TRIALS
+from finetune.records.result import Result
+
+
+def finished_record(trial: Path) -> Result | None:
+    """The record of a trial that need not run again: complete, pruned or failed."""
+    try:
+        result = Result.load(trial)
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if result.status == "interrupted" else result
+
+
+def records_by_age(folder: Path) -> list[Result]:
+    """The finished records of a sweep, oldest first."""
+    files = sorted((folder / TRIALS).glob(f"*/{RECORD}"), key=lambda file: file.stat().st_mtime_ns)
+    return [result for file in files if (result := finished_record(file.parent)) is not None]
+
+
+def read_records(folder: Path) -> list[Result]:
+    """Every record under `folder/trials`, of whatever status, in order of their keys.
+
+    Raises:
+        Refused: there is none.
+    """
+    records = []
+    for file in sorted((folder / "trials").glob(f"*/{RECORD}")):
+        try:
+            records.append(Result.load(file.parent))
+        except ValueError:
+            continue
+    if not records:
+        raise Refused(f"{folder} holds no trial records; give the folder of a sweep, such as runs/local")
+    return records
+
+
+def read_all(folders: Sequence[Path]) -> list[Result]:
+    """The records of several sweeps as of one; a trial that is in two of them counts once.
+
+    Raises:
+        Refused: a folder holds none.
+    """
+    return list({record.key: record for folder in reversed(folders) for record in read_records(folder)}.values())

@@ -1,0 +1,91 @@
+"""The record of one trial, and where it lies."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from finetune.records.layout import RECORD
+from finetune.storage.durable import sealed, unsealed, write_durably
+
+SCHEMA = 1
+
+
+STATUSES = ("complete", "pruned", "failed", "interrupted")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one trial found and what it cost. Accuracies are 0..1, times seconds."""
+
+    key: str
+    status: str
+    reason: str
+    freeze_depth: int | None
+    """k as a number, also where `all` was asked for; None when the trial died before it was known."""
+    freeze_unit: str
+    seed: int
+    val_acc_best: float | None
+    best_epoch: int | None
+    trained_parameters: int
+    params: dict[str, Any]
+    """The overrides this trial was given, by dotted key: in a sweep, the swept and the fixed ones."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Every setting, by dotted key."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One dict an epoch: `epoch`, `train/loss`, `train/acc`, `val/loss`, `val/acc`, `lr`."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The last epoch's figures, and `test/acc` where there is a test set."""
+    classes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: `data`, `setup`, `train`, `total`."""
+    images_per_second: float | None = None
+    """Training images over the time of the training phase, validation included."""
+    peak_memory_mb: float | None = None
+    """Of the device that trained: the GPU's allocator, or the process's resident set."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """`weights`, `frozen`, `dataset`, `split`, `augmentation`."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """`mode`; `train` and `val`, each `stored` or `computed`; `reason`; `saved_seconds`, at the speed of this machine;
+    `views` where they are fixed."""
+    versions: dict[str, str] = field(default_factory=dict)
+    host: str = ""
+    device: str = ""
+    warnings: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def figures(self) -> dict[str, Any]:
+        """What a dashboard shows of a trial besides its metrics."""
+        return {
+            **{f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()},
+            "images_per_second": self.images_per_second,
+            "peak_memory_mb": self.peak_memory_mb,
+            "trained_parameters": self.trained_parameters,
+            "frozen/depth": self.freeze_depth,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `result.json` into `folder`, whole or not at all."""
+        write_durably(folder / RECORD, sealed(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Result":
+        """Read `result.json` of `folder`.
+
+        Raises:
+            ValueError: it is not a record of this schema; the message names the file.
+            FileNotFoundError: there is none.
+        """
+        path = folder / RECORD
+        try:
+            raw = unsealed(path.read_bytes())
+            if raw["schema"] != SCHEMA or raw["status"] not in STATUSES:
+                raise ValueError(f"schema {raw['schema']}, status {raw['status']}")
+            return cls(**{f.name: raw[f.name] for f in fields(cls)})
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a record of schema {SCHEMA}: {error}") from error
+
+
+def outcome(result: Result) -> dict[str, Any]:
+    """The part of a record that repeating the trial must reproduce: all but time, place and cost."""
+    varying = {"seconds", "images_per_second", "peak_memory_mb", "host", "device", "versions", "config", "cache"}
+    return {name: value for name, value in asdict(result).items() if name not in varying}

@@ -1,0 +1,73 @@
+"""What the pictures of a report have in common. Colours are Okabe and Ito's, or cividis: safe for the colour-blind."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from finetune.records.result import Result
+from finetune.report.table import Table, label
+
+BLUE, ORANGE, GREY = "#3d8fd1", "#d55e00", "#8a8a8a"
+SCALE = "Cividis"
+TICKS = 20
+"""Values that an axis names one by one, at the most."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with what to say of it."""
+
+    name: str
+    title: str
+    note: str
+    """One sentence on how to read it."""
+    figure: go.Figure
+
+
+def empty_figure(x: str, y: str) -> go.Figure:
+    """Axes titled `x` and `y`, accuracies as per cent, on the page's own background."""
+    plot = go.Figure()
+    plot.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={"title": x, "automargin": True},
+        yaxis={"title": y, "tickformat": ".0%", "automargin": True},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 60, "r": 20, "t": 40, "b": 55},
+        height=420,
+        hovermode="closest",
+    )
+    return plot
+
+
+def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.Figure:
+    """A horizontal bar a value, the first on top; `form` is d3's format of the values."""
+    plot = empty_figure(title, "")
+    names = [plain(name) for name in values]
+    plot.add_bar(
+        x=list(values.values()), y=names, orientation="h", marker={"color": color},
+        texttemplate=f"%{{x:{form}}}", hovertemplate=f"%{{y}}: %{{x:{form}}}<extra></extra>",
+    )  # fmt: skip
+    plot.update_layout(
+        yaxis={"autorange": "reversed", "automargin": True, "tickformat": "", "type": "category"},
+        xaxis_tickformat="" if form == "d" else form,
+        height=110 + 45 * len(values),
+    )
+    return plot
+
+
+def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]:
+    """What a scatter of trials shows of one under the pointer, beginning with `first`, and its key."""
+    return {
+        "customdata": [r.key for r in records],
+        "text": [f"{plain(label(r.params, table.swept))} seed={r.seed}" for r in records],
+        "hovertemplate": f"{first}<br>val/acc %{{y:.4f}}<br>%{{text}}<extra></extra>",
+    }
+
+
+def plain(text: str) -> str:
+    """`text` without what plotly would read as a tag."""
+    return text.replace("<", "‹").replace(">", "›")

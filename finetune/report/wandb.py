@@ -1,0 +1,133 @@
+"""Records and charts in Weights & Biases: upload a local sweep, make a workspace view. Imports no torch."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune.errors import Refused
+from finetune.records.read import read_records
+from finetune.records.result import Result
+from finetune.report.table import label
+from finetune.storage.durable import write_durably
+
+SYNCED = "synced.txt"
+_VIEW = "finetune"
+"""The view's name in its URL, by which it is found again."""
+
+
+def sync_records(
+    folder: Path,
+    project: str,
+    entity: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Upload the finished trials of a sweep as W&B runs in a group of the sweep's name; none is uploaded twice.
+
+    Args:
+        folder: The sweep's; its records are what is uploaded, so it does not matter what the trials logged offline.
+        project: W&B's.
+        entity: W&B's; the account's own by default.
+        progress: Called with trials done and their total.
+
+    Returns:
+        The paths, ENTITY/PROJECT/ID, of the runs that were uploaded now.
+    """
+    finished = [record for record in read_records(folder) if record.status != "interrupted"]
+    waiting = [record for record in finished if not _is_there(folder / "trials" / record.key)]
+    uploaded = []
+    for done, record in enumerate(waiting):
+        progress(done, len(waiting))
+        path = _upload(record, folder.name, project, entity)
+        write_durably(folder / "trials" / record.key / SYNCED, path.encode())
+        uploaded.append(path)
+    progress(len(waiting), len(waiting))
+    return uploaded
+
+
+def _is_there(trial: Path) -> bool:
+    """Whether a trial is in W&B already: uploaded before, or logged there while it ran."""
+    return (trial / SYNCED).exists() or any(trial.glob("wandb/run-*"))
+
+
+def _upload(record: Result, group: str, project: str, entity: str | None) -> str:
+    import wandb
+
+    with tempfile.TemporaryDirectory() as scratch:
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            name=label(record.params, [key for key in record.params if key not in _UNTOLD]),
+            config=record.config,
+            dir=scratch,
+            mode="online",
+            reinit="finish_previous",
+            settings={"silent": True},
+        )
+        best = 0.0
+        for epoch in record.history:
+            best = max(best, epoch["val/acc"])
+            run.log({**epoch, "val/acc_best": best})
+        run.summary.update(record.figures())
+        run.finish(exit_code=0 if record.status in ("complete", "pruned") else 1)
+        return "/".join((run.entity, run.project, run.id))
+
+
+_UNTOLD = ("data.root", "data.csv", "model.backbone", "model.weights", "trainer.accelerator")
+"""Settings that are the same all over a sweep and too long for a run's name."""
+
+
+def write_dashboard(entity: str, project: str) -> str:
+    """Create, or bring up to date, our view of a W&B project; returns its URL.
+
+    Raises:
+        Refused: no such project, or no access to it.
+    """
+    import wandb
+    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.workspaces as workspaces
+
+    depth, accuracy = panels.SummaryMetric("frozen/depth"), panels.SummaryMetric("val/acc_best")
+    rate = panels.Config("optim.lr")
+    column = panels.ParallelCoordinatesPlotColumn
+    columns = [column(depth), column(rate, log=True), column(panels.Config("model.head.hidden")), column(accuracy)]
+    sections = [
+        workspaces.Section(
+            name="Frozen depth",
+            is_open=True,
+            panels=[
+                panels.ScatterPlot(title="Validation accuracy against frozen depth", x=depth, y=accuracy),
+                panels.ScatterPlot(
+                    title="The same, coloured by learning rate", x=depth, y=accuracy, z=rate, log_z=True
+                ),
+                panels.ScatterPlot(
+                    title="Validation accuracy against seconds", x=panels.SummaryMetric("seconds/total"), y=accuracy
+                ),
+                panels.ParallelCoordinatesPlot(title="Depth, learning rate, head and accuracy", columns=columns),
+                panels.ParameterImportancePlot(with_respect_to="val/acc_best"),
+            ],
+        ),
+        workspaces.Section(
+            name="Learning curves",
+            is_open=True,
+            panels=[
+                panels.LinePlot(title=title, x="epoch", y=[metric])
+                for title, metric in (
+                    ("Validation accuracy", "val/acc"),
+                    ("Validation loss", "val/loss"),
+                    ("Training accuracy", "train/acc"),
+                    ("Training loss", "train/loss"),
+                )
+            ],
+        ),
+    ]
+    address = f"{wandb.Api().settings['base_url'].replace('api.', '')}/{entity}/{project}?nw={_VIEW}"
+    try:
+        view = workspaces.Workspace.from_url(address)
+        view.sections = sections
+    except ValueError as error:
+        if "not found in project" not in str(error):
+            raise Refused(f"{entity}/{project} cannot be read from W&B: {error}") from error
+        view = workspaces.Workspace(entity=entity, project=project, name="finetune", sections=sections)
+        view._internal_name = f"nw-{_VIEW}-v"  # so that the next call finds it
+    return str(view.save().url)

@@ -1,0 +1,154 @@
+"""Files that survive a crash: whole or absent, never half-written."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.storage.faults import reach
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: after a crash at any moment it holds the old bytes or the new, all of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            reach("write", path)
+            file.write(data)
+            file.flush()
+            reach("fsync", path)
+            os.fsync(file.fileno())
+        reach("rename", path)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    reach("sync", path)
+    _sync(path.parent)
+
+
+@contextmanager
+def published_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes `folder` when the block ends well, and vanishes when it does not."""
+    temporary = _temporary(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        publish_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def publish_folder(finished: Path, folder: Path) -> None:
+    """Rename a filled folder to `folder`, a neighbour of it, once all of it is on the disk."""
+    reach("fsync", folder)
+    for file in finished.rglob("*"):
+        _sync(file)
+    _sync(finished)
+    move(finished, folder)
+    reach("sync", folder)
+    _sync(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within a folder; as all renames, it happens or does not."""
+    reach("rename", target)
+    source.rename(target)
+
+
+def sealed(values: dict[str, Any]) -> bytes:
+    """`values` as JSON with a `checksum` of its own: the CRC-32 of its content, whatever its order and spaces.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps({**values, "checksum": _checksum(values)}, indent=1, allow_nan=False).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What `sealed` made `data` from.
+
+    Raises:
+        ValueError: it was changed since, or is something else.
+    """
+    try:
+        values: dict[str, Any] = json.loads(data)
+        checksum = values.pop("checksum")
+        if checksum == _checksum(values):
+            return values
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        raise ValueError(f"no JSON with a checksum ({type(error).__name__}: {error})") from error
+    raise ValueError("its checksum differs")
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
+class Growing:
+    """A file that gets longer; a crash leaves a beginning of it, and its reader must see how far that is whole."""
+
+    def __init__(self, path: Path, size: int):
+        """What `path` has beyond `size` bytes is cut off."""
+        self._path = path
+        path.touch()
+        os.truncate(path, size)
+        self._file = path.open("ab")
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write `data` behind what is there."""
+        reach("write", self._path)
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def remove_leftovers(root: Path, depth: int = 2) -> None:
+    """Remove temporary files and folders, down to `depth` folders below `root`, whose process has died here."""
+    for below in range(depth + 1):
+        for left in root.glob("*/" * below + ".*.tmp"):
+            owner = _TEMPORARY.fullmatch(left.name)
+            if owner is None or owner["host"] != _HOST or _lives(int(owner["pid"])):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+_HOST = re.sub(r"[^\w-]", "_", platform.node())
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

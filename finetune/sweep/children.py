@@ -1,0 +1,42 @@
+"""Child processes: the server they are forked from, their output, and their end with their parent."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
+
+
+def log_to(file: Path) -> None:
+    """Send what this process prints to `file`."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def ready_server() -> None:
+    """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
+    resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this child process when its parent ends, however that happens; a Ctrl-C reaches it from now on."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()

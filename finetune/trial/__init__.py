@@ -1,0 +1,1 @@
+"""One trial, from config to record."""

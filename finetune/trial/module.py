@@ -1,0 +1,255 @@
+"""The trained network: loss, metrics and optimizer. Knows no files, no W&B and no cache."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetune.network.network import trained_entries
+
+
+class FineTune(pl.LightningModule):
+    """prefix (frozen) → suffix (trained) → head (trained), on batches of pixels N x 3 x H x W and labels N.
+
+    Logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/acc_best`, `lr` and `test/acc` once an epoch;
+    accuracies are top-1, 0..1. `history` holds the same, one dict per epoch.
+    """
+
+    def __init__(
+        self,
+        prefix: nn.Module,
+        suffix: nn.Module,
+        head: nn.Module,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Callable[[float], float] = lambda progress: 1.0,
+        label_smoothing: float = 0.0,
+        stored: frozenset[str] = frozenset(),
+    ):
+        """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
+
+        The batches of the `stored` splits, of `train`, `val` and `test`, are what the prefix would have made of them.
+        """
+        super().__init__()
+        self._entry = {split: nn.Identity() if split in stored else prefix for split in ("train", "val", "test")}
+        self.prefix, self.suffix, self.head = prefix, suffix, head
+        self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
+        self.train_figures, self.val_figures, self.test_figures = (_Figures() for _ in range(3))
+        self.history: list[dict[str, float]] = []
+        self.best_acc, self.best_epoch = -1.0, -1
+        self.best_state: dict[str, Tensor] = {}
+        self.best_probabilities = torch.empty(0)
+        """Of the best epoch, for the validation images in order: N x classes, float32, on the CPU."""
+        self._epoch_logits: list[Tensor] = []
+        self._losses = _Losses()
+        self._learning_rate = 0.0
+
+    @classmethod
+    def of_parts(cls, prefix: nn.Module, suffix: nn.Module, head: nn.Module) -> "FineTune":
+        """A network to predict with, not to train."""
+        return cls(prefix, suffix, head, torch.optim.AdamW)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, N x classes."""
+        return torch.as_tensor(self.head(self.suffix(self.prefix(x))))
+
+    def _logits(self, split: str, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.suffix(self._entry[split](x))))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch.
+
+        Raises:
+            FloatingPointError: a step before gave a loss that is not finite.
+        """
+        x, y = batch
+        self._refuse_divergence()
+        logits = self._logits("train", x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        self._losses.note(loss.detach())
+        self.train_figures.update(loss.detach(), logits.detach(), y)
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By norm; Lightning's refuses a fused optimizer in bf16, on account of a scaler that bf16 does not have."""
+        if gradient_clip_val:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remember the learning rate that the epoch's last step uses."""
+        self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collect loss and accuracy."""
+        self._epoch_logits.append(self._evaluate("val", self.val_figures, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
+        self._refuse_divergence(wait=True)
+        epoch = {
+            **self._pull("train", self.train_figures),
+            **self._pull("val", self.val_figures),
+            "lr": self._learning_rate,
+        }
+        self.history.append({"epoch": self.current_epoch, **epoch})
+        if epoch["val/acc"] > self.best_acc:
+            self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
+            self.best_state = self.trained_state()
+            self.best_probabilities = torch.cat(self._epoch_logits).softmax(1).cpu()
+        self._epoch_logits = []
+        self.log_dict({**epoch, "val/acc_best": self.best_acc})
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collect loss and accuracy."""
+        self._evaluate("test", self.test_figures, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss` and `test/acc`."""
+        self.log_dict(self._pull("test", self.test_figures))
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what trains and nothing else, with a per-step schedule."""
+        optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of what training changes: parameters with a gradient and BatchNorm statistics in use."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in trained_entries(self).items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `trained_state` returned.
+
+        Raises:
+            ValueError: the entries are not those of this network at this freeze depth.
+        """
+        own = trained_entries(self)
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"the checkpoint is of another network or freeze depth: {sorted(own.keys() ^ state.keys())[0]}"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name])
+
+    def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that training has changed here by the end of a batch: tensors on the CPU, by name, and plain values."""
+        tensors = {
+            **{f"trained.{name}": value for name, value in self.trained_state().items()},
+            **{f"best.{name}": value for name, value in self.best_state.items()},
+            "probabilities": self.best_probabilities,
+            "loss": self.train_figures.loss.cpu(),
+            "right": self.train_figures.right.cpu(),
+        }
+        values = {"history": self.history, "best_acc": self.best_acc, "best_epoch": self.best_epoch}
+        return tensors, {**values, "count": self.train_figures.count, "lr": self._learning_rate}
+
+    def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned."""
+        self.load_trained_state(under("trained", tensors))
+        self.best_state, self.best_probabilities = under("best", tensors), tensors["probabilities"]
+        self.train_figures.loss.copy_(tensors["loss"])
+        self.train_figures.right.copy_(tensors["right"])
+        self.train_figures.count = values["count"]
+        self.history, self.best_acc, self.best_epoch = values["history"], values["best_acc"], values["best_epoch"]
+        self._learning_rate, self._losses = values["lr"], _Losses()
+
+    def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        logits = self._logits(split, x).float()
+        figures.update(F.cross_entropy(logits, y), logits, y)
+        return logits
+
+    def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:
+        values = {f"{split}/{name}": value for name, value in figures.compute().items()}
+        if not math.isfinite(values[f"{split}/loss"]):
+            self._diverged(f"{split}/loss", values[f"{split}/loss"])
+        return values
+
+    def _refuse_divergence(self, wait: bool = False) -> None:
+        for loss in self._losses.known(wait):
+            if not math.isfinite(loss):
+                self._diverged("train/loss", loss)
+
+    def _diverged(self, name: str, value: float) -> NoReturn:
+        raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
+
+
+class _Losses:
+    """The losses of steps, looked at once a GPU has got there, so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._coming = deque[tuple[Tensor, torch.cuda.Event | None]]()
+
+    def note(self, loss: Tensor) -> None:
+        """Remember the loss of a step that may be under way still."""
+        done = None
+        if loss.device.type == "cuda":
+            loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._coming.append((loss, done))
+
+    def known(self, wait: bool) -> Iterator[float]:
+        """Those that have come since the last call; all of them with `wait`."""
+        while self._coming:
+            loss, done = self._coming[0]
+            if done is not None and wait:
+                done.synchronize()
+            elif done is not None and not done.query():
+                return
+            self._coming.popleft()
+            yield float(loss)
+
+
+class _Figures(nn.Module):
+    """Mean loss and top-1 accuracy over an epoch, summed on the training device without waiting for it."""
+
+    loss: Tensor
+    right: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("loss", torch.zeros(()), persistent=False)
+        self.register_buffer("right", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.count = 0
+
+    def update(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Add a batch, given its mean loss."""
+        self.loss.add_(loss, alpha=len(y))
+        self.right.add_((logits.argmax(1) == y).sum())
+        self.count += len(y)
+
+    def compute(self) -> dict[str, float]:
+        """The epoch's figures; the next epoch starts from nothing."""
+        count = max(1, self.count)
+        values = {"loss": float(self.loss) / count, "acc": round(float(self.right) / count, 7)}
+        self.loss.zero_()
+        self.right.zero_()
+        self.count = 0
+        return values
+
+
+def under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those named `NAME.…`, without that."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def cosine(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of training, then half a cosine down to 0."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
+
+
+def constant(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of training, then 1."""
+    return max(progress / warmup, 1e-3) if progress < warmup else 1.0

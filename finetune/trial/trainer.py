@@ -1,0 +1,138 @@
+"""Lightning, set up for one trial: precision, loggers, early stopping, what is printed."""
+
+import logging
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+from torch import nn
+
+from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
+from finetune.errors import Interrupted
+from finetune.network.device import Precision
+from finetune.trial.callback import EpochLines, Keeper
+from finetune.trial.module import FineTune, constant, cosine
+from finetune.trial.wandb_logger import PatientLogger
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # batches are gathers from memory
+    ".*in eval mode at the start of training.*",  # the frozen prefix
+    ".*isinstance.treespec, LeafSpec.*",  # pytorch-lightning 2.6 on torch 2.14
+    ".*Experiment logs directory .* exists and is not empty.*",  # the config is written there first
+)
+"""What Lightning says that is no news here."""
+
+
+def quieten() -> None:
+    """Silence what Lightning says at every start; its other warnings stay."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for expected in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=expected)
+
+
+def build_optimizer(optim: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over `parameters`, in one kernel."""
+    if optim.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            optim.lr,
+            optim.momentum,
+            weight_decay=optim.weight_decay,
+            nesterov=optim.momentum > 0,
+            fused=True,
+        )
+    return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=True)
+
+
+def build_module(
+    prefix: nn.Module,
+    suffix: nn.Module,
+    head: nn.Module,
+    optim: OptimConfig,
+    stored: frozenset[str] = frozenset(),
+) -> FineTune:
+    """The module to train; `stored` splits skip the prefix."""
+    schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
+    return FineTune(prefix, suffix, head, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
+
+
+def build_trainer(
+    settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision, keeper: Keeper
+) -> pl.Trainer:
+    """A Trainer on one device that prints a line an epoch and keeps its files in `out`, with the help of `keeper`."""
+    if precision.device.type == "cpu":
+        # AdamW asks in each step whether there is a GPU; NVML, which Lightning has it ask, takes 0.2 ms to answer
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    terminal = sys.stdout.isatty()
+    callbacks: list[Callback] = [EpochLines(out, keeper)]
+    if settings.patience is not None:
+        callbacks.append(EarlyStopping("val/acc", mode="max", patience=settings.patience))
+    if terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    return pl.Trainer(
+        accelerator="gpu" if precision.device.type == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if precision.bf16 else "32-true",
+        max_epochs=settings.epochs,
+        gradient_clip_val=settings.grad_clip,
+        logger=build_loggers(logger, out),
+        callbacks=callbacks,
+        plugins=[LightningEnvironment()],  # SLURM's, which Lightning finds by itself, refuses jobs of several tasks
+        default_root_dir=out,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+
+
+def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
+    """The logger a config names: none, `out/metrics.csv`, or a W&B run under `out/wandb`."""
+    if logger.name == "csv":
+        return [CSVLogger(out, name="", version="")]
+    if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
+        return [PatientLogger(logger.project, logger.mode == "offline", out)]
+    return []
+
+
+def logger_warnings(trainer: pl.Trainer) -> list[str]:
+    """What a person should know of the loggers, for the record."""
+    return [logger.warning for logger in trainer.loggers if isinstance(logger, PatientLogger) and logger.warning]
+
+
+def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Callable[[], dict[str, Any]]) -> None:
+    """End a W&B run here, for a forked child runs no exit handlers that would; other loggers need nothing.
+
+    A run that SIGTERM stopped is marked as preempted, so that W&B hands it out again.
+    """
+    code = error.code if isinstance(error, Interrupted) else int(error is not None)
+    for logger in trainer.loggers:
+        if isinstance(logger, PatientLogger):
+            run = logger.experiment
+            run.summary.update(summary())
+            if code == 143:
+                run.mark_preempting()
+            logger.finish(code)
+
+
+def device_name(device: torch.device) -> str:
+    """What trained: the GPU's name, or the CPU with its number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB at the most: the GPU's allocator, or this process's resident set."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

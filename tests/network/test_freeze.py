@@ -1,0 +1,124 @@
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from finetune.config import FREEZE_UNITS
+from finetune.errors import Refused
+from finetune.network.backbone import Backbone, build_backbone
+from finetune.network.freeze import boundaries, depth_table, plan_freeze
+from finetune.network.parts import split_at
+from finetune.network.weights import load_state
+from tests.network.test_backbone import scrambled
+
+RANGES = {"block": 17, "stage": 5, "layer": 53, "tensor": 159}
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> tuple[Backbone, nn.Module]:
+    """Ours and torchvision's, with the same scrambled weights, and no classifier."""
+    backbone = build_backbone("resnet50")
+    load_state(backbone, scrambled(backbone))
+    theirs = torchvision.models.resnet50(weights=None)
+    theirs.fc = nn.Identity()
+    theirs.load_state_dict(backbone.model.state_dict())
+    return backbone, theirs.eval()
+
+
+@pytest.mark.parametrize("unit", FREEZE_UNITS)
+def test_suffix_of_prefix_is_torchvisions_forward_for_every_k(resnet50: tuple[Backbone, nn.Module], unit: str) -> None:
+    backbone, theirs = resnet50
+    x = torch.randn(1, 3, 32, 32)
+    seen: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        expected = theirs(x)
+        for k in range(RANGES[unit] + 1):
+            plan = plan_freeze(backbone, k, unit)
+            prefix, suffix = split_at(backbone, plan)
+            if plan.cut not in seen:  # depths that share a cut share both halves
+                seen[plan.cut] = suffix.eval()(prefix(x))
+            torch.testing.assert_close(seen[plan.cut], expected, rtol=0, atol=0)
+    assert len(seen) == len({plan_freeze(backbone, k, unit).cut for k in range(RANGES[unit] + 1)})
+
+
+@pytest.mark.parametrize("unit", FREEZE_UNITS)
+def test_ranges_of_resnet50(resnet50: tuple[Backbone, nn.Module], unit: str) -> None:
+    backbone, _ = resnet50
+    assert len(boundaries(backbone, unit)) - 1 == RANGES[unit]
+    assert plan_freeze(backbone, "all", unit) == plan_freeze(backbone, RANGES[unit], unit)
+    assert plan_freeze(backbone, 0, unit).frozen == frozenset()
+    everything = {name for name, _ in backbone.model.named_parameters()}
+    assert plan_freeze(backbone, "all", unit).frozen == everything
+    for k in (-1, RANGES[unit] + 1):
+        with pytest.raises(Refused, match=rf"freeze_depth={k} is out of range .* 0..{RANGES[unit]}, or all"):
+            plan_freeze(backbone, k, unit)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 33, 99, 100, 101, 158, 159])
+def test_tensor_k_is_what_list_parameters_k_freezes(resnet50: tuple[Backbone, nn.Module], k: int) -> None:
+    backbone, theirs = resnet50
+    split_at(backbone, plan_freeze(backbone, k, "tensor"))
+    theirs = copy.deepcopy(theirs)
+    for parameter in list(theirs.parameters())[:k]:
+        parameter.requires_grad_(False)
+    assert [p.requires_grad for p in backbone.model.parameters()] == [p.requires_grad for p in theirs.parameters()]
+
+
+def test_first_100_tensors_end_inside_layer3_2_and_are_cut_before_it(resnet50: tuple[Backbone, nn.Module]) -> None:
+    backbone, _ = resnet50
+    plan = plan_freeze(backbone, 100, "tensor")
+    assert list(backbone.units)[plan.cut] == "layer3.2"
+    inside = {name for name in plan.frozen if name.startswith("layer3.2")}
+    assert "layer3.2.conv3.weight" in inside
+    assert "layer3.2.bn3.weight" not in plan.frozen
+    assert {"layer3.2.bn1", "layer3.2.bn2"} <= plan.pinned
+    assert "layer3.2.bn3" not in plan.pinned
+
+
+def test_units_agree_where_they_meet(resnet50: tuple[Backbone, nn.Module]) -> None:
+    backbone, _ = resnet50
+    for unit, k, other, same in (("stage", 3, "block", 8), ("block", 11, "layer", 34), ("layer", 53, "tensor", 159)):
+        assert plan_freeze(backbone, k, unit).frozen == plan_freeze(backbone, same, other).frozen
+
+
+def test_training_mode_leaves_prefix_and_pinned_batchnorms_in_eval(resnet50: tuple[Backbone, nn.Module]) -> None:
+    backbone, _ = resnet50
+    plan = plan_freeze(backbone, 100, "tensor")
+    prefix, suffix = split_at(backbone, plan)
+    nn.ModuleDict({"prefix": prefix, "suffix": suffix}).train()
+    norms = {n: m for n, m in backbone.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert {name for name, norm in norms.items() if not norm.training} == plan.pinned
+    assert not any(module.training for module in prefix.modules())
+
+
+def test_frozen_batchnorm_policies(resnet50: tuple[Backbone, nn.Module]) -> None:
+    backbone, _ = resnet50
+    plans = {policy: plan_freeze(backbone, 5, "block", policy) for policy in ("eval", "stats", "train")}
+    assert plans["eval"].cut == 5
+    assert plans["stats"].cut == plans["train"].cut == 0
+    assert plans["stats"].pinned == plans["train"].pinned == frozenset()
+    assert plans["stats"].frozen == plans["eval"].frozen
+    freed = plans["eval"].frozen - plans["train"].frozen
+    assert freed == {f"{norm}.{part}" for norm in plans["eval"].pinned for part in ("weight", "bias")}
+
+
+def test_depth_table_of_resnet50(resnet50: tuple[Backbone, nn.Module]) -> None:
+    rows = depth_table(build_backbone("resnet50"), "block", 224)
+    assert [row.k for row in rows] == list(range(18))
+    everything = sum(p.numel() for p in torchvision.models.resnet50().parameters())
+    assert rows[-1].parameters == everything - (2048 + 1) * 1000
+    # shares of forward multiply-adds and sizes of activations as in the design's measurements
+    at = {row.name: row for row in rows}
+    shares = {"stem": 0.03, "layer1.2": 0.19, "layer2.3": 0.44, "layer3.5": 0.80, "layer4.2": 1.0}
+    assert {name: round(at[name].flop_share, 2) for name in shares} == shares
+    assert [at[name].shape for name in ("stem", "layer1.2", "layer3.5", "layer4.2")] == [
+        (64, 56, 56),
+        (256, 56, 56),
+        (1024, 14, 14),
+        (2048,),
+    ]
+    assert at["layer2.3"].same == {"block": "8", "stage": "3", "layer": "24", "tensor": "72"}
+    hundred = depth_table(build_backbone("resnet50"), "tensor", 224)[100]
+    assert (hundred.name, hundred.same["block"]) == ("layer3.2.conv3.weight", "10+")

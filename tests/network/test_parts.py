@@ -1,0 +1,68 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.network.backbone import build_backbone
+from finetune.network.device import Precision
+from finetune.network.freeze import plan_freeze
+from finetune.network.parts import SharedPrefix, contiguous_from, lay_out, split_at
+
+CPU = Precision(torch.device("cpu"), bf16=False)
+
+
+def lies(part: nn.Module) -> set[torch.memory_format]:
+    """In which layouts a part's 3 x 3 convolutions are; others look alike in both."""
+    weights = [p for p in part.parameters() if p.ndim == 4 and p.shape[2] > 1]
+    formats = (torch.channels_last, torch.contiguous_format)
+    return {layout for layout in formats for p in weights if p.is_contiguous(memory_format=layout)}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "first"),
+    [
+        ("resnet18", 96, 6),
+        ("resnet18", 224, 7),
+        ("resnet50", 128, 14),
+        ("resnet50", 224, None),
+        ("narrow_resnet50", 32, None),
+    ],
+)
+def test_units_of_many_weights_and_few_values_are_contiguous(name: str, size: int, first: int | None) -> None:
+    assert contiguous_from(name, size, CPU) == first
+
+
+def test_bf16_and_gpus_have_channels_last_alone() -> None:
+    assert contiguous_from("resnet18", 96, Precision(torch.device("cpu"), bf16=True)) is None
+    assert contiguous_from("resnet18", 96, Precision(torch.device("meta"), bf16=False)) is None
+
+
+@pytest.mark.parametrize("cut", [0, 5, 7])
+def test_a_laid_out_suffix_computes_and_learns_the_same(cut: int) -> None:
+    backbone = build_backbone("resnet18")
+    prefix, suffix = split_at(backbone, plan_freeze(backbone, cut, "block"))
+    plain = copy.deepcopy(suffix)
+    lay_out(suffix, 6 - cut)
+    x = prefix(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    found, expected = suffix(x.contiguous(memory_format=torch.channels_last)), plain(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for network in (suffix, plain):
+        network(x).square().sum().backward()
+    for (name, ours), theirs in zip(suffix.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad.stride() == ours.stride(), name
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-2 * float(theirs.grad.abs().max()))
+    layouts = [lies(part) for part in suffix]
+    light = max(6 - cut, 0)
+    assert all(torch.channels_last in found for found in layouts[:light])
+    assert all(found == {torch.contiguous_format} for found in layouts[light:-1])
+
+
+def test_a_laid_out_prefix_gives_the_same_activations() -> None:
+    backbone = build_backbone("resnet18")
+    prefix, _ = split_at(backbone, plan_freeze(backbone, "all", "block"))
+    x = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain, laid_out = SharedPrefix.of(prefix), SharedPrefix.of(prefix, 6)
+    for ours, theirs in zip(laid_out.taps(x, [4, 7, 10]), plain.taps(x, [4, 7, 10]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert lies(laid_out[8]) == {torch.contiguous_format}

@@ -1,0 +1,213 @@
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.compose import compose_config
+from finetune.config import flat, trial_key
+from finetune.records.layout import REPORT
+from finetune.records.predictions import predictions_of
+from finetune.records.repeat import repeat_command, repeat_overrides
+from finetune.records.result import Result
+from finetune.report.figures.main import depth_figure, pareto_front, pictures
+from finetune.report.page.page import SHOWN, write_report
+from finetune.report.table import tabulate, verdict
+from tests.report.test_table import record
+
+SWEEP = [record(depth, 0.5 + depth / 100, seed, optim__lr=0.01) for depth in (4, 11, 17) for seed in (0, 1)]
+SWEEP += [record(11, 0.9 + seed / 10, seed, optim__lr=0.02) for seed in (0, 1)]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, the rows of its table of depths, and its text by kind."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = {"style": "", "script": "", "": ""}
+        self.table = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.table = dict(attrs).get("id") or ""
+        if tag == "tr" and self.table == "depths":
+            self.rows.append([])
+
+    def handle_data(self, data: str) -> None:
+        last = self.tags[-1][0] if self.tags else ""
+        self.text[last if last in self.text else ""] += data
+        if last == "td" and data.strip() and self.table == "depths":
+            self.rows[-1].append(data)
+
+    @property
+    def names(self) -> set[str]:
+        return {tag for tag, _ in self.tags}
+
+
+def page_of(folder: Path, records: Sequence[Result] = SWEEP) -> Page:
+    path = write_report(folder, records)
+    assert path == folder / REPORT
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def with_predictions(folder: Path) -> list[Result]:
+    """Records of a sweep whose best trial left its predictions; two classes, one mistake."""
+    classes = ["<b>cat", "dog"]
+    records = [replace(r, classes=classes, config={"model.backbone": "resnet50"}) for r in SWEEP]
+    best = max(records, key=lambda r: r.val_acc_best or 0)
+    for r in records:
+        r.save(folder / "trials" / r.key)
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], np.float32)
+    blank = np.full((3, 8, 8, 3), 200, np.uint8)
+    paths = [folder / f"of_a-zoo_{i}.png" for i in range(3)]
+    kept = predictions_of(probabilities, np.array([0, 1, 0]), paths, folder, lambda i: blank[i])
+    kept.save(folder / "trials" / best.key)
+    return records
+
+
+def test_the_page_fetches_nothing_and_is_small_enough_to_mail(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "mine", with_predictions(tmp_path / "mine"))
+    for tag, attributes in page.tags:
+        assert not attributes.keys() & {"srcset", "data", "action", "background"}
+        if "src" in attributes:
+            assert tag == "img"
+            assert str(attributes["src"]).startswith("data:image/jpeg;base64,")
+        assert str(attributes.get("href", "#")).startswith("#")
+    assert not page.names & {"link", "iframe", "object", "embed", "base", "form"}
+    assert not re.search(r"@import|url\(", page.text["style"])
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
+    assert (tmp_path / "mine" / REPORT).stat().st_size < 6_000_000
+
+
+def test_the_page_stays_small_with_many_trials(tmp_path: Path) -> None:
+    config = flat(compose_config(["experiment=embedded"]))
+    many = [
+        replace(record(i % 18, 0.3 + i / 10000, i, optim__lr=0.01 + i / 1e6), key=f"{i:012x}", config=config)
+        for i in range(2 * SHOWN)
+    ]
+    page = page_of(tmp_path / "mine", many)
+    assert f"The {SHOWN} best of {2 * SHOWN} are shown." in page.text[""]
+    assert (tmp_path / "mine" / REPORT).stat().st_size < 6_000_000
+
+
+def test_the_page_names_the_winner_and_has_a_row_for_each_depth(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "mine")
+    header, *rows = page.rows
+    assert header == []
+    assert rows == [
+        ["4", "2", "0.540 ± 0.000", "2.5", "lr=0.01", "too few seeds"],
+        ["11", "4", "0.950 ± 0.635", "2.5", "lr=0.02", "the best"],
+        ["17", "2", "0.670 ± 0.000", "2.5", "lr=0.01", "too few seeds"],
+    ]
+    assert [attributes.get("class") for tag, attributes in page.tags if tag == "tr"].count("winner") == 1
+    best = "Best: freeze_depth=11 lr=0.02 with val/acc 0.950 ± 0.635, mean of 2 seeds with its 95 % interval."
+    assert best in page.text[""]
+    assert "No verdict on depth: too few repeats" in page.text[""]
+    assert "Validation accuracy against frozen depth: mine" in page.text[""]
+    assert "8 complete" in page.text[""]
+
+
+def test_the_winner_is_shown_with_its_classes_and_mistakes(tmp_path: Path) -> None:
+    text = page_of(tmp_path / "mine", with_predictions(tmp_path / "mine")).text[""]
+    assert "the winning configuration, in its best epoch: 2 of 3 validation images right." in text
+    assert "dog (70%), is <b>cat" in text
+    assert "Expected calibration error" in text
+    page = (tmp_path / "mine" / REPORT).read_text()
+    assert "of_<wbr>a-<wbr>zoo_<wbr>2.<wbr>png" in page  # a long name breaks between its words
+    (tmp_path / "other").mkdir()
+    assert "winner's predictions" not in page_of(tmp_path / "other").text[""]
+
+
+HOSTILE = "</script><script>alert(1)</script><b>&amp;\"'{0}{title}$title"
+
+
+def test_markup_in_names_and_parameters_stays_text(tmp_path: Path) -> None:
+    folder = tmp_path / HOSTILE.replace("/", "")
+    plain = page_of(tmp_path / "plain")
+    page = page_of(folder, [record(depth, 0.5, data__root=f"{HOSTILE}{depth}") for depth in (4, 17)])
+    assert page.names == plain.names  # `b` is no tag of it
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == len([t for t, _ in plain.tags if t == "script"])
+    assert f"data.root={HOSTILE}4" in page.rows[1]
+    assert f"against frozen depth: {folder.name}" in page.text[""]
+    assert "alert(1)</script>" not in (folder / REPORT).read_text()
+
+
+def test_one_seed_has_no_interval_to_tell() -> None:
+    words = verdict(tabulate([record(17, 0.75)])).split()
+    assert " ".join(words) == "Best: freeze_depth=17 with val/acc 0.750, one seed: no interval."
+
+
+@pytest.mark.parametrize("records", [[], [record(None, None, 0, "failed"), record(4, None, 1, "interrupted")]])
+def test_a_page_without_a_complete_trial_says_so(tmp_path: Path, records: list[Result]) -> None:
+    page = page_of(tmp_path / "mine", records)
+    assert "No trial is complete yet." in page.text[""]
+    assert page.rows == [[]]
+    assert ("1 failed, 1 interrupted" in page.text[""]) == bool(records)
+
+
+def test_the_main_figure_shows_every_trial_and_joins_the_best_of_each_depth() -> None:
+    trials, best = depth_figure(tabulate(SWEEP), SWEEP).data[:2]
+    expected = sorted((result.freeze_depth or 0, result.val_acc_best) for result in SWEEP)
+    assert sorted(zip(trials.x, trials.y, strict=True)) == expected
+    assert list(best.x) == [4, 11, 17]
+    assert list(best.y) == pytest.approx([0.54, 0.95, 0.67])
+    assert list(best.error_y.array) == pytest.approx([0, 0.05 * 12.7062, 0], rel=1e-4)
+    assert best.error_y.visible
+
+
+def test_the_main_figure_names_the_units_and_what_they_freeze() -> None:
+    known = [replace(r, config={"model.backbone": "resnet50"}) for r in SWEEP]
+    layout = depth_figure(tabulate(known), known).layout
+    assert layout.xaxis.ticktext == ("<b>4</b><br>layer1.2", "<b>11</b><br>layer3.2", "<b>17</b><br>layer4.2")
+    assert layout.xaxis2.ticktext[1:] == ("22%<br>64%", "100%<br>100%")
+    unknown = depth_figure(tabulate(SWEEP), SWEEP).to_plotly_json()["layout"]
+    assert "xaxis2" not in unknown
+    assert "ticktext" not in unknown["xaxis"]
+
+
+def test_the_pictures_that_the_records_can_fill() -> None:
+    curves = [{"epoch": i, "val/acc": a, "train/acc": a} for i, a in enumerate((0.3, 0.5))]
+    records = [replace(r, history=curves) for r in SWEEP]
+    failed = replace(record(4, None, 3, "failed"), reason="out of memory")
+    names = [p.name for p in pictures([*records, failed], tabulate(records), {r.key: 1e9 for r in records})]
+    assert names == ["depth", "time", "rates", "parallel", "importance", "curves", "trials", "failures"]
+    assert [p.name for p in pictures([failed], tabulate([failed]), {})] == ["failures"]
+    for picture in pictures(records, tabulate(records), {}):
+        json.loads(picture.figure.to_json())
+
+
+def test_the_pareto_front_is_what_no_trial_beats() -> None:
+    points = np.random.default_rng(0).uniform(size=(60, 2)).round(1)
+    front = pareto_front([(float(c), float(v)) for c, v in points])
+    beaten = {
+        (c, v)
+        for c, v in map(tuple, points.tolist())
+        if any(c2 <= c and v2 >= v and (c2, v2) != (c, v) for c2, v2 in points.tolist())
+    }
+    assert set(front) == {tuple(point) for point in points.tolist()} - beaten
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=embedded", "model.freeze_depth=8", "optim.lr=0.01", "seed=2"],
+        ["experiment=first_100", "data.root=/a b/'c'", "model.head.hidden=[64,32]"],
+        ["data.root=x", "augment=strong", "trainer.patience=3", "optim=sgd"],
+    ],
+)
+def test_the_command_of_a_trial_repeats_it(overrides: list[str]) -> None:
+    config = compose_config(overrides)
+    again = compose_config(repeat_overrides(flat(config)))
+    assert trial_key(again) == trial_key(config)
+    assert repeat_command(flat(config)).startswith("python -m finetune.train ")

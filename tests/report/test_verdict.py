@@ -1,0 +1,202 @@
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.config import BACKBONES, FREEZE_UNITS
+from finetune.network.backbone import build_backbone
+from finetune.network.freeze import depth_table
+from finetune.records.predictions import Predictions
+from finetune.records.result import Result
+from finetune.report.caveats import doubts
+from finetune.report.depths import SIZE, deepest, depths_of
+from finetune.report.table import tabulate
+from finetune.report.verdict import Conclusions, compare_depths, conclude, duration
+from tests.report.test_table import record
+
+
+def sweep(means: dict[int, float], seeds: int = 3, noise: float = 0.01, source: int = 0) -> list[Result]:
+    rng = np.random.default_rng(source)
+    return [
+        replace(record(k, float(mean + rng.normal(0, noise)), seed, optim__lr=0.01), seconds={"total": 20.0 - k})
+        for k, mean in means.items()
+        for seed in range(seeds)
+    ]
+
+
+def of(records: Sequence[Result]) -> Conclusions:
+    return conclude(records, tabulate(records))
+
+
+def text(records: Sequence[Result]) -> str:
+    return " ".join(of(records).sentences)
+
+
+def test_a_clear_difference_is_told_with_its_size_and_its_test() -> None:
+    found = text(sweep({0: 0.4, 9: 0.8, 17: 0.5}, noise=0.005))
+    assert re.search(r"Depth matters: worse than k=9 .* k=0 by 0\.\d{3} \[.*\], p[=<]\S+; k=17 by", found)
+    assert "(paired over seeds, corrected for 2 depths)" in found
+    assert "The best is also the cheapest" in found
+
+
+def test_close_depths_stay_open_with_the_runs_that_would_settle_it_and_the_cheapest_is_named() -> None:
+    close = {0: (0.40, 0.42, 0.39, 0.41), 9: (0.81, 0.78, 0.82, 0.80), 12: (0.79, 0.80, 0.78, 0.80)}
+    records = [
+        replace(record(k, accuracy, seed, optim__lr=0.01), seconds={"total": 20.0 - k})
+        for k, accuracies in close.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    (open_one,) = [d for d in of(records).depths if d.standing == "open"]
+    assert open_one.group.freeze_depth in (9, 12)
+    found = text(records)
+    assert re.search(r"k=(9|12) cannot be told from the best: -?0\.0.*more .*seed", found)
+    cheapest = of(records).cheapest
+    assert cheapest is not None
+    assert cheapest.freeze_depth == 12
+
+
+@pytest.mark.parametrize(("seeds", "missing"), [(1, 6), (2, 3)])
+def test_too_few_repeats_give_no_verdict_and_the_number_of_runs_for_one(seeds: int, missing: int) -> None:
+    records = sweep({0: 0.4, 9: 0.8, 17: 0.5}, seeds=seeds)
+    found = text(records)
+    assert "No verdict on depth: too few repeats" in found
+    assert f"3 seeds for the best configuration of each depth are {missing} more runs." in found
+    assert "Depth matters" not in found
+    assert of(records).cheapest is None
+    assert {d.standing for d in of(records).depths} == {"best", "few"}
+
+
+def test_a_depth_with_too_few_seeds_is_left_out_and_the_others_are_compared() -> None:
+    records = [*sweep({0: 0.4, 9: 0.8}, noise=0.005), record(17, 0.5, 0, optim__lr=0.01)]
+    found = text(records)
+    assert "Depth matters" in found
+    assert "No verdict on k=17: fewer than 3 seeds" in found
+
+
+def test_the_head_alone_is_compared_where_the_records_know_which_depth_that_is() -> None:
+    records = sweep({0: 0.4, 9: 0.8, 17: 0.5}, noise=0.005)
+    assert "head alone" not in text(records)
+    known = [replace(r, config={"model.backbone": "resnet50", "model.freeze_depth": r.freeze_depth}) for r in records]
+    assert re.search(r"The head alone \(k=17\) is 0\.\d{3} behind, more than the noise of seeds, in 27%", text(known))
+
+
+def test_what_it_cost_and_what_sharing_saved() -> None:
+    records = sweep({0: 0.4, 9: 0.8})
+    assert "It cost 93 s of trial time in 6 trials." in text(records)
+    shared = [replace(r, cache={"mode": "auto", "saved_seconds": 1500.0}) for r in records]
+    assert "; sharing the frozen layers' work saved 2.5 h in 6 of them." in text(shared)
+    assert duration(700) == "12 min"
+
+
+def test_records_without_a_complete_trial_and_with_one_depth() -> None:
+    assert "No trial is complete yet." in text([record(4, None, 0, "failed")])
+    assert "One freeze depth was tried" in text(sweep({4: 0.5}))
+
+
+@pytest.mark.parametrize("unlike", [False, True])
+@pytest.mark.parametrize("images", [None, 100])
+def test_k_is_seldom_said_to_matter_where_it_does_not(unlike: bool, images: int | None) -> None:
+    """1,000 sweeps without any difference: 5 depths, the better of 2 rates at each, 3 seeds; all noise alike or not."""
+    rng = np.random.default_rng(7)
+    template = [
+        record(k, 0.5, seed, optim__lr=rate) for k in (0, 4, 8, 12, 16) for rate in (0.1, 0.01) for seed in (0, 1, 2)
+    ]
+    table = tabulate(template)
+    scale = np.repeat(np.array([0.005, 0.02, 0.01, 0.02, 0.005]) if unlike else np.full(5, 0.01), 2)
+    wrong = 0
+    for _ in range(1000):
+        drawn = 0.8 + scale[:, None] * rng.normal(size=(10, 3))
+        if images:
+            drawn = np.round(drawn * images) / images
+        groups = [replace(g, accuracies=tuple(map(float, row))) for g, row in zip(table.groups, drawn, strict=True)]
+        groups.sort(key=lambda g: (g.freeze_depth, -g.mean))
+        now = replace(table, groups=tuple(groups))
+        assert now.winner is not None
+        wrong += any(depth.standing == "worse" for depth in compare_depths(now, now.winner))
+    assert wrong < 50
+
+
+def test_k_is_said_to_matter_where_it_does() -> None:
+    found = [text(sweep({0: 0.7, 9: 0.8, 17: 0.7}, source=i)) for i in range(100)]
+    assert sum("Depth matters" in words for words in found) > 80
+
+
+def doubted(records: Sequence[Result], predictions: Predictions | None = None) -> str:
+    return "\n".join(doubts(records, tabulate(records), predictions))
+
+
+def with_rates(best: float, **params: Any) -> list[Result]:
+    return [record(4, 0.9 if lr == best else 0.5, s, optim__lr=lr) for lr in (0.001, 0.01, 0.1) for s in range(3)]
+
+
+def test_doubt_the_best_rate_or_head_at_the_edge() -> None:
+    assert "The best lr, 0.1, is at the highest end of what was tried: try larger ones." in doubted(with_rates(0.1))
+    assert "The best lr, 0.001, is at the lowest end" in doubted(with_rates(0.001))
+    assert "end of what was tried" not in doubted(with_rates(0.01))
+    heads = [record(4, 0.5 + sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64], [128, 64]) for s in range(3)]
+    assert "The best head, [128, 64], is at the highest end" in doubted(heads)
+    linear = [record(4, 0.5 - sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64]) for s in range(3)]
+    assert "end of what was tried" not in doubted(linear)  # no head is smaller
+
+
+def test_doubt_too_few_trials_and_seeds_that_disagree() -> None:
+    records = [*with_rates(0.01), record(9, 0.6, optim__lr=0.01)]
+    assert "Fewer than 3 seeds behind the best of k=9" in doubted(records)
+    agree = [record(k, 0.5 + k / 100 + s / 1000, s) for k in (4, 9) for s in range(3)]
+    assert "disagree" not in doubted(agree)
+    crossed = [record(k, 0.5 + (0.1 if (k == 4) == (s == 0) else 0), s) for k in (4, 9) for s in range(3)]
+    assert "The seeds disagree on the best depth (seed 0: k=4, seed 1: k=9, seed 2: k=9)." in doubted(crossed)
+
+
+def curve(*values: float) -> list[dict[str, float]]:
+    return [{"epoch": i, "val/acc": value} for i, value in enumerate(values)]
+
+
+def test_doubt_stopped_trials_that_still_improved() -> None:
+    rising = replace(record(4, 0.6, 0, "pruned"), history=curve(0.4, 0.6))
+    falling = replace(record(4, 0.6, 1, "pruned"), history=curve(0.6, 0.4))
+    assert "1 of 2 stopped trials were still improving" in doubted([rising, falling, record(4, 0.9)])
+    assert "still improving" not in doubted([falling, record(4, 0.9)])
+    late = replace(record(4, 0.6), history=curve(0.4, 0.6), best_epoch=1)
+    assert "1 of 1 complete trials were best in their last epoch" in doubted([late])
+
+
+def test_doubt_imbalance_warnings_views_mixed_data_and_failures() -> None:
+    labels = np.array([0] * 9 + [1])
+    blank = np.zeros((0, 64, 64, 3), np.uint8)
+    sure = np.eye(2, dtype=np.float32)[labels]
+    found = doubted([record(4, 0.9)], Predictions(sure, labels, (), np.zeros(0, np.int64), blank))
+    assert "The classes are unbalanced (1 to 9 validation images)" in found
+    assert "There are 10 validation images." in found
+    shared = "data: 3 images of val are in train too"
+    assert shared in doubted([replace(record(4, 0.9), warnings=[shared])])
+    assert "a store of 4 fixed augmented views" in doubted([replace(record(4, 0.9), cache={"views": 4})])
+    mixed = [replace(record(4, 0.9, s), digests={"split": str(s)}) for s in range(2)]
+    assert "The trials used 2 different splits" in doubted(mixed)
+    assert "1 trial failed: out of memory" in doubted([replace(record(4, None, 0, "failed"), reason="out of memory")])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_file_of_depths_is_what_the_backbones_say(backbone: str) -> None:
+    with torch.device("meta"):
+        built = build_backbone(backbone)
+    for unit in FREEZE_UNITS:
+        rows = depth_table(built, unit, SIZE)
+        found = depths_of(backbone, unit)
+        assert found is not None, f"add {backbone} to finetune/report/depths.json"
+        assert found.names == tuple(row.name for row in rows)
+        assert found.parameters == pytest.approx([row.parameter_share for row in rows], abs=1e-4)
+        assert found.flops == pytest.approx([row.flop_share for row in rows], abs=1e-4)
+        assert deepest(backbone, unit) == rows[-1].k
+        assert deepest("another", unit) is None
+
+
+def test_conclusions_are_made_of_records_alone() -> None:
+    records = sweep({0: 0.4, 9: 0.8})
+    again = [Result(**json.loads(json.dumps(vars(r)))) for r in records]
+    assert of(again).sentences == of(records).sentences

@@ -1,0 +1,647 @@
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.compose import compose_config
+from finetune.config import flat, trial_key
+from finetune.errors import Refused
+from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD
+from finetune.records.metric import Beat
+from finetune.records.read import finished_record
+from finetune.records.result import Result, outcome
+from finetune.sharing.facts import Shared
+from finetune.sweep.children import CONTEXT
+from finetune.sweep.folder import alone, claim, refuse_another
+from finetune.sweep.launch import LocalLauncher, Slot, local_slots
+from finetune.sweep.prepare import Prepared
+from finetune.sweep.records import trial_keys
+from finetune.sweep.run import run_sweep
+from finetune.sweep.search import Search, sharing_order
+from finetune.sweep.spec import SweepSpec, read_sweep
+from finetune.sweep.state import Options, Sweep
+from finetune.sweep.stopping import Race
+from finetune.trial.run import train
+
+
+@dataclass
+class Pretended:
+    """A trial that ended at once."""
+
+    exitcode: int
+
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Pretender:
+    """A launcher of one worker that trains nothing: it keeps the words of each start, and leaves the records."""
+
+    capacity, longest_wait = 1, 0.0
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+        self.digests = {"dataset": "pixels", "split": "labels", "weights": "weights"}
+        self.status: Callable[[dict[str, str]], str] = lambda given: "complete"
+        """Of the trial with these words, by key; empty where it dies."""
+
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Pretended]:
+        (words, place), *_ = trials
+        self.started.append(list(words))
+        status = self.status(dict(word.partition("=")[::2] for word in words))
+        if not status:
+            return [Pretended(-9)]
+        config = compose_config(words)
+        params = {word.partition("=")[0]: flat(config).get(word.partition("=")[0]) for word in words}
+        epoch = {"val/acc_best": config.optim.lr, "val/acc": config.optim.lr}
+        history = [epoch] if status == "complete" else []
+        settings = {"config": flat(config), "history": history, "digests": dict(self.digests)}
+        Result(trial_key(config), status, status, 0, "block", 0, None, None, 0, params, **settings).save(place)
+        (place / CHECKPOINT).touch()
+        return [Pretended(0)]
+
+    def wait(self, jobs: Sequence[Pretended]) -> None: ...
+    def worker(self, job: Pretended) -> str:
+        return "worker 0"
+
+    def set_aside(self, worker: str) -> None: ...
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretender:
+    """Sweeps of this test prepare and train nothing."""
+    launcher = Pretender()
+
+    def prepare(*given: object) -> Prepared:
+        digests = launcher.digests
+        return Prepared((), "", (f"{digests['dataset']}_{digests['split']}",), (digests["weights"],), ())
+
+    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
+    monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *given: launcher)
+    return launcher
+
+
+def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
+    raw = {"method": "grid", "metric": {"name": "val/acc_best", "goal": "maximize"}, **more, "parameters": parameters}
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    kept = [word for word in [*fast, "trainer.epochs=1"] if word.partition("=")[0] not in parameters]
+    return read_sweep(path, tuple(kept))
+
+
+GRID = {
+    "model.freeze_depth": {"values": [14, 17]},
+    "optim.lr": {"values": [0.001, 0.01]},
+}
+
+
+def records(folder: Path) -> dict[str, dict[str, object]]:
+    return {file.parent.name: outcome(Result.load(file.parent)) for file in folder.glob(f"trials/*/{RECORD}")}
+
+
+def test_a_grid_leaves_one_record_a_trial_and_only_the_best_checkpoint(tmp_path: Path, fast: list[str]) -> None:
+    sweep = run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(workers=2))
+    found = records(tmp_path / "s")
+    assert len(found) == 4
+    assert {(r["freeze_depth"], r["params"]["optim.lr"]) for r in found.values()} == {
+        (k, lr) for k in (14, 17) for lr in (0.001, 0.01)
+    }
+    assert all(r["status"] == "complete" and r["key"] == key for key, r in found.items())
+    assert sweep.best is not None
+    assert sweep.best.val_acc_best == max(r["val_acc_best"] for r in found.values())
+    assert [p.parent.name for p in (tmp_path / "s").glob(f"trials/*/{CHECKPOINT}")] == [sweep.best.key]
+
+
+def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    run_sweep(spec, tmp_path / "one", Options(workers=1))
+    run_sweep(spec, tmp_path / "two", Options(workers=2))
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert {key: record["params"] for key, record in one.items()} == {k: record["params"] for k, record in two.items()}
+    for key, record in one.items():  # a trial alone has all the threads, whose sums differ in the last bits
+        assert record["last"]["train/loss"] == pytest.approx(two[key]["last"]["train/loss"], rel=1e-3)
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "one").glob(f"trials/*/{RECORD}")}
+    ended: list[Result] = []
+    again = run_sweep(spec, tmp_path / "one", watch=lambda sweep, result: ended.append(result) if result else None)
+    assert (len(again.finished), ended) == (4, [])
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path, fast: list[str]) -> None:
+    space = {
+        "optim.lr": {"values": [1, 0.5, 1.0e-5]},
+        "trainer.precision": {"values": [32, "bf16"]},
+        "trainer.patience": {"values": [None, 3]},
+        "model.head.hidden": {"values": [[], [256, 128]]},
+        "model.freeze_depth": {"values": ["all", 17]},
+        "data.root": {"values": ["a b", "c=d", "it's"]},
+    }
+    spec = spec_of(tmp_path, fast, space)
+    key, search = trial_keys(spec), Search(spec)
+    trials = [params for i in range(144) if (params := search.propose()) is not None and i % 7 == 0]
+    for params in trials:
+        assert key(params) == trial_key(compose_config(spec.overrides(params)))
+    assert len({key(params) for params in trials}) == len(trials) == 21
+
+
+def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: list[str]) -> None:
+    space = {"model.freeze_depth": {"values": [17]}, "optim.lr": {"values": [0.01, 1e-9, 1e-10]}}
+    stopping = {"type": "hyperband", "min_iter": 1, "eta": 3}
+    spec = spec_of(tmp_path, [*fast, "trainer.epochs=400"], space, early_terminate=stopping)
+    metric = {"name": "val/loss", "goal": "minimize"}
+    spec = replace(spec, fixed=(*fast[:-1], fast[-1], "trainer.epochs=40"), metric=metric["name"], goal=metric["goal"])
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    first, *others = (result for _, result in sweep.finished)
+    assert (first.status, len(first.history)) == ("complete", 40)
+    for result in others:
+        assert result.status == "pruned"
+        assert len(result.history) < 40
+        assert re.fullmatch(r"stopped at epoch \d+: 1\.\d+ above \d\.\d+", result.reason)
+    again = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert [result for _, result in again.finished] == [result for _, result in sweep.finished]
+
+
+def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.02, 1e-9, 1e-10]}, "model.freeze_depth": {"values": [17]}}
+    spec = replace(spec_of(tmp_path, fast, space), fixed=(*fast[:-2], "trainer.epochs=30", fast[-1]))
+    whole = run_sweep(spec, tmp_path / "whole", Options(workers=1))
+    race = run_sweep(replace(spec, stopping=Race(z=1.0)), tmp_path / "race", Options(workers=1))
+    assert whole.best is not None
+    assert race.best is not None
+    assert (race.best.key, race.best.history) == (whole.best.key, whole.best.history)
+    stopped = [result for _, result in race.finished if result.status == "pruned"]
+    assert {result.params["optim.lr"] for result in stopped} == {1e-9, 1e-10}
+    assert all(re.fullmatch(r"stopped at epoch \d+: 0\.\d+ below 0\.\d+", result.reason) for result in stopped)
+    assert sum(len(result.history) for _, result in race.finished) < 90
+    with pytest.raises(Refused, match=r"search was .* stopping Race.* would now be .* stopping none"):
+        run_sweep(spec, tmp_path / "race")
+
+
+def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [5, "all", 9]}}
+    spec = spec_of(tmp_path, fast, space)
+    ordered = list(Search(spec, order=sharing_order)._planned)
+    assert [trial["model.freeze_depth"] for trial in ordered] == ["all", "all", 9, 9, 5, 5]
+    as_written = list(Search(spec).planned())
+    assert sorted(map(str, ordered)) == sorted(map(str, as_written))
+    assert [trial["model.freeze_depth"] for trial in as_written] == [5, "all", 9, 5, "all", 9]
+
+
+def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.1, 0.01, 0.001]}, "model.freeze_depth": {"values": [5, 17]}}
+    spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"], space)
+    shown: list[tuple[str, int, int]] = []
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), show=lambda *step: shown.append(step))
+    stores = {path.parent.name for path in (tmp_path / "cache" / "activations").glob("*/manifest.json")}
+    assert len(stores) == 4  # two cuts of two splits
+    assert [(what.partition(",")[0], done) for what, done, total in shown if done == total] == [
+        ("decoding train images", 24),
+        ("decoding val images", 12),
+        ("frozen layers", 24),
+        ("frozen layers", 12),
+    ]
+    for _, result in sweep.finished:
+        assert (result.cache["train"], result.cache["val"]) == ("stored", "stored")
+        assert result.cache["saved_seconds"] > 0
+        log = (tmp_path / "s" / "trials" / result.key / LOG).read_text()
+        assert "frozen layers" not in log
+        assert "decoding" not in log
+
+
+def test_only_a_trial_that_beats_the_best_so_far_writes_a_checkpoint(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr("finetune.trial.run.save_checkpoint", lambda path, *rest: written.append(path))
+    words = [*fast, "model.freeze_depth=17", "trainer.epochs=1"]
+    for name, beat in (("none", None), ("low", 0.0), ("high", 1.0)):
+        config = compose_config([*words, f"out={tmp_path / name}"])
+        train(config, words, beat=None if beat is None else Beat("val/acc_best", "maximize", beat))
+    assert [path.parent.name for path in written] == ["none", "low"]
+
+
+def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fast: list[str]) -> None:
+    metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}
+    spec = spec_of(tmp_path, fast, GRID, metric=metric)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert (len(sweep.finished), sweep.ended) == (1, "val/acc_best reached its target 0")
+    late = run_sweep(spec_of(tmp_path, fast, {"trainer.epochs": {"values": [1000]}}), tmp_path / "l", Options(budget=3))
+    assert (late.finished, late.ended, late.out_of_time) == ([], "the budget is spent", True)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_sweep_that_may_end_early_starts_all_over_its_grid(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, GRID)
+    for options, whole in ((Options(workers=1), [17, 17, 14, 14]), (Options(workers=1, budget=600), [17, 14, 17, 14])):
+        sweep = run_sweep(spec, tmp_path / "s", options)  # the second takes the trials of the first
+        assert [params["model.freeze_depth"] for params, _ in sweep.finished] == whole
+
+
+def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"model.freeze_depth": {"values": [16, 17]}}
+    run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "a")
+    by_hand = [*fast, "trainer.epochs=1", "model.freeze_depth=15"]
+    train(config := compose_config([*by_hand, f"out={tmp_path / 'runs' / 'x'}"]), by_hand)
+    (tmp_path / "runs" / "x").rename(tmp_path / "runs" / trial_key(config))
+    grown = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [14, 15, 16, 17]}})
+    with pytest.raises(Refused, match=r"--out ANOTHER --reuse .*/a"):
+        run_sweep(grown, tmp_path / "a")
+    ended: list[Result] = []
+    sweep = run_sweep(
+        grown,
+        tmp_path / "b",
+        Options(reuse=(tmp_path / "a", tmp_path / "runs")),
+        watch=lambda sweep, result: ended.append(result) if result else None,
+    )
+    assert [result.freeze_depth for result in ended] == [14]
+    assert [result.freeze_depth for _, result in sweep.finished] == [17, 16, 15, 14]
+    assert sweep.taken == 3
+    assert len(records(tmp_path / "b")) == 4
+
+
+def test_three_trials_that_fail_alike_end_the_sweep_until_asked_to_retry(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"optim.lr": {"values": [1e30]}, "seed": {"values": [0, 1, 2, 3, 4]}}
+    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=0"], grid)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert len(sweep.finished) == 3
+    assert sweep.ended.startswith("the first 3 trials failed alike: FloatingPointError: train/loss became")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob(f"s/trials/*/{RECORD}")}
+    run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob(f"s/trials/*/{RECORD}")} == before
+    run_sweep(spec, tmp_path / "s", Options(workers=1, retry_failed=True))
+    assert all(file.stat().st_mtime_ns > time for file, time in before.items())
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path, fast: list[str]) -> None:
+    with pytest.raises(Refused, match="--gpus 7: there is no GPU '7'; "):
+        run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(gpus="7"))
+
+
+def test_slots_share_gpus_and_cores() -> None:
+    assert [slot.gpu for slot in local_slots(["0", "2"])] == ["0", "2"]
+    assert [slot.gpu for slot in local_slots(["0", "2"], per_gpu=2)] == ["0", "2", "0", "2"]
+    assert [slot.gpu for slot in local_slots([], workers=3)] == [None] * 3
+    cores = len(os.sched_getaffinity(0))
+    assert all(slot.threads == max(1, cores // 2) for slot in local_slots([], workers=2))
+
+
+def test_a_trial_sees_the_gpu_of_its_slot_and_no_other(tmp_path: Path) -> None:
+    launcher = LocalLauncher([Slot("3", 1), Slot("GPU-ab12", 1)])
+    jobs = launcher.start([(["data.root=${oc.env:CUDA_VISIBLE_DEVICES}"], tmp_path / name) for name in ("a", "b")])
+    while any(job.exitcode is None for job in jobs):
+        launcher.wait(jobs)
+    assert [job.exitcode for job in jobs] == [2, 2]
+    assert "data.root=3 is not a folder" in (tmp_path / "a" / LOG).read_text()
+    assert "data.root=GPU-ab12 is not a folder" in (tmp_path / "b" / LOG).read_text()
+
+
+def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"model.freeze_depth": {"values": [0]}, "optim.lr": {"values": [1e30, 0.001]}}
+    sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", Options(workers=1))
+    statuses = {result.params["optim.lr"]: (result.status, result.reason) for _, result in sweep.finished}
+    assert statuses[0.001] == ("complete", "")
+    assert statuses[1e30][0] == "failed"
+    assert "lower optim.lr" in statuses[1e30][1]
+
+
+def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path, fast: list[str]) -> None:
+    spec = spec_of(tmp_path, fast, {"trainer.epochs": {"values": [1000]}})
+
+    def kill(sweep: Sweep, ended: Result | None) -> None:
+        for trial in sweep.running:
+            if (trial.folder / "progress.json").exists():
+                os.kill(trial.job.pid or 0, signal.SIGKILL)
+
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=kill)
+    reason = "killed by signal 9, at each of 3 starts"
+    assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", reason)]
+
+
+def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None:
+    space = {
+        "model.freeze_depth": {"values": [14, 16, 17]},
+        "optim.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
+    }
+    for method in ("random", "bayes"):
+        spec = spec_of(tmp_path, fast, space, method=method, run_cap=3)
+        sweep = run_sweep(spec, tmp_path / method, Options(workers=2))
+        assert len(records(tmp_path / method)) == len(sweep.finished) == 3
+        assert all(1e-4 <= r.params["optim.lr"] <= 1e-2 for _, r in sweep.finished)
+        again = run_sweep(spec, tmp_path / method, Options(workers=2))
+        assert len(records(tmp_path / method)) == len(again.finished) == 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"model.freeze_depth": {"values": [3, 18]}}, r"freeze_depth=18 is out of range"),
+        ({"optim.lr": {"values": [0.1, -1]}}, r"optim\.lr=-1\.0 is out of range"),
+        ({"model.frozen_bn": {"values": ["eval", "evil"]}}, "did you mean eval"),
+        ({"data.root": {"values": ["/no/such/folder"]}}, "is not a folder"),
+    ],
+)
+def test_bad_values_are_refused_before_any_trial(
+    tmp_path: Path, fast: list[str], parameters: dict[str, object], message: str
+) -> None:
+    with pytest.raises(Refused, match=message):
+        run_sweep(spec_of(tmp_path, fast, parameters), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[str]) -> None:
+    one = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17]}})
+    run_sweep(one, tmp_path / "s")
+    before = records(tmp_path / "s")
+    other = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
+    with pytest.raises(Refused, match=r"holds a sweep whose model.freeze_depth was 17 and would now be 16, 17"):
+        run_sweep(other, tmp_path / "s")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(Refused, match="holds other files and no sweep"):
+        run_sweep(one, tmp_path / "mine")
+    assert records(tmp_path / "s") == before
+
+
+def test_a_sweep_killed_at_five_random_moments_ends_with_the_records_of_an_undisturbed_one(
+    tmp_path: Path, fast: list[str]
+) -> None:
+    grid = {"optim.lr": {"values": [0.01, 0.001, 0.0001]}, "seed": {"values": list(range(10))}}
+    overrides = [*fast, "model.freeze_depth=17"]
+    spec = spec_of(tmp_path, overrides, grid)
+    run_sweep(spec, tmp_path / "whole", Options(workers=2))
+    assert len(records(tmp_path / "whole")) == 30
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [
+        sys.executable,
+        "-m",
+        "finetune.cli",
+        "sweep",
+        "s.yaml",
+        *spec.fixed,
+        "--out",
+        "killed",
+        "--workers",
+        "2",
+    ]
+    moments = random.Random(7)
+    for kill in range(5):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        before, deadline = len(records(tmp_path / "killed")), time.monotonic() + 120
+        more = moments.randint(0, 4)
+        while len(records(tmp_path / "killed")) < before + more and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(moments.random() if more else 4 * moments.random())  # also while it starts
+        process.kill()
+        process.communicate()
+        wait_until_alone(process.pid)
+        assert len(records(tmp_path / "killed")) < 30, f"kill {kill} came too late to mean anything"
+    survivors = records(tmp_path / "killed")
+    assert survivors
+    run_sweep(spec, tmp_path / "killed", Options(workers=2))
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert not list(tmp_path.glob("killed/**/*.tmp"))
+
+
+def wait_until_alone(session: int) -> None:
+    """No process outlives a killed coordinator by 10 seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, 0)
+            time.sleep(0.1)
+            continue
+        return
+    raise AssertionError("processes of a killed sweep are still running")
+
+
+def test_interrupting_a_sweep_stops_its_children_and_says_how_to_go_on(tmp_path: Path, fast: list[str]) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0, 1]}}}))
+    words = ["sweep", "s.yaml", *fast[:-2], "trainer.epochs=1000", "--out", "s", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune.cli", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background ignores it
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("s/trials/*/progress.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again: " in output
+    assert "sweep s.yaml" in output
+    wait_until_alone(process.pid)
+    assert all(finished_record(trial) is None for trial in (tmp_path / "s" / "trials").iterdir())
+
+
+LR = {"optim.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}}
+
+
+def begin(trial: Path, words: Sequence[str]) -> None:
+    """What a trial killed in its second epoch leaves."""
+    (trial / ".hydra").mkdir(parents=True)
+    (trial / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(words)))
+    (trial / LAST).touch()
+
+
+def test_a_bayes_sweep_starts_a_dead_trial_again_and_no_other_twice(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    pretended.status = lambda given: "complete" if len(pretended.started) > 1 else ""
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert len(sweep.finished) == len(records(tmp_path / "s")) == 4
+    first, *others, last = (repr(words) for words in pretended.started)
+    assert first == last
+    assert len({first, *others}) == 4
+
+
+def test_a_bayes_sweep_goes_on_with_the_trials_that_were_under_way(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    run_sweep(spec, tmp_path / "s", Options(), watch=_after(2))
+    killed, interrupted = ({"optim.lr": lr} for lr in (0.0012345, 0.0054321))
+    for params, place in ((p, tmp_path / "s" / "trials" / trial_keys(spec)(p)) for p in (killed, interrupted)):
+        begin(place, spec.overrides(params))
+    example = Result.load(next((tmp_path / "s").glob(f"trials/*/{RECORD}")).parent)
+    replace(example, key=place.name, status="interrupted", params=interrupted).save(place)
+    pretended.started.clear()
+    sweep = run_sweep(spec, tmp_path / "s")
+    assert len(sweep.finished) == len(records(tmp_path / "s")) == 4
+    assert sorted(words[-1] for words in pretended.started) == ["optim.lr=0.0012345", "optim.lr=0.0054321"]
+
+
+def _after(trials: int) -> Callable[[Sweep, Result | None], None]:
+    def stop(sweep: Sweep, ended: Result | None) -> None:
+        if len(sweep.finished) == trials:
+            sweep.ended = "enough"
+
+    return stop
+
+
+def test_a_bayes_sweep_asked_to_retry_runs_the_failed_trials_and_not_others(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
+    pretended.status = lambda given: "failed" if len(pretended.started) == 2 else "complete"
+    run_sweep(spec, tmp_path / "s")
+    failed = pretended.started[1]
+    pretended.started.clear()
+    pretended.status = lambda given: "complete"
+    run_sweep(spec, tmp_path / "s", Options(retry_failed=True))
+    assert pretended.started == [failed]
+    assert [record["status"] for record in records(tmp_path / "s").values()] == ["complete"] * 4
+
+
+def test_failures_end_no_sweep_that_had_a_success(tmp_path: Path, fast: list[str], pretended: Pretender) -> None:
+    spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.1, 0.2, 0.3, 0.4, 0.5]}})
+    pretended.status = lambda given: "failed" if float(given["optim.lr"]) < 0.35 else "complete"
+    (success,) = run_sweep(spec_of(tmp_path, fast, {"optim.lr": {"values": [0.4]}}), tmp_path / "one").finished
+    success[1].save(tmp_path / "s" / "trials" / success[1].key)
+    claim(spec, tmp_path / "s", 0, ("pixels_labels", "weights"), 5)
+    assert len(run_sweep(spec, tmp_path / "s").finished) == 5
+
+
+def test_records_that_another_rule_or_other_labels_or_weights_made_do_not_count(
+    tmp_path: Path, fast: list[str], pretended: Pretender
+) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0, 1]}})
+    pretended.status = lambda given: "pruned" if given["seed"] == "1" else "complete"
+    run_sweep(spec, tmp_path / "a")
+    pretended.status = lambda given: "complete"
+    reuse = Options(reuse=(tmp_path / "a",))
+    assert run_sweep(spec, tmp_path / "b", reuse).taken == 1  # not the one that was stopped
+    digests = pretended.digests
+    for name in ("split", "weights"):
+        pretended.digests = {**digests, name: "corrected"}
+        assert run_sweep(spec, tmp_path / name, reuse).taken == 0
+        with pytest.raises(Refused, match=r"data was .*labels.* and would now be .*corrected"):
+            run_sweep(spec, tmp_path / "a")
+
+
+def test_labels_count_as_data_of_a_sweep() -> None:
+    def datasets(split: str) -> tuple[str, ...]:
+        splits = {"train": ("pixels", [0, 1]), "val": ("others", [0, 1])}
+        return Shared(images={"x": {"splits": splits, "split_digest": split}}).datasets
+
+    assert datasets("labels") == ("pixels-others_labels",)
+    assert datasets("corrected") != datasets("labels")
+
+
+def test_more_trials_may_be_of_more_data(tmp_path: Path, fast: list[str], pretended: Pretender) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    for data in (("a", "w"), ("a", "b", "w"), ("a", "w")):
+        refuse_another(spec, tmp_path / "s", 0, data)
+        claim(spec, tmp_path / "s", 0, data, 1)
+    with pytest.raises(Refused, match=r"data was \['a', 'b', 'w'\] and would now be \['a', 'c', 'w'\]"):
+        refuse_another(spec, tmp_path / "s", 0, ("a", "c", "w"))
+
+
+def test_the_key_of_a_trial_with_interpolated_values_is_that_of_its_record(
+    tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA", str(tmp_path))
+    roots = {"data.root": {"values": ["${oc.env:DATA}/images"]}}
+    rates = {"optim.lr": {"values": [0.01, 0.1]}}
+    for name, spec in (
+        ("root", spec_of(tmp_path, fast, roots)),
+        ("decay", spec_of(tmp_path, [*fast, "optim.weight_decay=${optim.lr}"], rates)),
+    ):
+        sweep = run_sweep(spec, tmp_path / name)
+        assert sweep.best is not None
+        assert all(record["key"] == key for key, record in records(tmp_path / name).items())
+        assert [p.parent.name for p in (tmp_path / name).glob(f"trials/*/{CHECKPOINT}")] == [sweep.best.key]
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_prepared(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", None)
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "s"):
+        with pytest.raises(Refused, match=r"/file is no folder; give --out another folder"):
+            run_sweep(spec, place)
+    with alone(tmp_path / "s"), pytest.raises(Refused, match=r"/s is running already; wait for it"):
+        run_sweep(spec, tmp_path / "s")
+    monkeypatch.setattr("os.access", lambda place, mode: mode == os.F_OK and Path(place).exists())
+    with pytest.raises(Refused, match=rf"{tmp_path} cannot be written; give --out another folder"):
+        run_sweep(spec, tmp_path / "new" / "s")
+
+
+def test_a_record_is_taken_over_after_its_model(
+    tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(tmp_path, fast, {"seed": {"values": [0]}})
+    run_sweep(spec, tmp_path / "a")
+
+    def crash(path: Path, data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("finetune.sweep.records.write_durably", crash)
+    with pytest.raises(MemoryError):
+        run_sweep(spec, tmp_path / "b", Options(reuse=(tmp_path / "a",)))
+    assert records(tmp_path / "b") == {}
+
+
+def test_children_of_this_process_are_gone() -> None:
+    assert multiprocessing.active_children() == []
+
+
+def test_the_sweep_file_of_a_folder_is_json_without_secrets(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "0123456789abcdef" * 2
+    forkserver._forkserver._stop()  # the next one starts with the secret in its environment
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    run_sweep(spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17]}}), tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["space"] == {"model.freeze_depth": "17"}
+    written = [file for file in (tmp_path / "s").rglob("*") if file.is_file()]
+    assert len(written) > 3
+    assert not [file for file in written if secret.encode() in file.read_bytes()]
+
+
+def _with_garbage_frozen() -> None:
+    sys.exit(0 if gc.isenabled() and gc.get_freeze_count() > 100_000 and "finetune.train" in sys.modules else 1)
+
+
+def test_children_have_what_the_server_imported_out_of_collections() -> None:
+    child = CONTEXT.Process(target=_with_garbage_frozen)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_a_launcher_keeps_no_file_open_for_trials_that_ended(tmp_path: Path) -> None:
+    launcher = LocalLauncher([Slot(None, 1)])
+    opened = []
+    for i in range(4):
+        (job,) = launcher.start([(["data.root=/no/such/folder"], tmp_path / str(i))])
+        assert launcher.worker(job) == "worker 0"
+        while job.exitcode is None:
+            launcher.wait([job])
+        del job
+        opened.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert opened[1] == opened[3]
