@@ -17,7 +17,7 @@ from finetune.compose import as_overrides, checked, compose_config, explain, ove
 from finetune.config import Config
 from finetune.errors import Interrupted, Refused, one_line
 from finetune.records.layout import RECORD
-from finetune.records.metric import Beat
+from finetune.records.metric import Incumbent
 from finetune.sharing import plan as activation_plan
 from finetune.sharing.facts import Progress, Shared
 from finetune.storage.durable import remove_leftovers
@@ -41,17 +41,19 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
     return shared
 
 
-def run_trial(overrides: Sequence[str], shared: str = "", beat: Beat | None = None, listen: bool = True) -> int:
+def run_trial(
+    overrides: Sequence[str], shared: str = "", incumbent: Incumbent | None = None, listen: bool = True
+) -> int:
     """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code.
 
     Args:
         overrides: The trial's.
         shared: What `prepare` returned, as text.
-        beat: What the trial must be better than for its checkpoint to be kept.
+        incumbent: What the trial must be better than for its checkpoint to be kept.
         listen: Those of finetune/signals.py end the trial as interrupted; otherwise they are left alone.
     """
     known = Shared.from_text(shared) if shared else Shared()
-    run = lambda: _train_and_tell(compose_config(overrides), overrides, known, beat)  # noqa: E731
+    run = lambda: _train_and_tell(compose_config(overrides), overrides, known, incumbent)  # noqa: E731
     return _exit_code(run, debug=True, listen=listen)
 
 
@@ -64,10 +66,10 @@ def main() -> int:
 
 
 def _train_and_tell(
-    config: Config, overrides: Sequence[str], shared: Shared | None = None, beat: Beat | None = None
+    config: Config, overrides: Sequence[str], shared: Shared | None = None, incumbent: Incumbent | None = None
 ) -> None:
     try:
-        result = train(config, overrides, shared, beat)
+        result = train(config, overrides, shared, incumbent)
     except Interrupted:
         words = [word for word in overrides if not word.startswith("out=")]
         command = shlex.join([*words, override("out", config.out)])

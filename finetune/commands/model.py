@@ -32,7 +32,7 @@ def best(
     --refit it is trained once more, on training and validation images together.
     """
     from finetune.compose import override
-    from finetune.records.layout import CHECKPOINT, SWEEP
+    from finetune.records.layout import CHECKPOINT, REFIT, SWEEP, TRIALS
     from finetune.records.repeat import repeat_overrides
     from finetune.report.table import verdict
     from finetune.report.winner import find_winner
@@ -41,14 +41,14 @@ def best(
     again = repeat_overrides(winner.best.config)
     console.print(verdict(winner.table))
     for trial in winner.trials:
-        kept = folder / "trials" / trial.key / CHECKPOINT
+        kept = folder / TRIALS / trial.key / CHECKPOINT
         where = f"  {kept}" if kept.is_file() else ""
         console.print(f"  seed {trial.seed}: val/acc {trial.val_acc_best:.3f}, {trial.key}{where}")
     console.print(f"repeat it (seed {winner.best.seed}, the best of {len(winner.trials)}):")
     console.print(f"  python -m finetune.train {shlex.join(again)}")
     given = {"trainer.refit": True, "trainer.epochs": winner.epochs, "trainer.patience": None}
     words = repeat_overrides({**winner.best.config, **given})
-    place = out or folder / "refit"
+    place = out or folder / REFIT
     words.append(override("out", str(place)))
     if not refit:
         console.print(f"train it on all images: finetune best {folder} --refit")

@@ -115,13 +115,14 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
     Trials by status, those under way, why some failed, the best so far.
     """
+    from finetune.records.layout import RECORD, TRIALS
     from finetune.records.read import read_records
     from finetune.report.table import label, tabulate, verdict
     from finetune.sweep.folder import is_running, planned
     from finetune.sweep.records import overrides_of, progress_of, trials_under_way
 
     plan = planned(folder)
-    records = [] if plan and not any((folder / "trials").glob("*/result.json")) else read_records(folder)
+    records = [] if plan and not any((folder / TRIALS).glob(f"*/{RECORD}")) else read_records(folder)
     table = tabulate(records)
     total, keys = plan or (0, ["model.freeze_depth", *table.swept])
     total = max(total, len(records))  # a later call may have asked for fewer

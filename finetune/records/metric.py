@@ -6,18 +6,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Beat:
-    """The best that a sweep has so far."""
+class Incumbent:
+    """The value of the best trial that a sweep has so far."""
 
     metric: str
     goal: str
     """`maximize` or `minimize`."""
     value: float
 
-    def by(self, history: Sequence[dict[str, float]]) -> bool:
-        """Whether a trial with these epochs is better."""
+    def improved_by(self, history: Sequence[dict[str, float]]) -> bool:
+        """Whether a trial with these epochs is better; one that never reported the metric is not."""
         values = metric_values(self.metric, history)
-        return bool(values) and (values[-1] > self.value if self.goal == "maximize" else values[-1] < self.value)
+        if not values:
+            return False
+
+        return values[-1] > self.value if self.goal == "maximize" else values[-1] < self.value
 
 
 def metric_values(metric: str, history: Sequence[dict[str, float]]) -> list[float]:

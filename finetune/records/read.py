@@ -30,7 +30,7 @@ def read_records(folder: Path) -> list[Result]:
         Refused: there is none.
     """
     records = []
-    for file in sorted((folder / "trials").glob(f"*/{RECORD}")):
+    for file in sorted((folder / TRIALS).glob(f"*/{RECORD}")):
         try:
             records.append(Result.load(file.parent))
         except ValueError:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import Refused
+from finetune.records.layout import SYNCED, TRIALS, WANDB
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import label
 from finetune.storage.durable import write_durably
 
-SYNCED = "synced.txt"
 _VIEW = "finetune"
 """The view's name in its URL, by which it is found again."""
 
@@ -33,12 +33,12 @@ def sync_records(
         The paths, ENTITY/PROJECT/ID, of the runs that were uploaded now.
     """
     finished = [record for record in read_records(folder) if record.status != "interrupted"]
-    waiting = [record for record in finished if not _is_there(folder / "trials" / record.key)]
+    waiting = [record for record in finished if not _is_there(folder / TRIALS / record.key)]
     uploaded = []
     for done, record in enumerate(waiting):
         progress(done, len(waiting))
         path = _upload(record, folder.name, project, entity)
-        write_durably(folder / "trials" / record.key / SYNCED, path.encode())
+        write_durably(folder / TRIALS / record.key / SYNCED, path.encode())
         uploaded.append(path)
     progress(len(waiting), len(waiting))
     return uploaded
@@ -46,7 +46,7 @@ def sync_records(
 
 def _is_there(trial: Path) -> bool:
     """Whether a trial is in W&B already: uploaded before, or logged there while it ran."""
-    return (trial / SYNCED).exists() or any(trial.glob("wandb/run-*"))
+    return (trial / SYNCED).exists() or any(trial.glob(f"{WANDB}/run-*"))
 
 
 def _upload(record: Result, group: str, project: str, entity: str | None) -> str:

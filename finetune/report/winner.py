@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import Refused
-from finetune.records.layout import CHECKPOINT, RECORD
+from finetune.records.layout import CHECKPOINT, RECORD, TRIALS
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import Group, Table, tabulate, verdict
@@ -63,7 +63,7 @@ def model_file(model: Path) -> tuple[Path, str]:
     for name in (EXPORTED, CHECKPOINT):
         if (model / name).is_file():
             return model / name, ""
-    if (model / "trials").is_dir():
+    if (model / TRIALS).is_dir():
         return _of_sweep(model)
     if (model / RECORD).is_file():
         raise Refused(
@@ -79,9 +79,9 @@ def model_file(model: Path) -> tuple[Path, str]:
 def _of_sweep(folder: Path) -> tuple[Path, str]:
     winner = find_winner(folder)
     for trial in sorted(winner.trials, key=lambda result: -(result.val_acc_best or 0)):
-        if (folder / "trials" / trial.key / CHECKPOINT).is_file():
-            return folder / "trials" / trial.key / CHECKPOINT, ""
-    kept = sorted((folder / "trials").glob(f"*/{CHECKPOINT}"))
+        if (folder / TRIALS / trial.key / CHECKPOINT).is_file():
+            return folder / TRIALS / trial.key / CHECKPOINT, ""
+    kept = sorted((folder / TRIALS).glob(f"*/{CHECKPOINT}"))
     if not kept:
         raise Refused(f"{folder} kept no {CHECKPOINT}; `finetune best {folder} --refit` trains its winner")
     depth = Result.load(kept[0].parent).freeze_depth
@@ -94,6 +94,6 @@ def _of_sweep(folder: Path) -> tuple[Path, str]:
 def sweep_verdict(trial: Path) -> str:
     """What the sweep around a trial, or around a refit, says of its winner; empty where there is none."""
     for folder in (trial.parent.parent, trial.parent):
-        if (folder / "trials").is_dir():
+        if (folder / TRIALS).is_dir():
             return verdict(tabulate(read_records(folder)))
     return ""

@@ -18,7 +18,7 @@ import yaml
 from finetune.compose import compose_config, override
 from finetune.config import trial_key
 from finetune.errors import Refused
-from finetune.records.layout import STOP, TRIALS
+from finetune.records.layout import LOG, STOP, TRIALS
 from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots, stop_jobs
@@ -145,4 +145,4 @@ def _trial(words: list[str], told: int, folder: Path, slot: Slot, leaving: threa
             stop_jobs(launcher, [job])
         raise
     if job.exitcode:
-        raise RuntimeError(f"the trial ended with exit code {job.exitcode}; {place / 'log.txt'} says why")
+        raise RuntimeError(f"the trial ended with exit code {job.exitcode}; {place / LOG} says why")

@@ -18,12 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.compose import override, shipped
 from finetune.errors import Refused
-from finetune.records.layout import LOG
-from finetune.records.metric import Beat
+from finetune.records.layout import JOBS, LOG
+from finetune.records.metric import Incumbent
 from finetune.sweep.children import log_to
 from finetune.sweep.launch import Job
 
-_JOBS = "jobs"
 _BUSY = ("R", "CG")
 """squeue's names for a job that runs, and for one that is being ended."""
 
@@ -82,7 +81,7 @@ class ClusterLauncher:
         import submitit
 
         # a trial that took too long once would take too long again
-        self._executor = submitit.AutoExecutor(folder / _JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
+        self._executor = submitit.AutoExecutor(folder / JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
         self._parallel = settings.parallel
         self._environment, self._shared, self._poll = dict(environment), shared, settings.poll_seconds
         self._slurm = settings.cluster == "slurm"
@@ -106,7 +105,7 @@ class ClusterLauncher:
         """`poll_seconds`."""
         return self._poll
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Job]:
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None) -> list[Job]:
         """Submit trials, several as one job array; where that fails, they count as started and dead."""
         from submitit.core.utils import FailedJobError
 
@@ -114,7 +113,7 @@ class ClusterLauncher:
         for overrides, folder in trials:
             folder.mkdir(parents=True, exist_ok=True)
             arguments = [*overrides, override("out", str(folder.absolute()))]
-            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, beat))
+            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, incumbent))
         try:
             with self._executor.batch():
                 jobs = [self._executor.submit(function) for function in functions]
@@ -196,8 +195,16 @@ def _queue() -> dict[str, str] | None:
 class _Trial:
     """What a job runs. A preempted job is queued again by SLURM and goes on from its last save."""
 
-    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str], shared: str, beat: Beat | None):
-        self.arguments, self.log, self.environment, self.shared, self.beat = arguments, log, environment, shared, beat
+    def __init__(
+        self, arguments: list[str], log: Path, environment: dict[str, str], shared: str, incumbent: Incumbent | None
+    ):
+        self.arguments, self.log, self.environment, self.shared, self.incumbent = (
+            arguments,
+            log,
+            environment,
+            shared,
+            incumbent,
+        )
 
     def __call__(self) -> int:
         log_to(self.log)
@@ -205,7 +212,9 @@ class _Trial:
 
         from finetune import train
 
-        return train.run_trial(self.arguments, self.shared, self.beat, listen=False)  # submitit has handlers of its own
+        return train.run_trial(
+            self.arguments, self.shared, self.incumbent, listen=False
+        )  # submitit has handlers of its own
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the job is preempted."""

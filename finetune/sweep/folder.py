@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from finetune.errors import Refused
-from finetune.records.layout import SWEEP
+from finetune.records.layout import LOCK, SWEEP
 from finetune.storage.durable import sealed, unsealed, write_durably
 from finetune.sweep.spec import SweepSpec
 
@@ -104,7 +104,7 @@ def alone(folder: Path) -> Iterator[None]:
         Refused: another runs it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=_MOMENT)
+    lock = FileLock(folder / LOCK, timeout=_MOMENT)
     try:
         lock.acquire()
     except Timeout:
@@ -135,10 +135,10 @@ def planned(folder: Path) -> tuple[int, list[str]] | None:
 
 def is_running(folder: Path) -> bool:
     """Whether a process runs the sweep in `folder`."""
-    if not (folder / ".lock").exists():
+    if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             return False
     except Timeout:
         return True

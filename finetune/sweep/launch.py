@@ -17,7 +17,7 @@ from finetune.compose import override
 from finetune.config import TRIALS_PER_GPU
 from finetune.errors import Refused
 from finetune.records.layout import LOG
-from finetune.records.metric import Beat
+from finetune.records.metric import Incumbent
 from finetune.sweep.children import CONTEXT, end_with_parent, log_to, ready_server
 
 _GRACE = 8.0
@@ -53,10 +53,11 @@ class Launcher(Protocol):
     def longest_wait(self) -> float:
         """Seconds after which `wait` returns in any case."""
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> Sequence[Job]:
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None) -> Sequence[Job]:
         """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
 
-        There are never more of them under way than `capacity`. A trial that does not `beat` keeps no checkpoint.
+        There are never more of them under way than `capacity`. A trial that is not better than
+        the incumbent keeps no checkpoint.
         """
 
     def wait(self, jobs: Sequence[Job]) -> None:
@@ -121,16 +122,18 @@ class LocalLauncher:
         """A quarter of a second."""
         return _WAIT
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[ForkServerProcess]:
+    def start(
+        self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
+    ) -> list[ForkServerProcess]:
         """Fork a child for each trial, in the first free slot."""
-        return [self._fork(overrides, folder, beat) for overrides, folder in trials]
+        return [self._fork(overrides, folder, incumbent) for overrides, folder in trials]
 
-    def _fork(self, overrides: Sequence[str], folder: Path, beat: Beat | None) -> ForkServerProcess:
+    def _fork(self, overrides: Sequence[str], folder: Path, incumbent: Incumbent | None) -> ForkServerProcess:
         ended = {n: self._taken[n].exitcode if n in self._taken else 0 for n in self._slots}
         free = min((n for n in self._slots if ended[n] is not None), key=lambda n: ended[n] != 0)  # the last went well
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [*overrides, override("out", str(folder))]
-        given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, beat)
+        given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, incumbent)
         ready_server()
         child = CONTEXT.Process(target=_run_trial, name=free, args=given, daemon=True)
         child.start()
@@ -176,7 +179,7 @@ def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
 
 
 def _run_trial(
-    arguments: list[str], log: Path, slot: Slot, environment: dict[str, str], shared: str, beat: Beat | None
+    arguments: list[str], log: Path, slot: Slot, environment: dict[str, str], shared: str, incumbent: Incumbent | None
 ) -> None:
     end_with_parent()
     log_to(log)
@@ -189,4 +192,4 @@ def _run_trial(
     from finetune import train
 
     torch.set_num_threads(slot.threads)
-    sys.exit(train.run_trial(arguments, shared, beat))
+    sys.exit(train.run_trial(arguments, shared, incumbent))

@@ -11,7 +11,19 @@ from typing import Any
 from finetune.compose import compose_config, override_values
 from finetune.config import flat, key_of, trial_key, typed
 from finetune.errors import Refused
-from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG, PREDICTIONS, PROGRESS, RECORD, SWEEP, TRIALS
+from finetune.records.layout import (
+    CHECKPOINT,
+    HEARTBEAT,
+    HYDRA,
+    LAST,
+    LOG,
+    OVERRIDES,
+    PREDICTIONS,
+    PROGRESS,
+    RECORD,
+    SWEEP,
+    TRIALS,
+)
 from finetune.records.read import finished_record
 from finetune.records.result import Result
 from finetune.storage.durable import write_durably
@@ -105,7 +117,7 @@ def trials_under_way(folder: Path) -> list[Path]:
 def overrides_of(trial: Path) -> dict[str, str]:
     """What a trial was composed from, by key, as it was written; empty before it has begun."""
     try:
-        return dict(word.partition("=")[::2] for word in read_document(trial / ".hydra" / "overrides.yaml"))
+        return dict(word.partition("=")[::2] for word in read_document(trial / HYDRA / OVERRIDES))
     except (Refused, TypeError, AttributeError):
         return {}
 

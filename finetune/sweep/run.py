@@ -10,7 +10,7 @@ from finetune.compose import compose_config
 from finetune.config import digest_of
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
-from finetune.records.metric import Beat, metric_values
+from finetune.records.metric import Incumbent, metric_values
 from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers, write_durably
@@ -228,8 +228,8 @@ class _Loop:
             waiting.append((params, place))
         if waiting:
             best = None if sweep.best is None else result_value(sweep.spec, sweep.best)
-            beat = None if best is None else Beat(sweep.spec.metric, sweep.spec.goal, best)
-            jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting], beat)
+            incumbent = None if best is None else Incumbent(sweep.spec.metric, sweep.spec.goal, best)
+            jobs = self.launcher.start([(sweep.spec.overrides(params), place) for params, place in waiting], incumbent)
             sweep.running += [Running(params, place, job) for (params, place), job in zip(waiting, jobs, strict=True)]
 
     def _tried(self, waiting: Sequence[tuple[Params, Path]]) -> list[Tried]:

@@ -18,8 +18,8 @@ from finetune.errors import Interrupted, Pruned, Refused, one_line
 from finetune.network.checkpoint import InputSpec, save_checkpoint
 from finetune.network.device import Precision
 from finetune.network.network import Network
-from finetune.records.layout import CHECKPOINT, LAST, STOP
-from finetune.records.metric import Beat
+from finetune.records.layout import CHECKPOINT, CONFIG, HYDRA, LAST, OVERRIDES, STOP
+from finetune.records.metric import Incumbent
 from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
 from finetune.sharing.facts import Progress, Shared
@@ -36,7 +36,7 @@ from finetune.trial.trainer import build_module, build_trainer, close_loggers, l
 
 
 def train(
-    config: Config, overrides: Sequence[str] = (), shared: Shared | None = None, beat: Beat | None = None
+    config: Config, overrides: Sequence[str] = (), shared: Shared | None = None, incumbent: Incumbent | None = None
 ) -> Result:
     """Run one trial in this process and leave its record and checkpoint in `config.out`.
 
@@ -46,7 +46,7 @@ def train(
         config: The trial's.
         overrides: What it was composed from.
         shared: What other trials found out about data, weights and stores.
-        beat: What the trial must be better than for its checkpoint to be kept.
+        incumbent: What the trial must be better than for its checkpoint to be kept.
 
     Raises:
         Refused: the config, the data or the weights cannot be used, or `config.out` holds another trial; nothing was
@@ -76,7 +76,7 @@ def train(
 
     def work() -> dict[str, float]:
         test = _fit(config, module, trainer, batches)
-        if beat is None or beat.by(module.history):
+        if incumbent is None or incumbent.improved_by(module.history):
             _save_best(out, config, module, given.images, network)
         return test
 
@@ -205,12 +205,12 @@ def _save_predictions(out: Path, config: Config, module: FineTune, images: Image
 
 
 def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
-    (out / ".hydra").mkdir(parents=True, exist_ok=True)
+    (out / HYDRA).mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     (out / STOP).unlink(missing_ok=True)  # meant for an earlier attempt
-    given = {"config": OmegaConf.structured(config), "overrides": OmegaConf.create(list(overrides))}
+    given = {CONFIG: OmegaConf.structured(config), OVERRIDES: OmegaConf.create(list(overrides))}
     for name, values in given.items():
-        write_durably(out / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(values).encode())
+        write_durably(out / HYDRA / name, OmegaConf.to_yaml(values).encode())
 
 
 class _Clock:

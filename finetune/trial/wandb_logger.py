@@ -6,7 +6,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
-from finetune.records.layout import STOP
+from finetune.records.layout import STOP, WANDB
 from finetune.storage.durable import write_durably
 
 PATIENCE = 10.0
@@ -63,6 +63,6 @@ class PatientLogger(WandbLogger):
         return run
 
     def _warn(self, what: str) -> None:
-        kept = max((self.out / "wandb").glob("*run-*"), key=lambda folder: folder.stat().st_mtime)
+        kept = max((self.out / WANDB).glob("*run-*"), key=lambda folder: folder.stat().st_mtime)
         self.warning = f"W&B {what}; its metrics are in {kept}: `wandb sync {kept}` uploads them"
         print(f"warning: {self.warning}", file=sys.stderr, flush=True)

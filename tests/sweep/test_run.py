@@ -21,7 +21,7 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD
-from finetune.records.metric import Beat
+from finetune.records.metric import Incumbent
 from finetune.records.read import finished_record
 from finetune.records.result import Result, outcome
 from finetune.sharing.facts import Shared
@@ -59,7 +59,9 @@ class Pretender:
         self.status: Callable[[dict[str, str]], str] = lambda given: "complete"
         """Of the trial with these words, by key; empty where it dies."""
 
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]], beat: Beat | None = None) -> list[Pretended]:
+    def start(
+        self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
+    ) -> list[Pretended]:
         (words, place), *_ = trials
         self.started.append(list(words))
         status = self.status(dict(word.partition("=")[::2] for word in words))
@@ -222,15 +224,15 @@ def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[
         assert "decoding" not in log
 
 
-def test_only_a_trial_that_beats_the_best_so_far_writes_a_checkpoint(
+def test_only_a_trial_that_is_better_than_the_incumbent_writes_a_checkpoint(
     tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
     monkeypatch.setattr("finetune.trial.run.save_checkpoint", lambda path, *rest: written.append(path))
     words = [*fast, "model.freeze_depth=17", "trainer.epochs=1"]
-    for name, beat in (("none", None), ("low", 0.0), ("high", 1.0)):
+    for name, value in (("none", None), ("low", 0.0), ("high", 1.0)):
         config = compose_config([*words, f"out={tmp_path / name}"])
-        train(config, words, beat=None if beat is None else Beat("val/acc_best", "maximize", beat))
+        train(config, words, incumbent=None if value is None else Incumbent("val/acc_best", "maximize", value))
     assert [path.parent.name for path in written] == ["none", "low"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.offline
 
-from finetune.records.layout import RECORD, REPORT
+from finetune.records.layout import RECORD, REPORT, TRIALS
 from finetune.records.predictions import Predictions
 from finetune.records.repeat import repeat_command
 from finetune.records.result import Result
@@ -80,7 +80,7 @@ def ended_at(folders: Sequence[Path], records: Sequence[Result]) -> dict[str, fl
     found = {}
     for key in (record.key for record in records):
         for folder in folders:
-            file = folder / "trials" / key / RECORD
+            file = folder / TRIALS / key / RECORD
             if file.is_file():
                 found[key] = file.stat().st_mtime
                 break
@@ -95,7 +95,7 @@ def predictions_of(
     complete = [r for r in records if r.status == "complete"]
     for record in sorted(complete, key=lambda r: (r.key not in won, -(r.val_acc_best or 0))):
         for folder in folders:
-            found = Predictions.load(folder / "trials" / record.key)
+            found = Predictions.load(folder / TRIALS / record.key)
             if found is not None and found.probabilities.shape[1] == len(record.classes):
                 return record, found
     return None
