@@ -32,9 +32,6 @@ def sweep(
     ] = None,
     launcher: Annotated[str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.")] = "local",
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
-    fork: Annotated[
-        bool, typer.Option("--fork", help="Where DIR holds another sweep, run beside it and count what fits.")
-    ] = False,
     stuck_after: Annotated[
         str, typer.Option(metavar="TIME", help="Without progress for so long, a trial is started again.")
     ] = "15m",
@@ -53,15 +50,22 @@ def sweep(
     folder = out or Path("runs") / spec.name
     limit = None if budget is None else _seconds("--budget", budget)
     patience = _seconds("--stuck-after", stuck_after)
-    options = Options(workers, gpus, trials_per_gpu, limit, tuple(reuse or ()), launcher, retry_failed, fork, patience)
+    options = Options(
+        workers=workers,
+        gpus=gpus,
+        trials_per_gpu=trials_per_gpu,
+        budget=limit,
+        reuse=tuple(reuse or ()),
+        launcher=launcher,
+        retry_failed=retry_failed,
+        stuck_after=patience,
+    )
     try:
         with watching() as (watch, show):
             ended = run_sweep(spec, folder, options, seed, watch, show)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + this_command())
         raise
-    if ended.folder != folder:
-        console.print(f"{folder} holds another sweep; this one is in {ended.folder}")
     return _conclude(ended)
 
 

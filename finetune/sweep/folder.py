@@ -1,7 +1,6 @@
 """The folder of a sweep: whose it is, and that one process at a time runs it. Imports no torch."""
 
 import contextlib
-import itertools
 import json
 import os
 import sys
@@ -43,8 +42,8 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
         raise Refused(f"{folder / SWEEP} cannot be read ({error}); give --out another folder") from error
     if differs:
         raise Refused(
-            f"{folder} holds a sweep whose {differs}; give the same file and overrides to continue it, --fork to start "
-            f"another beside it, or `--out ANOTHER --reuse {folder}` to choose where"
+            f"{folder} holds a sweep whose {differs}; give the same file and overrides to continue it, or "
+            f"`--out ANOTHER --reuse {folder}` to start another that counts what fits"
         )
 
 
@@ -85,15 +84,6 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         if values[0] != values[1]:
             return f"{key} was {values[0]} and would now be {values[1]}"
     return "" if old["digest"] == new["digest"] else f"digest was {old['digest']} and would now be {new['digest']}"
-
-
-def beside(folder: Path, spec: SweepSpec, seed: int, data: Sequence[str]) -> Path:
-    """A folder next to `folder` for a sweep that does not fit into it: a new one, or the one made for it before."""
-    for candidate in (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2)):
-        with contextlib.suppress(Refused):
-            refuse_another(spec, candidate, seed, data)
-            return candidate
-    raise AssertionError
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from finetune.compose import compose_config
 from finetune.config import digest_of
-from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
 from finetune.records.metric import Incumbent, metric_values
 from finetune.records.read import finished_record, records_by_age
@@ -18,7 +17,7 @@ from finetune.storage.faults import reach
 from finetune.storage.store import held
 from finetune.sweep.attempts import ASKED, SICK, Attempts, Workers, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
-from finetune.sweep.folder import alone, beside, claim, refuse_another, refuse_unusable
+from finetune.sweep.folder import alone, claim, refuse_another, refuse_unusable
 from finetune.sweep.launch import Launcher, LocalLauncher, chosen_gpus, local_slots, stop_jobs
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import (
@@ -67,14 +66,15 @@ def run_sweep(
     key_of = trial_keys(spec)  # a setting that is not known is the first thing to hear of
     for other in options.reuse:
         refuse_without_trials(other)
-    _settle(spec, folder, seed, (), options)
+    refuse_another(spec, folder, seed)
+    refuse_unusable(folder)
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
     gpus = [] if cluster else chosen_gpus(check_and_prepare([]).gpus, options.gpus)
     gpus = gpus if gpus and _on_gpus(spec) else []
     found = check_and_prepare(_to_prepare(spec, seed), cluster is None, show, next(iter(gpus), None))
     data = (*found.datasets, *found.weights)
-    folder, reuse = _settle(spec, folder, seed, data, options)
-    options = replace(options, reuse=reuse)
+    refuse_another(spec, folder, seed, data)
+    refuse_unusable(folder)
     environment = {"WANDB_RUN_GROUP": spec.name}
     sweep = Sweep(spec, folder, size(spec))
     search = Search(spec, seed, sharing_order)
@@ -91,23 +91,6 @@ def run_sweep(
             launcher = ClusterLauncher(cluster, folder, environment, found.shared)
         _Loop(sweep, key_of, search, launcher, options, watch, data).run()
     return sweep
-
-
-def _settle(
-    spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], options: Options
-) -> tuple[Path, tuple[Path, ...]]:
-    """The folder to run in, and those whose records count: another folder where this one has another sweep and
-    `options.fork` is set.
-    """
-    place, reuse = folder, options.reuse
-    try:
-        refuse_another(spec, folder, seed, data)
-    except Refused:
-        if not options.fork:
-            raise
-        place, reuse = beside(folder, spec, seed, data), (*options.reuse, folder)
-    refuse_unusable(place)
-    return place, reuse
 
 
 def _on_gpus(spec: SweepSpec) -> bool:

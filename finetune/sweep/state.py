@@ -33,8 +33,6 @@ class Options:
     """Where trials run: `local`, `slurm`, or a file of settings like conf/launcher/slurm.yaml."""
     retry_failed: bool = False
     """Run failed trials again; otherwise their records stand."""
-    fork: bool = False
-    """Where the folder holds another sweep, run in one beside it, and count its records where the settings fit."""
     stuck_after: float = 900.0
     """Seconds without a sign of progress after which a trial is ended, and started once more."""
 

@@ -46,7 +46,7 @@ def wait_for(found: Callable[[], object], patience: float = 60) -> None:
 
 
 @pytest.mark.parametrize("what", ["space", "metric", "images"])
-def test_fault_14_another_space_metric_or_data_are_refused_and_forked(
+def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_counts_what_fits(
     tmp_path: Path, fast: list[str], images: Path, what: str
 ) -> None:
     spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
@@ -54,24 +54,26 @@ def test_fault_14_another_space_metric_or_data_are_refused_and_forked(
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     if what == "space":
         spec = spec_of(tmp_path, fast, DEPTHS)
-        told = r"model.freeze_depth was 16, 17 and would now be 15, 16, 17"
+        message = r"model.freeze_depth was 16, 17 and would now be 15, 16, 17"
     elif what == "metric":
         spec = replace(spec, metric="val/loss", goal="minimize")
-        told = r"search was grid, maximize val/acc_best, .* would now be grid, minimize val/loss"
+        message = r"search was grid, maximize val/acc_best, .* would now be grid, minimize val/loss"
     else:
         file = next((images / "train" / "class0").iterdir())
         Image.open(file).rotate(180).save(file)
-        told = r"data was \['\w+-\w+', '\w+'\] and would now be \['\w+-\w+', '\w+'\]"
-    with pytest.raises(Refused, match=told):
+        message = r"data was \['\w+-\w+', '\w+'\] and would now be \['\w+-\w+', '\w+'\]"
+    with pytest.raises(Refused, match=message) as refusal:
         run_sweep(spec, tmp_path / "s")
+    assert str(refusal.value).endswith(
+        f"to continue it, or `--out ANOTHER --reuse {tmp_path / 's'}` to start another that counts what fits"
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
-    forked = run_sweep(spec, tmp_path / "s", Options(fork=True))
-    assert forked.folder == tmp_path / "s-2"
-    assert all(result.status == "complete" for _, result in forked.finished)
+    other = run_sweep(spec, tmp_path / "t", Options(reuse=(tmp_path / "s",)))
+    assert all(result.status == "complete" for _, result in other.finished)
     kept = {(result.key, str(result.seconds)) for result in map(Result.load, (tmp_path / "s" / "trials").iterdir())}
-    again = {(result.key, str(result.seconds)) for _, result in forked.finished}
+    again = {(result.key, str(result.seconds)) for _, result in other.finished}
     assert len(kept & again) == (0 if what == "images" else 2)  # what was found on other images does not count
-    assert run_sweep(spec, tmp_path / "s", Options(fork=True)).folder == tmp_path / "s-2"
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
 
 
 def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, fast: list[str], arm: Arm) -> None:
