@@ -113,7 +113,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
             [epoch["val/acc"] for epoch in record.history]
         )
         assert run.summary["val/acc_best"] == pytest.approx(record.val_acc_best)
-        assert {"images_per_second", "seconds/total", "peak_memory_mb", "frozen/depth"} <= set(run.summary)
+        assert {"images_per_second", "seconds/total", "peak_memory_mb", "freeze_depth"} <= set(run.summary)
         assert not run.preempting
 
 
@@ -133,7 +133,7 @@ def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, 
     records = {record.status: record for record in (Result.load(path) for path in (folder / "trials").iterdir())}
     assert records["pruned"].reason == "stopped by W&B"
     assert records["complete"].config["trainer.epochs"] == 1
-    assert "validation accuracy per frozen depth" in output
+    assert "validation accuracy per freeze depth" in output
 
 
 def test_a_preempted_agent_marks_its_run_so_that_it_is_handed_out_again(tmp_path: Path, fast: list[str]) -> None:
@@ -175,7 +175,7 @@ def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, f
     records = {record.freeze_depth: record for record in map(Result.load, tmp_path.glob("runs/mine/trials/*"))}
     assert len(runs) == 2
     for run in runs:
-        record = records[run.summary["frozen/depth"]]
+        record = records[run.summary["freeze_depth"]]
         assert (run.group, run.complete, run.exitcode) == ("mine", True, 0)
         assert run.settings() == record.config
         assert [row["val/acc"] for row in run.history] == [epoch["val/acc"] for epoch in record.history]
@@ -189,6 +189,19 @@ def test_a_trial_that_is_to_go_on_is_not_uploaded_yet(tmp_path: Path, monkeypatc
     assert sorted(dashboard.sync_records(tmp_path, "p")) == ["complete", "failed", "pruned"]
 
 
+def test_the_dashboard_shows_runs_whose_column_had_its_old_name(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        server.runs["old"] = Run("old", {}, summary={"frozen/depth": 9, "val/acc_best": 0.5}, complete=True)
+        server.runs["under_way"] = Run("under_way", {}, summary={"frozen/depth": 4})
+        server.runs["new"] = Run("new", {}, summary={"freeze_depth": 3}, complete=True)
+        said = [start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=60)[0] for _ in "12"]
+    assert "1 run of an earlier version got the column freeze_depth" in said[0]
+    assert "earlier version" not in said[1]
+    assert server.runs["old"].summary == {"frozen/depth": 9, "val/acc_best": 0.5, "freeze_depth": 9}
+    assert server.runs["under_way"].summary == {"frozen/depth": 4}
+    assert server.runs["new"].summary == {"freeze_depth": 3}
+
+
 def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Path) -> None:
     with wandb_server() as server:
         for _ in range(2):
@@ -196,6 +209,6 @@ def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Pat
             assert "/us/p?nw=finetune" in output
         (view,) = server.views.values()
     spec = view["spec"]
-    titles = ["Validation accuracy against frozen depth", "The same, coloured by learning rate", "against seconds"]
-    for text in [*titles, "Parallel Coordinates Plot", "Parameter Importance", "Learning curves", "frozen/depth"]:
+    titles = ["Validation accuracy against freeze depth", "The same, coloured by learning rate", "against seconds"]
+    for text in [*titles, "Parallel Coordinates Plot", "Parameter Importance", "Learning curves", "freeze_depth"]:
         assert text in spec

@@ -193,7 +193,7 @@ class Server:
         return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
 
     def _UpsertBucket(self, given: Json) -> Json:
-        name = given.get("name") or f"run{len(self.runs)}"
+        name = given.get("name") or given.get("id") or f"run{len(self.runs)}"
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(name, {}))
         run.group = given.get("groupName") or run.group
@@ -212,6 +212,15 @@ class Server:
             "historyLineCount": len(run.history),
             "project": project,
         }
+
+    def _Runs(self, given: Json) -> Json:
+        (wanted,) = json.loads(given["filters"])  # "summary_metrics.NAME"
+        name = wanted.removeprefix("summary_metrics.")
+        found = [run for run in self.runs.values() if run.summary.get(name) is not None]
+        nodes = [{**self._bucket(run, given), **_public(run)} for run in found]
+        page = {"endCursor": None, "hasNextPage": False}
+        runs = {"edges": [{"node": node, "cursor": node["id"]} for node in nodes], "pageInfo": page}
+        return {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": runs}}
 
     def _RunResumeStatus(self, given: Json) -> Json:
         return {"model": None, "project": None}
@@ -236,6 +245,21 @@ class Server:
         new = name not in self.views
         self.views[name] = {**given, "id": name}
         return {"upsertView": {"view": {"id": name, "name": given["name"]}, "inserted": new}}
+
+
+def _public(run: Run) -> Json:
+    """What the public API asks of a run besides."""
+    return {
+        **dict.fromkeys(("group", "jobType", "commit", "description", "notes", "heartbeatAt", "historyKeys")),
+        "createdAt": "2020-01-01T00:00:00",
+        "projectId": "1",
+        "readOnly": False,
+        "state": "finished" if run.complete else "running",
+        "summaryMetrics": json.dumps(run.summary),
+        "systemMetrics": "{}",
+        "tags": [],
+        "user": {"name": "us", "username": "us"},
+    }
 
 
 @contextlib.contextmanager

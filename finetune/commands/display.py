@@ -17,7 +17,7 @@ def print_table(table: "Table") -> None:
     """What a sweep found: a row per freeze depth, then the winner."""
     from finetune.report.table import accuracy_text, label, verdict
 
-    shown = plain_table("validation accuracy per frozen depth")
+    shown = plain_table("validation accuracy per freeze depth")
     for name in ("freeze depth", "trials", "best val/acc", "s a trial"):
         shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("with")

@@ -44,7 +44,7 @@ def report(
     name = ", ".join(folder.resolve().name for folder in folders)
     print_conclusions(folders, records)
     if png is not None:
-        write_png(png, records, tabulate(records), f"Validation accuracy against frozen depth: {name}")
+        write_png(png, records, tabulate(records), f"Validation accuracy against freeze depth: {name}")
         console.print(f"picture: {png}")
     if optuna is not None:
         swept = ["model.freeze_depth", *tabulate(records).swept]
@@ -68,7 +68,7 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
     found = conclude(records, table)
     console.print(", ".join(f"{count} {status}" for status, count in table.counts.items()))
     if found.depths:
-        shown = plain_table("validation accuracy per frozen depth")
+        shown = plain_table("validation accuracy per freeze depth")
         for column in ("freeze depth", "trials", "best val/acc", "s a trial"):
             shown.add_column(column, justify="right", no_wrap=True)
         shown.add_column("with")
@@ -117,7 +117,7 @@ def compare(
 
     ours, theirs = read_all([a]), read_all([b])
     names = (str(a), str(b))
-    shown = plain_table(f"best validation accuracy per frozen depth: A is {a}, B is {b}")
+    shown = plain_table(f"best validation accuracy per freeze depth: A is {a}, B is {b}")
     for column in ("freeze depth", "A", "B", "B - A", "95 % interval", "p"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in rows_of(ours, theirs):

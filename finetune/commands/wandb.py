@@ -59,12 +59,14 @@ def sync(
 def dashboard(project: Annotated[str, typer.Argument(metavar="PROJECT", help="ENTITY/PROJECT.")]) -> int:
     """Make a W&B workspace view.
 
-    Accuracy against frozen depth, learning curves and more; an existing one is brought up to date.
+    Accuracy against freeze depth, learning curves and more; an existing one is brought up to date.
     """
-    from finetune.report.wandb import write_dashboard
+    from finetune.report.wandb import rename_old_column, write_dashboard
 
     entity, _, name = project.partition("/")
     if not entity or not name or "/" in name:
         raise Refused(f"{project} is not a project; give ENTITY/PROJECT")
     console.print(write_dashboard(entity, name))
+    if renamed := rename_old_column(entity, name):
+        console.print(f"{counted(renamed, 'run')} of an earlier version got the column freeze_depth")
     return 0

@@ -8,7 +8,8 @@ from finetune.records.layout import RECORD
 from finetune.storage.durable import sealed, unsealed, write_durably
 
 SCHEMA = 1
-
+FREEZE_DEPTH = "freeze_depth"
+"""The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
 STATUSES = ("complete", "pruned", "failed", "interrupted")
 
@@ -60,7 +61,7 @@ class Result:
             "images_per_second": self.images_per_second,
             "peak_memory_mb": self.peak_memory_mb,
             "trained_parameters": self.trained_parameters,
-            "frozen/depth": self.freeze_depth,
+            FREEZE_DEPTH: self.freeze_depth,
         }
 
     def save(self, folder: Path) -> None:

@@ -18,7 +18,7 @@ _BLUE, _ORANGE, _INK, _QUIET, _LINE = "#3d8fd1", "#d55e00", "#1b1b1b", "#595959"
 
 
 def write_png(path: Path, records: Sequence[Result], table: Table, title: str) -> None:
-    """Validation accuracy against frozen depth, 1600 × 1000: trials, best of each depth, 95 % intervals, units' names.
+    """Validation accuracy against freeze depth, 1600 × 1000: trials, best of each depth, 95 % intervals, units' names.
 
     Without a complete trial it says so.
     """

@@ -3,16 +3,19 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import Refused
 from finetune.records.layout import SYNCED, TRIALS, WANDB
 from finetune.records.read import read_records
-from finetune.records.result import Result
+from finetune.records.result import FREEZE_DEPTH, Result
 from finetune.report.table import label
 from finetune.storage.durable import write_durably
 
 _VIEW = "finetune"
 """The view's name in its URL, by which it is found again."""
+_OLD_DEPTH = "frozen/depth"
+"""What the column `freeze_depth` was called in earlier versions."""
 
 
 def sync_records(
@@ -84,46 +87,12 @@ def write_dashboard(entity: str, project: str) -> str:
         Refused: no such project, or no access to it.
     """
     import wandb
-    import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as workspaces
 
-    depth, accuracy = panels.SummaryMetric("frozen/depth"), panels.SummaryMetric("val/acc_best")
-    rate = panels.Config("optim.lr")
-    column = panels.ParallelCoordinatesPlotColumn
-    columns = [column(depth), column(rate, log=True), column(panels.Config("model.head.hidden")), column(accuracy)]
-    sections = [
-        workspaces.Section(
-            name="Frozen depth",
-            is_open=True,
-            panels=[
-                panels.ScatterPlot(title="Validation accuracy against frozen depth", x=depth, y=accuracy),
-                panels.ScatterPlot(
-                    title="The same, coloured by learning rate", x=depth, y=accuracy, z=rate, log_z=True
-                ),
-                panels.ScatterPlot(
-                    title="Validation accuracy against seconds", x=panels.SummaryMetric("seconds/total"), y=accuracy
-                ),
-                panels.ParallelCoordinatesPlot(title="Depth, learning rate, head and accuracy", columns=columns),
-                panels.ParameterImportancePlot(with_respect_to="val/acc_best"),
-            ],
-        ),
-        workspaces.Section(
-            name="Learning curves",
-            is_open=True,
-            panels=[
-                panels.LinePlot(title=title, x="epoch", y=[metric])
-                for title, metric in (
-                    ("Validation accuracy", "val/acc"),
-                    ("Validation loss", "val/loss"),
-                    ("Training accuracy", "train/acc"),
-                    ("Training loss", "train/loss"),
-                )
-            ],
-        ),
-    ]
-    address = f"{wandb.Api().settings['base_url'].replace('api.', '')}/{entity}/{project}?nw={_VIEW}"
+    server = wandb.Api().settings["base_url"].replace("api.", "")
+    sections = _sections()
     try:
-        view = workspaces.Workspace.from_url(address)
+        view = workspaces.Workspace.from_url(f"{server}/{entity}/{project}?nw={_VIEW}")
         view.sections = sections
     except ValueError as error:
         if "not found in project" not in str(error):
@@ -131,3 +100,64 @@ def write_dashboard(entity: str, project: str) -> str:
         view = workspaces.Workspace(entity=entity, project=project, name="finetune", sections=sections)
         view._internal_name = f"nw-{_VIEW}-v"  # so that the next call finds it
     return str(view.save().url)
+
+
+def rename_old_column(entity: str, project: str) -> int:
+    """Give the finished runs that have their freeze depth under its earlier name the present one too.
+
+    Returns:
+        How many runs were changed; they keep the old column.
+    """
+    import wandb
+
+    changed = 0
+    has_old_column = {f"summary_metrics.{_OLD_DEPTH}": {"$ne": None}}
+    for run in wandb.Api().runs(f"{entity}/{project}", filters=has_old_column, lazy=False):
+        # A run that has not ended writes its own summary, whole, and would lose what is added here.
+        ended = run.state in ("finished", "failed", "crashed", "killed")
+        if ended and FREEZE_DEPTH not in run.summary:
+            run.summary[FREEZE_DEPTH] = run.summary[_OLD_DEPTH]
+            run.summary.update()
+            changed += 1
+    return changed
+
+
+def _sections() -> list[Any]:
+    import wandb_workspaces.workspaces as workspaces
+
+    return [
+        workspaces.Section(name="Freeze depth", is_open=True, panels=_depth_panels()),
+        workspaces.Section(name="Learning curves", is_open=True, panels=_curve_panels()),
+    ]
+
+
+def _depth_panels() -> list[Any]:
+    import wandb_workspaces.reports.v2 as panels
+
+    depth = panels.SummaryMetric(FREEZE_DEPTH)
+    accuracy = panels.SummaryMetric("val/acc_best")
+    seconds = panels.SummaryMetric("seconds/total")
+    rate = panels.Config("optim.lr")
+
+    column = panels.ParallelCoordinatesPlotColumn
+    columns = [column(depth), column(rate, log=True), column(panels.Config("model.head.hidden")), column(accuracy)]
+
+    return [
+        panels.ScatterPlot(title="Validation accuracy against freeze depth", x=depth, y=accuracy),
+        panels.ScatterPlot(title="The same, coloured by learning rate", x=depth, y=accuracy, z=rate, log_z=True),
+        panels.ScatterPlot(title="Validation accuracy against seconds", x=seconds, y=accuracy),
+        panels.ParallelCoordinatesPlot(title="Depth, learning rate, head and accuracy", columns=columns),
+        panels.ParameterImportancePlot(with_respect_to="val/acc_best"),
+    ]
+
+
+def _curve_panels() -> list[Any]:
+    import wandb_workspaces.reports.v2 as panels
+
+    metrics = {
+        "Validation accuracy": "val/acc",
+        "Validation loss": "val/loss",
+        "Training accuracy": "train/acc",
+        "Training loss": "train/loss",
+    }
+    return [panels.LinePlot(title=title, x="epoch", y=[metric]) for title, metric in metrics.items()]

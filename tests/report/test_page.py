@@ -114,7 +114,7 @@ def test_the_page_names_the_winner_and_has_a_row_for_each_depth(tmp_path: Path) 
     best = "Best: freeze_depth=11 lr=0.02 with val/acc 0.950 ± 0.635, mean of 2 seeds with its 95 % interval."
     assert best in page.text[""]
     assert "No verdict on depth: too few repeats" in page.text[""]
-    assert "Validation accuracy against frozen depth: mine" in page.text[""]
+    assert "Validation accuracy against freeze depth: mine" in page.text[""]
     assert "8 complete" in page.text[""]
 
 
@@ -139,7 +139,7 @@ def test_markup_in_names_and_parameters_stays_text(tmp_path: Path) -> None:
     assert page.names == plain.names  # `b` is no tag of it
     assert len([tag for tag, _ in page.tags if tag == "script"]) == len([t for t, _ in plain.tags if t == "script"])
     assert f"data.root={HOSTILE}4" in page.rows[1]
-    assert f"against frozen depth: {folder.name}" in page.text[""]
+    assert f"against freeze depth: {folder.name}" in page.text[""]
     assert "alert(1)</script>" not in (folder / REPORT).read_text()
 
 

@@ -32,7 +32,7 @@ def pictures(records: Sequence[Result], table: Table, ended: Mapping[str, float]
 def _of_complete(complete: Sequence[Result], table: Table, ended: Mapping[str, float]) -> Iterator[Picture]:
     yield Picture(
         "depth",
-        "Accuracy against frozen depth",
+        "Accuracy against freeze depth",
         "Points are trials; the line joins the best configuration of each depth, with the 95 % interval of its mean "
         "over seeds. Above: share of the parameters, and of the forward pass at 224 px, that is frozen.",
         depth_figure(table, complete),
@@ -64,7 +64,7 @@ def _of_complete(complete: Sequence[Result], table: Table, ended: Mapping[str, f
 
 
 def depth_figure(table: Table, complete: Sequence[Result]) -> go.Figure:
-    """Validation accuracy against frozen depth: every trial a point, the best of each depth a line."""
+    """Validation accuracy against freeze depth: every trial a point, the best of each depth a line."""
     best = table.best_per_depth
     widths = [group.half_width for group in best]
     plot = empty_figure("freeze depth k", "best validation accuracy")

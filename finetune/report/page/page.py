@@ -57,7 +57,7 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
     figures = {p.name: json.loads(p.figure.to_json()) for p in (*drawn, *extra[1])}
     names = ", ".join(folder.resolve().name for folder in folders)
     return Template(_file("page.html")).substitute(
-        title=html.escape(f"Validation accuracy against frozen depth: {names}"),
+        title=html.escape(f"Validation accuracy against freeze depth: {names}"),
         connect="'self'" if live else "'none'",
         live=html.escape(live),
         css=_file("page.css"),
