@@ -18,7 +18,7 @@ from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
 from finetune.storage.parallel import free_memory, in_order
-from finetune.storage.store import Building, Loaded, Rows, open_store, store_bytes
+from finetune.storage.store import Rows, RowsInMemory, StoreBuilder, open_store, store_bytes
 
 _BLOCK = 64
 """Images that are written, and checked, at once."""
@@ -139,7 +139,7 @@ def _decoded(
 
 
 def _build(folder: Path, samples: Samples, transform: Transform, on_bad: str, decoded: Decoded) -> None:
-    building = Building(folder, (transform.size, transform.size, 3), "uint8")
+    building = StoreBuilder(folder, (transform.size, transform.size, 3), "uint8")
     started, seen = time.perf_counter(), sum(note["images"] for note in building.notes)
     with contextlib.closing(building), contextlib.closing(decoded(seen)) as images:
         try:
@@ -168,7 +168,7 @@ def _in_memory(decoded: Decoded, size: int) -> tuple[Rows, dict[int, str]]:
     images = list(decoded(0))
     bad = {i: image for i, image in enumerate(images) if isinstance(image, str)}
     good = [image for image in images if not isinstance(image, str)]
-    return Loaded(np.stack(good) if good else np.empty((0, size, size, 3), np.uint8)), bad
+    return RowsInMemory(np.stack(good) if good else np.empty((0, size, size, 3), np.uint8)), bad
 
 
 def _unreadable(bad: dict[Path, str]) -> Refused:

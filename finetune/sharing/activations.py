@@ -22,7 +22,7 @@ from finetune.network.parts import SharedPrefix
 from finetune.sharing.cost import Costs, cumulative, measure_disk
 from finetune.storage.cache import locked
 from finetune.storage.parallel import free_memory, in_order
-from finetune.storage.store import Building, Store, open_store
+from finetune.storage.store import Store, StoreBuilder, open_store
 
 VERSION = 4
 """Part of every store's name; changes when the same input would give other activations."""
@@ -101,10 +101,10 @@ def build(
         absent = sorted(at for at, store in found.items() if store is None)
         if absent:
             shapes = row_shapes(prefix, source, absent, precision)
-            parts, computed = dict[int, Building](), 0
+            parts, computed = dict[int, StoreBuilder](), 0
             try:
                 for at in absent:
-                    parts[at] = Building(folders[at], *shapes[at])
+                    parts[at] = StoreBuilder(folders[at], *shapes[at])
                 first, row_bytes = min(part.done for part in parts.values()), sum(p.row_bytes for p in parts.values())
                 for done, blocks, seconds in _computed(prefix, source, absent, first, precision, row_bytes):
                     for part, rows in zip((parts[at] for at in absent), blocks, strict=True):

@@ -1,4 +1,4 @@
-"""The folder of all stores: who builds one, which go when there is no room. Imports no torch."""
+"""The folder of all stores: locks, so that one process builds each, and eviction. Imports no torch."""
 
 import contextlib
 import fcntl
@@ -18,26 +18,27 @@ KINDS = ("pixels", "activations")
 _SPARE = 2 << 30
 """Bytes of the disk that stores leave to others."""
 _PATIENCE = 25.0
-"""Seconds to wait for a lock whose holder builds nothing."""
+"""Seconds to wait for a lock whose holder builds nothing; a build may take hours, and is waited for while it grows."""
 
 
 class Unlockable(OSError):
-    """A store's name could not be had for oneself in reasonable time; do without the store."""
+    """A store could not be locked in reasonable time; do without the store."""
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone with a store's name: of several processes one builds, and the others wait and find it there.
+    """Lock a store's name: of several processes one builds, and the others wait and find it there.
 
     Where there can be no locks, because the folder is read-only or its file system knows none, nothing is waited for.
 
     Raises:
-        Unlockable: somebody has held the lock for half a minute without building anything, and there is no store.
+        Unlockable: somebody has kept the lock for half a minute without building anything, and there is no store.
         Refused: the folder, or the lock in it, could be somebody else's work.
     """
     refuse_shared_writing(folder)
     with contextlib.suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
+
     lock = folder.with_name(f"{folder.name}.lock")
     with contextlib.ExitStack() as stack:
         try:
@@ -53,16 +54,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _wait_for(stack: contextlib.ExitStack, lock: FileLock, folder: Path) -> None:
-    """Take the lock, or wait as long as its holder's build grows; a store that is there is then done without a lock."""
-    part, since, seen = folder.with_name(f"{folder.name}.part"), time.monotonic(), -1
+    """Enter the lock on `stack`, or wait as long as its holder's build grows.
+
+    Returns without the lock where nothing grows any more and the store is there: it needs no building.
+    """
+    part = folder.with_name(f"{folder.name}.part")
+    last_size = -1
+    last_growth = time.monotonic()
     while True:
         try:
             stack.enter_context(lock.acquire(timeout=0.5))
             return
         except Timeout:
-            size, now = _size(part), time.monotonic()
-            since, seen = (since, seen) if size == seen else (now, size)
-            if now - since > _PATIENCE:
+            size = _size(part)
+            now = time.monotonic()
+            if size != last_size:
+                last_size = size
+                last_growth = now
+
+            if now - last_growth > _PATIENCE:
                 if folder.is_dir():
                     return  # whoever has the lock reads or checks what is there, as the caller may
                 raise Unlockable(
@@ -83,64 +93,73 @@ def make_room(cache: Path, wanted: Mapping[Path, int], limit: int) -> bool:
     Raises:
         OSError: there is no such folder.
     """
-    need = sum(wanted.values())
-    if need > limit:
+    needed = sum(wanted.values())
+    if needed > limit:
         return False
+
     begun = {folder.with_name(f"{folder.name}.part") for folder in wanted}
-    entries = [entry for kind in KINDS for entry in (cache / kind).glob("*") if entry.is_dir() and entry not in begun]
-    sizes = {entry: _size(entry) for entry in entries}
+    folders = [folder for kind in KINDS for folder in (cache / kind).glob("*") if folder.is_dir()]
+    sizes = {folder: _size(folder) for folder in folders if folder not in begun}
+
+    over_limit = sum(sizes.values()) + needed - limit
     free = shutil.disk_usage(cache).free - _SPARE + sum(_size(part) for part in begun)
-    excess, going = max(sum(sizes.values()) + need - limit, need - free), list[Path]()
-    for entry in sorted(entries, key=_last_used):
-        if excess > 0 and _is_idle(entry):
-            going.append(entry)
-            excess -= sizes[entry]
-    return excess <= 0 and all(_evict(entry) for entry in going)
+    excess = max(over_limit, needed - free)
+
+    to_evict = list[Path]()
+    for folder in sorted(sizes, key=_last_used):
+        if excess > 0 and _is_idle(folder):
+            to_evict.append(folder)
+            excess -= sizes[folder]
+    return excess <= 0 and all(_evict(folder) for folder in to_evict)
 
 
 @contextlib.contextmanager
-def _alone_with(entry: Path) -> Iterator[None]:
-    """Nobody opens the store, or goes on building it, meanwhile.
+def _exclusive_use(folder: Path) -> Iterator[None]:
+    """Nobody opens the store in `folder`, or goes on building it, meanwhile.
 
     Raises:
         OSError: somebody does now.
     """
-    name = entry.name.removesuffix(".part").removesuffix(".bad")
-    lock = FileLock(entry.with_name(f"{name}.lock"), blocking=False)  # its Timeout is an OSError
+    name = folder.name.removesuffix(".part").removesuffix(".bad")
+    lock = FileLock(folder.with_name(f"{name}.lock"), blocking=False)  # its Timeout is an OSError
     with lock, contextlib.ExitStack() as stack:
-        if (entry / MANIFEST).is_file():
-            claim = stack.enter_context((entry / MANIFEST).open("r+b"))  # NFS locks no file opened for reading
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (folder / MANIFEST).is_file():
+            manifest = stack.enter_context((folder / MANIFEST).open("r+b"))  # NFS locks no file opened for reading
+            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
-def _is_idle(entry: Path) -> bool:
+def _is_idle(folder: Path) -> bool:
     try:
-        with _alone_with(entry):
+        with _exclusive_use(folder):
             return True
     except OSError:
         return False
 
 
-def _evict(entry: Path) -> bool:
-    gone = entry.with_name(f"{entry.name}.gone")
+def _evict(folder: Path) -> bool:
+    gone = folder.with_name(f"{folder.name}.gone")
     try:
-        with _alone_with(entry):
-            move(entry, gone)
+        with _exclusive_use(folder):
+            move(folder, gone)
     except OSError:
         return False
+
+    # it is nobody's any more: removing it, which takes time, needs no lock
     shutil.rmtree(gone, ignore_errors=True)
     return True
 
 
-def _last_used(entry: Path) -> float:
-    newest = entry / MANIFEST if (entry / MANIFEST).exists() else entry
+def _last_used(folder: Path) -> float:
+    """When the store was opened last, or its build begun; seconds since 1970."""
+    manifest = folder / MANIFEST
+    newest = manifest if manifest.exists() else folder
     with contextlib.suppress(OSError):
         return newest.stat().st_mtime
     return 0.0
 
 
-def _size(entry: Path) -> int:
+def _size(folder: Path) -> int:
     with contextlib.suppress(OSError):
-        return sum(file.stat().st_size for file in entry.iterdir())
+        return sum(file.stat().st_size for file in folder.iterdir())
     return 0

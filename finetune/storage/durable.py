@@ -25,14 +25,17 @@ def write_durably(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             reach("fsync", path)
+            # without it, some file systems rename first and write later: after a power cut the name holds nothing
             os.fsync(file.fileno())
+
         reach("rename", path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
     reach("sync", path)
-    _sync(path.parent)
+    _sync(path.parent)  # the folder is what holds the new name
 
 
 @contextmanager
@@ -54,7 +57,9 @@ def publish_folder(finished: Path, folder: Path) -> None:
     for file in finished.rglob("*"):
         _sync(file)
     _sync(finished)
+
     move(finished, folder)
+
     reach("sync", folder)
     _sync(folder.parent)
 
@@ -75,7 +80,10 @@ def sealed(values: dict[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """What `sealed` made `data` from.
+    """The values that `sealed` wrote as `data`.
+
+    >>> unsealed(sealed({"depth": 9}))
+    {'depth': 9}
 
     Raises:
         ValueError: it was changed since, or is something else.
@@ -83,18 +91,20 @@ def unsealed(data: bytes) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(data)
         checksum = values.pop("checksum")
-        if checksum == _checksum(values):
-            return values
+        is_unchanged = checksum == _checksum(values)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"no JSON with a checksum ({type(error).__name__}: {error})") from error
-    raise ValueError("its checksum differs")
+
+    if not is_unchanged:
+        raise ValueError("its checksum differs")
+    return values
 
 
 def _checksum(values: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-class Growing:
+class AppendOnlyFile:
     """A file that gets longer; a crash leaves a beginning of it, and its reader must see how far that is whole."""
 
     def __init__(self, path: Path, size: int):
@@ -111,21 +121,23 @@ class Growing:
         self._file.flush()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file; nothing is synced to the disk."""
         self._file.close()
 
 
 def remove_leftovers(root: Path, depth: int = 2) -> None:
     """Remove temporary files and folders, down to `depth` folders below `root`, whose process has died here."""
-    for below in range(depth + 1):
-        for left in root.glob("*/" * below + ".*.tmp"):
-            owner = _TEMPORARY.fullmatch(left.name)
-            if owner is None or owner["host"] != _HOST or _lives(int(owner["pid"])):
+    for level in range(depth + 1):
+        for leftover in root.glob("*/" * level + ".*.tmp"):
+            owner = _TEMPORARY.fullmatch(leftover.name)
+            # of another host's processes nothing can be known here
+            if owner is None or owner["host"] != _HOST or _is_alive(int(owner["pid"])):
                 continue
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
 
 
 _HOST = re.sub(r"[^\w-]", "_", platform.node())
@@ -136,13 +148,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 is not sent: it asks whether it could be
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
+    except PermissionError:  # somebody else's, so it is there
+        return True
     return True
 
 

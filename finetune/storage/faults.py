@@ -22,7 +22,7 @@ class Injected(RuntimeError):
 
 
 def reach(point: str, path: Path) -> None:
-    """Pass the point `point` on the way to changing `path`: a file's final name, or the folder of a trial.
+    """Pass `point` on the way to changing `path`: a file's final name, or the folder of a trial.
 
     Raises:
         Injected, OSError, torch.OutOfMemoryError: as armed.
@@ -33,16 +33,18 @@ def reach(point: str, path: Path) -> None:
 
 def _reach(folder: Path, point: str, path: Path) -> None:
     try:
-        arms = [line.split() for line in (folder / "arms").read_text().splitlines()]
+        armed_faults = [line.split() for line in (folder / "arms").read_text().splitlines()]
     except FileNotFoundError:
         return
+
     with (folder / "reached").open("a+") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        fcntl.flock(log, fcntl.LOCK_EX)  # processes share the count
         log.seek(0)
         reached = [*log.read().splitlines(), f"{point} {path}"]
         log.write(f"{reached[-1]}\n")
-    for armed, pattern, number, action in arms:
-        if armed == point and fnmatch.fnmatch(str(path), pattern):
+
+    for armed_point, pattern, number, action in armed_faults:
+        if armed_point == point and fnmatch.fnmatch(str(path), pattern):
             times = len(fnmatch.filter(reached, f"{point} {pattern}"))
             if int(number) in (0, times):
                 name, _, argument = action.partition(":")

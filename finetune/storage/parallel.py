@@ -1,4 +1,4 @@
-"""Work in threads, results in order."""
+"""Work in threads whose results come in order, and how much memory there is for them."""
 
 import contextlib
 import itertools
@@ -8,39 +8,48 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 def in_order(
-    work: Callable[[Item], Made],
-    items: Iterable[Item],
+    work: Callable[[Input], Output],
+    items: Iterable[Input],
     threads: int,
     at_start: Callable[[], object] | None = None,
     ahead: int | None = None,
-) -> Generator[Made, None, None]:
-    """`map(work, items)` in `threads` threads, which are at most `ahead` results ahead of the reader, else two each.
+) -> Generator[Output, None, None]:
+    """`map(work, items)` in `threads` threads, which are at most `ahead` results ahead of the reader.
 
-    `at_start` runs first in every thread.
+    Memory is bounded by that, where `ThreadPoolExecutor.map` takes all items at once.
+
+    Args:
+        work: What is done with an item.
+        items: Taken one by one, as results are read.
+        threads: How many work at a time.
+        at_start: Runs first in every thread.
+        ahead: Two results a thread by default.
     """
-    waiting = deque[Future[Made]]()
-    coming = iter(items)
+    remaining = iter(items)
+    pending = deque[Future[Output]]()
     with ThreadPoolExecutor(threads, initializer=at_start) as pool:
         try:
-            for item in itertools.islice(coming, ahead or 2 * threads):
-                waiting.append(pool.submit(work, item))
-            while waiting:
-                made = waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in itertools.islice(coming, 1))
-                yield made
+            for item in itertools.islice(remaining, ahead or 2 * threads):
+                pending.append(pool.submit(work, item))
+
+            while pending:
+                output = pending.popleft().result()
+                pending.extend(pool.submit(work, item) for item in itertools.islice(remaining, 1))
+                yield output
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def free_memory() -> float:
-    """Bytes that the page cache may take: half of what is available."""
+    """Bytes that the page cache may take: half of what is available, or 4 GiB where Linux does not say."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024 / 2
+                kibibytes = float(line.split()[1])
+                return kibibytes * 1024 / 2
     return float(4 << 30)

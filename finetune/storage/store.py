@@ -24,12 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import Refused
-from finetune.storage.durable import Growing, move, publish_folder, sealed, unsealed, write_durably
+from finetune.storage.durable import AppendOnlyFile, move, publish_folder, sealed, unsealed, write_durably
 
-_ROWS, MANIFEST, _BLOCKS = "rows.bin", "manifest.json", "blocks.jsonl"
+MANIFEST = "manifest.json"
+_ROWS = "rows.bin"
+_BLOCKS = "blocks.jsonl"
+"""The log of a build: a line for each block that is on the disk."""
 _PIECE = 1 << 24
+"""Bytes that are read at once to take a checksum."""
 _NO_DAMAGE = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Of a store that this process cannot open, and another may."""
+"""Errors that say that this process cannot open a store, not that the store is damaged."""
 
 
 class Rows:
@@ -41,7 +45,8 @@ class Rows:
 
     def __init__(self, file: Path, count: int, shape: Sequence[int], dtype: str):
         """`dtype` is NumPy's name; `bfloat16`, which NumPy lacks, is read as uint16."""
-        self.file, self.dtype = file, dtype
+        self.file = file
+        self.dtype = dtype
         self.shape = (count, *shape)
         self._dtype = np.dtype("uint16" if dtype == "bfloat16" else dtype)
         self.row_bytes = int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize
@@ -54,44 +59,52 @@ class Rows:
         """The rows at these positions, in their order; neighbours are read at once.
 
         Raises:
+            IndexError: a position is outside 0..len - 1.
             OSError: the file is shorter than it should be.
         """
         indices = np.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else np.asarray(chosen)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"rows 0..{len(self) - 1} are there, not {indices.min()}..{indices.max()}")
+
         out = np.empty((len(indices), *self.shape[1:]), self._dtype)
         if out.size == 0:
             return out
+
         if self._descriptor is None:
+            # opened by the process that reads: a descriptor does not travel to another one
             self._descriptor = os.open(self.file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
+
         target = out.reshape(-1).view(np.uint8).data
-        starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1)
-        for start, end in zip(starts, [*starts[1:], len(indices)], strict=True):
+        run_starts = np.flatnonzero(np.diff(indices, prepend=indices[0] - 2) != 1)
+        run_ends = [*run_starts[1:], len(indices)]
+        for start, end in zip(run_starts, run_ends, strict=True):
             part = target[start * self.row_bytes : end * self.row_bytes]
-            self._fill(part, int(indices[start]) * self.row_bytes)
+            self._read_into(part, int(indices[start]) * self.row_bytes)
         return out
 
-    def _fill(self, part: memoryview, offset: int) -> None:
+    def _read_into(self, part: memoryview, offset: int) -> None:
         assert self._descriptor is not None
         while part:
-            got = os.preadv(self._descriptor, [part], offset)
-            if got == 0:
+            # preadv keeps no position in the file, so threads may share the descriptor
+            count = os.preadv(self._descriptor, [part], offset)
+            if count == 0:
                 raise OSError(f"{self.file} is truncated; remove its folder, and it is built anew")
-            part, offset = part[got:], offset + got
+            part = part[count:]
+            offset += count
 
 
-class Loaded(Rows):
-    """Rows in memory, for want of a place to store them."""
+class RowsInMemory(Rows):
+    """Rows that are kept in memory, for want of a place to store them."""
 
     def __init__(self, rows: NDArray[Any]):
         """`rows`: n x shape."""
         super().__init__(Path(), len(rows), rows.shape[1:], str(rows.dtype))
-        self._loaded = rows
+        self._array = rows
 
     def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """The rows at these positions, in their order."""
-        return self._loaded[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
+        return self._array[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
     """The store in `folder`; None if there is none that can be opened. A damaged one is set aside as `FOLDER.bad`.
 
     Args:
-        folder: Of one store.
+        folder: The store's folder.
         verify: Read all of it and compare the checksums.
 
     Raises:
@@ -116,14 +129,16 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
     """
     refuse_shared_writing(folder)
     try:
-        claim = os.open(folder / MANIFEST, os.O_RDONLY)
+        lock = os.open(folder / MANIFEST, os.O_RDONLY)
     except OSError as error:
         _set_aside_if_damaged(folder, error)
         return None
+
     with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(claim, fcntl.LOCK_SH)
+        fcntl.flock(lock, fcntl.LOCK_SH)
     with contextlib.suppress(OSError):  # a store that others may only read
-        os.utime(folder / MANIFEST)
+        os.utime(folder / MANIFEST)  # eviction takes the least recently used first
+
     try:
         manifest = unsealed((folder / MANIFEST).read_bytes())
         rows = Rows(folder / _ROWS, manifest["count"], manifest["shape"], manifest["dtype"])
@@ -131,52 +146,68 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
             raise ValueError("checksums differ")
         store = Store(folder, rows, manifest["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        os.close(claim)
+        os.close(lock)
         _set_aside_if_damaged(folder, error)
         return None
-    weakref.finalize(rows, os.close, claim)  # lets go of the lock
+
+    weakref.finalize(rows, os.close, lock)  # closing the descriptor releases the lock
     return store
 
 
 @contextlib.contextmanager
-def held(folders: Iterable[Path]) -> Iterator[None]:
+def stores_in_use(folders: Iterable[Path]) -> Iterator[None]:
     """Keep these stores, as far as they are there: none of them is evicted meanwhile."""
     with contextlib.ExitStack() as stack:
         for folder in folders:
             with contextlib.suppress(OSError):  # gone, or a file system without locks
-                fcntl.flock(stack.enter_context((folder / MANIFEST).open("rb")), fcntl.LOCK_SH)
+                manifest = stack.enter_context((folder / MANIFEST).open("rb"))
+                fcntl.flock(manifest, fcntl.LOCK_SH)
         yield
 
 
 def store_bytes(count: int, shape: Sequence[int], itemsize: int) -> int:
-    """What a store will take on disk, its manifest left out."""
+    """Bytes that `count` rows take on disk, the manifest left out.
+
+    >>> store_bytes(1000, (224, 224, 3), itemsize=1)
+    150528000
+    """
     return count * int(np.prod(shape, dtype=np.int64)) * itemsize
 
 
-class Building:
+class StoreBuilder:
     """A store under way. `done` rows are there already, from an earlier attempt whose blocks are intact."""
 
     def __init__(self, folder: Path, shape: Sequence[int], dtype: str):
-        """`folder` is the finished store's; the caller holds its lock."""
-        self.folder, self.shape, self.dtype = folder, tuple(shape), dtype
+        """`folder` is the finished store's; the caller has locked it."""
+        self.folder = folder
+        self.shape = tuple(shape)
+        self.dtype = dtype
         self.row_bytes = Rows(Path(), 0, shape, dtype).row_bytes
         self.part = folder.with_name(f"{folder.name}.part")
         self.part.mkdir(parents=True, exist_ok=True)
-        self.blocks, self.notes = list[tuple[int, int]](), list[Any]()
-        rows, log = self._intact()
+
+        self.blocks = list[tuple[int, int]]()
+        """Rows and checksum of each block."""
+        self.notes = list[Any]()
+        intact_rows, intact_log = self._take_over_intact_blocks()
         self.done = sum(count for count, _ in self.blocks)
-        self._rows, self._log = Growing(self.part / _ROWS, rows), Growing(self.part / _BLOCKS, log)
-        self._beside = ThreadPoolExecutor(1)
+
+        self._rows = AppendOnlyFile(self.part / _ROWS, intact_rows)
+        self._log = AppendOnlyFile(self.part / _BLOCKS, intact_log)
+        self._checksums = ThreadPoolExecutor(1)
         """Takes checksums while rows are written."""
 
     def append(self, rows: NDArray[Any], note: Any = None) -> None:
         """Add rows n x shape, and whatever a continued build must know of them."""
         data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        checksum = self._beside.submit(zlib.crc32, data)
+        checksum = self._checksums.submit(zlib.crc32, data)
         self._rows.append(data)
-        self.blocks.append((len(rows), checksum.result()))
+
+        # the rows come before their line in the log: what the log names is there
+        block = len(rows), checksum.result()
+        self.blocks.append(block)
         self.notes.append(note)
-        self._log.append(f"{json.dumps([*self.blocks[-1], note])}\n".encode())
+        self._log.append(f"{json.dumps([*block, note])}\n".encode())
         self.done += len(rows)
 
     def publish(self, about: dict[str, Any]) -> None:
@@ -189,7 +220,7 @@ class Building:
 
     def close(self) -> None:
         """Leave the build as it is, to be continued."""
-        self._beside.shutdown()
+        self._checksums.shutdown()
         self._rows.close()
         self._log.close()
 
@@ -198,9 +229,10 @@ class Building:
         self.close()
         shutil.rmtree(self.part, ignore_errors=True)
 
-    def _intact(self) -> tuple[int, int]:
-        """Take over the blocks of an earlier attempt up to the first damaged one; their bytes of rows and of log."""
-        size, log = 0, 0
+    def _take_over_intact_blocks(self) -> tuple[int, int]:
+        """Note the blocks of an earlier attempt up to the first damaged one; their bytes of rows and of log."""
+        rows_size = 0
+        log_size = 0
         with contextlib.suppress(OSError, ValueError, TypeError), (self.part / _ROWS).open("rb") as file:
             for line in (self.part / _BLOCKS).read_bytes().splitlines(keepends=True):
                 count, crc, note = json.loads(line)
@@ -209,16 +241,18 @@ class Building:
                     break
                 self.blocks.append((count, crc))
                 self.notes.append(note)
-                size, log = size + len(data), log + len(line)
-        return size, log
+                rows_size += len(data)
+                log_size += len(line)
+        return rows_size, log_size
 
 
 def _set_aside_if_damaged(folder: Path, error: Exception) -> None:
     if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _NO_DAMAGE):
         return
+
     bad = folder.with_name(f"{folder.name}.bad")
     shutil.rmtree(bad, ignore_errors=True)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a read-only cache, or another process did it already
         move(folder, bad)
     print(f"warning: {folder} was damaged; it is set aside as {bad.name} and built anew", file=sys.stderr)
 
@@ -226,22 +260,26 @@ def _set_aside_if_damaged(folder: Path, error: Exception) -> None:
 def _is_whole(rows: Rows, blocks: Sequence[tuple[int, int]]) -> bool:
     with rows.file.open("rb") as file:
         for count, expected in blocks:
-            left, crc = count * rows.row_bytes, 0
-            while left:
-                data = file.read(min(left, _PIECE))
+            remaining = count * rows.row_bytes
+            crc = 0
+            while remaining:
+                data = file.read(min(remaining, _PIECE))
                 if not data:
                     return False
-                crc, left = zlib.crc32(data, crc), left - len(data)
+                crc = zlib.crc32(data, crc)
+                remaining -= len(data)
             if crc != expected:
                 return False
-        return not file.read(1) and sum(count for count, _ in blocks) == len(rows)
+
+        is_at_end = not file.read(1)
+        return is_at_end and sum(count for count, _ in blocks) == len(rows)
 
 
 def refuse_shared_writing(folder: Path) -> None:
     """Make sure that nobody else can put other bytes in place of a store's, or a link in place of its lock.
 
     Args:
-        folder: Of one store, in `CACHE/KIND`; what is not there yet is no danger.
+        folder: The store's, in `CACHE/KIND`; what is not there yet is no danger.
 
     Raises:
         Refused: all may write to the store or its kind's folder, to the cache (where only its owner may remove a file,
@@ -250,7 +288,10 @@ def refuse_shared_writing(folder: Path) -> None:
     lock = folder.with_name(f"{folder.name}.lock")
     if lock.is_symlink():
         raise Refused(f"{lock} is a link, through which another file would be written; remove it")
-    for place, sticky_will_do in ((folder, False), (folder.parent, False), (folder.parent.parent, True)):
+
+    kind = folder.parent
+    cache = kind.parent
+    for place, sticky_will_do in ((folder, False), (kind, False), (cache, True)):
         try:
             mode = place.stat().st_mode
         except OSError:

@@ -14,7 +14,7 @@ from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers, write_durably
 from finetune.storage.faults import reach
-from finetune.storage.store import held
+from finetune.storage.store import stores_in_use
 from finetune.sweep.attempts import ASKED, SICK, Attempts, Workers, speaks_for_worker
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.folder import alone, claim, refuse_another, refuse_unusable
@@ -80,7 +80,7 @@ def run_sweep(
     search = Search(spec, seed, sharing_order)
     if spec.target is not None or options.budget is not None:  # what ends early must not end lopsided
         search = Search(replace(spec, spread=spec.spread or spec.run_cap is None), seed)
-    with alone(folder), held(found.stores):
+    with alone(folder), stores_in_use(found.stores):
         remove_leftovers(folder)
         claim(spec, folder, seed, data, sweep.total)
         launcher: Launcher

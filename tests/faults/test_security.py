@@ -26,7 +26,7 @@ from finetune.records.predictions import Predictions
 from finetune.report.serve import server
 from finetune.sharing.images import find_data, store_pixels
 from finetune.storage.cache import locked
-from finetune.storage.store import MANIFEST, Building, open_store
+from finetune.storage.store import MANIFEST, StoreBuilder, open_store
 from finetune.train import prepare
 from finetune.trial.run import train
 from tests.faults.invariants import check_invariants, run, sweep_file, terminal_records
@@ -100,7 +100,7 @@ def test_fault_45_a_pickle_in_a_store_is_set_aside_by_name(
     tmp_path: Path, bombs: dict[str, bytes], dress: str, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "pixels" / "a"
-    building = Building(folder, (4,), "uint8")
+    building = StoreBuilder(folder, (4,), "uint8")
     building.append(np.zeros((8, 4), np.uint8))
     building.publish({})
     (folder / file).write_bytes(bombs[dress])

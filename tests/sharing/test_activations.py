@@ -186,7 +186,7 @@ def test_an_interrupted_build_is_continued_and_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("finetune.storage.store.Building.append", full)
+    monkeypatch.setattr("finetune.storage.store.StoreBuilder.append", full)
     with pytest.raises(OSError, match="No space left"):
         build(prefix, images, {9: tmp_path / "d"}, CPU, costs)
     assert not list(tmp_path.glob("d*/*"))

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from finetune.storage import cache, store
 from finetune.storage.cache import locked, make_room
-from finetune.storage.store import Building, Rows, open_store
+from finetune.storage.store import Rows, StoreBuilder, open_store
 
 
 def values(count: int, width: int = 6) -> np.ndarray:
@@ -20,7 +20,7 @@ def values(count: int, width: int = 6) -> np.ndarray:
 
 
 def built(folder: Path, rows: np.ndarray, block: int = 3) -> store.Store:
-    building = Building(folder, rows.shape[1:], str(rows.dtype))
+    building = StoreBuilder(folder, rows.shape[1:], str(rows.dtype))
     for start in range(building.done, len(rows), block):
         building.append(rows[start : start + block], {"start": start})
     building.publish({"made": "here"})
@@ -42,7 +42,7 @@ def test_rows_come_back_at_any_positions_in_the_order_asked(tmp_path: Path) -> N
 
 def test_bfloat16_is_kept_to_the_bit(tmp_path: Path) -> None:
     bits = np.arange(12, dtype=np.uint16).reshape(4, 3)
-    building = Building(tmp_path / "a", (3,), "bfloat16")
+    building = StoreBuilder(tmp_path / "a", (3,), "bfloat16")
     building.append(bits)
     building.publish({})
     found = open_store(tmp_path / "a")
@@ -78,7 +78,7 @@ def test_a_damaged_store_is_set_aside(tmp_path: Path, damage: str, capsys: pytes
 @pytest.mark.parametrize("damage", ["nothing", "the last block is torn", "a block is flipped", "the log is torn"])
 def test_a_build_goes_on_after_its_last_intact_block(tmp_path: Path, damage: str) -> None:
     rows = values(12)
-    building = Building(tmp_path / "a", rows.shape[1:], "float32")
+    building = StoreBuilder(tmp_path / "a", rows.shape[1:], "float32")
     for start in (0, 3, 6):
         building.append(rows[start : start + 3], start)
     building.close()
@@ -95,7 +95,7 @@ def test_a_build_goes_on_after_its_last_intact_block(tmp_path: Path, damage: str
         log = tmp_path / "a.part" / "blocks.jsonl"
         log.write_text(log.read_text()[:-4])
         kept = 6
-    again = Building(tmp_path / "a", rows.shape[1:], "float32")
+    again = StoreBuilder(tmp_path / "a", rows.shape[1:], "float32")
     assert (again.done, again.notes) == (kept, [0, 3, 6][: kept // 3])
     again.close()
     assert open_store(tmp_path / "a") is None
@@ -111,7 +111,7 @@ def test_several_processes_that_want_one_store_build_it_once(tmp_path: Path) -> 
         "with locked(folder):\n"
         "    if open_store(folder) is None:\n"
         "        print('built'); time.sleep(0.3)\n"
-        "        b = Building(folder, (2,), 'uint8'); b.append(np.ones((3, 2), np.uint8)); b.publish({})\n"
+        "        b = StoreBuilder(folder, (2,), 'uint8'); b.append(np.ones((3, 2), np.uint8)); b.publish({})\n"
         "print(open_store(folder).rows[:].sum())"
     )
     processes = [
@@ -176,7 +176,7 @@ def test_a_store_in_use_stays_whoever_uses_it(tmp_path: Path) -> None:
 
 
 def test_a_build_under_way_is_not_evicted_and_one_left_behind_is(tmp_path: Path) -> None:
-    building = Building(tmp_path / "activations/a", (6,), "float32")
+    building = StoreBuilder(tmp_path / "activations/a", (6,), "float32")
     building.append(values(9, 3).reshape(9, 6))
     with locked(tmp_path / "activations/a"):
         assert not make_room(tmp_path, {tmp_path / "activations/b": 200}, 300)
@@ -188,7 +188,7 @@ def test_a_build_under_way_is_not_evicted_and_one_left_behind_is(tmp_path: Path)
 
 def test_what_is_built_of_a_store_is_part_of_it_and_stays(tmp_path: Path) -> None:
     cache_of(tmp_path, "pixels/old")
-    building = Building(tmp_path / "activations/a", (6,), "float32")
+    building = StoreBuilder(tmp_path / "activations/a", (6,), "float32")
     building.append(values(9, 3).reshape(9, 6))
     building.close()
     begun = sum(file.stat().st_size for file in building.part.iterdir())
@@ -202,7 +202,7 @@ def test_what_is_built_of_a_store_is_part_of_it_and_stays(tmp_path: Path) -> Non
 def test_rows_in_memory_are_asked_for_as_those_of_a_file(tmp_path: Path) -> None:
     rows = values(10)
     for chosen in ([3], [9, 0, 4, 4], slice(2, 7), slice(None), [], np.array([8, 7])):
-        np.testing.assert_array_equal(store.Loaded(rows)[chosen], rows[chosen])
+        np.testing.assert_array_equal(store.RowsInMemory(rows)[chosen], rows[chosen])
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
@@ -247,7 +247,7 @@ def test_locks_that_a_file_system_lacks_are_done_without(tmp_path: Path, monkeyp
 
 
 def test_reading_all_of_a_store_does_not_grow_the_process(tmp_path: Path) -> None:
-    building = Building(tmp_path / "a", (1 << 18,), "uint8")
+    building = StoreBuilder(tmp_path / "a", (1 << 18,), "uint8")
     for i in range(256):
         building.append(np.full((4, 1 << 18), i, np.uint8))
     building.publish({})
