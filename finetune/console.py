@@ -2,20 +2,19 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from finetune.storage.parallel import Progress
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
-Show = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and the total."""
 
 
 def plain_stage(what: str, done: int, total: int) -> None:
@@ -25,19 +24,19 @@ def plain_stage(what: str, done: int, total: int) -> None:
 
 
 @contextlib.contextmanager
-def stages() -> Iterator[Show]:
+def stages() -> Iterator[Progress]:
     """Work that comes before training: a bar for each kind of it on a terminal, a line when it ends elsewhere."""
     if not console.is_terminal:
         yield plain_stage
         return
 
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
 
-    with Progress(console=console, transient=True) as display:
+    with Bars(console=console, transient=True) as display:
         yield stage_bars(display)
 
 
-def stage_bars(display: "Progress") -> Show:
+def stage_bars(display: "Bars") -> Progress:
     """A bar for each stage, which vanishes when the stage ends."""
     bars: dict[str, Any] = {}
 

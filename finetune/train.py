@@ -19,8 +19,9 @@ from finetune.errors import Interrupted, Refused, one_line
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
 from finetune.sharing import plan as activation_plan
-from finetune.sharing.facts import Progress, Shared
+from finetune.sharing.facts import Shared
 from finetune.storage.durable import remove_leftovers
+from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.run import train
 

@@ -64,7 +64,7 @@ def room(module: str) -> str:
 MAY_USE = {
     "errors": (),
     "config": (),
-    "console": (),
+    "console": ("storage",),
     "compose": ("errors", "config"),
     "storage": ("errors",),
     "records": ("errors", "config", "compose", "storage"),

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from finetune.console import Show, console, plain_stage, plain_table, stage_bars
+from finetune.console import console, plain_stage, plain_table, stage_bars
+from finetune.storage.parallel import Progress
 
 if TYPE_CHECKING:
     from finetune.records.result import Result
@@ -40,7 +41,7 @@ def print_table(table: "Table") -> None:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Show]]:
+def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Progress]]:
     """A live display on a terminal, a line a trial elsewhere: for the trials, and for what comes before them."""
     from finetune.report.table import label
     from finetune.sweep.state import result_value
@@ -66,11 +67,11 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bars
     from rich.table import Column
 
     text = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what gives way on a narrow terminal
@@ -81,7 +82,7 @@ def watching() -> Iterator[tuple[Callable[["Sweep", "Result | None"], None], Sho
         TimeElapsedColumn(Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
     ]
-    with Progress(*columns, console=console, expand=True) as display:
+    with Bars(*columns, console=console, expand=True) as display:
         bars: dict[str, Any] = {"": display.add_task("sweep", total=None)}
 
         def live(sweep: "Sweep", ended: "Result | None") -> None:

@@ -1,7 +1,6 @@
 """What the trials of a sweep find out once and hand on."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from finetune.config import ModelConfig
 from finetune.data.files import state_of
 from finetune.network.backbone import backbone_shapes
 from finetune.network.weights import Weights, read_weights
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how much of it is, and the total."""
 
 
 @dataclass(frozen=True)

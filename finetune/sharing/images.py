@@ -14,7 +14,8 @@ from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Refused
 from finetune.network.freeze import find_cut
-from finetune.sharing.facts import Progress, Shared, find_weights
+from finetune.sharing.facts import Shared, find_weights
+from finetune.storage.parallel import Progress
 from finetune.storage.store import open_store
 
 

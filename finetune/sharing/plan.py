@@ -19,9 +19,10 @@ from finetune.network.parts import SharedPrefix, contiguous_from
 from finetune.network.weights import Weights
 from finetune.sharing.activations import Source, build, measure_costs, row_shapes, store_key
 from finetune.sharing.cost import Costs, Decision, decide
-from finetune.sharing.facts import Progress, Shared, find_weights
+from finetune.sharing.facts import Shared, find_weights
 from finetune.sharing.images import Images, find_data, find_images, images_key
 from finetune.storage.cache import make_room
+from finetune.storage.parallel import Progress
 from finetune.storage.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"

@@ -11,6 +11,9 @@ from typing import TypeVar
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
+Progress = Callable[[str, int, int], None]
+"""Called as long work goes on: with what is being done, how much of it is done, and the total."""
+
 
 def in_order(
     work: Callable[[Input], Output],

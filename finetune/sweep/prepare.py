@@ -4,17 +4,15 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from finetune.errors import Refused
+from finetune.storage.parallel import Progress
 from finetune.sweep.attempts import RETRIES
 from finetune.sweep.children import CONTEXT, end_with_parent, ready_server
-
-Show = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is, and the total."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Prepared:
 def check_and_prepare(
     configs: Sequence[tuple[Sequence[str], int]],
     stores: bool = True,
-    show: Show = lambda what, done, total: None,
+    show: Progress = lambda what, done, total: None,
     gpu: str | None = None,
 ) -> Prepared:
     """Check every config, and compute what their trials share, in a child; one that dies is started again.
@@ -60,7 +58,7 @@ def check_and_prepare(
 
 
 def _in_child(
-    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Show, gpu: str | None
+    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Progress, gpu: str | None
 ) -> tuple[int | None, Prepared | str | None]:
     """The child's exit code; and what it found, or why it refuses, or nothing where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)

@@ -11,9 +11,10 @@ from finetune.network.device import Precision
 from finetune.network.freeze import Cut, find_cut
 from finetune.network.network import Network, build_network
 from finetune.network.parts import SharedPrefix, contiguous_from, lay_out
-from finetune.sharing.facts import Progress, Shared, find_weights
+from finetune.sharing.facts import Shared, find_weights
 from finetune.sharing.images import Images, find_images
 from finetune.sharing.plan import UNWRITTEN, Want, preprocess_of, provide, wants_of
+from finetune.storage.parallel import Progress
 from finetune.storage.store import Rows, open_store
 
 

@@ -22,10 +22,11 @@ from finetune.records.layout import CHECKPOINT, CONFIG, HYDRA, LAST, OVERRIDES, 
 from finetune.records.metric import Incumbent
 from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
-from finetune.sharing.facts import Progress, Shared
+from finetune.sharing.facts import Shared
 from finetune.sharing.images import Images
 from finetune.storage.durable import remove_leftovers, write_durably
 from finetune.storage.faults import reach
+from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.callback import Heartbeat, Keeper
 from finetune.trial.inputs import Inputs, gather
