@@ -1,18 +1,17 @@
-"""The folder of a sweep: whose it is, and that one process at a time runs it. Imports no torch."""
+"""The folder of a sweep: which sweep it holds, and that one process at a time runs it. Imports no torch."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from finetune.errors import Refused
 from finetune.records.layout import LOCK, SWEEP
 from finetune.storage.durable import sealed, unsealed, write_durably
+from finetune.sweep.identity import VERSION, difference, identity_of
 from finetune.sweep.spec import SweepSpec
 
 _MOMENT = 1.0
@@ -25,7 +24,7 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
     Args:
         spec: The sweep.
         folder: Where it is to live.
-        seed: Of its search.
+        seed: The seed of its search.
         data: Digests of its images and weights, once they are known.
 
     Raises:
@@ -35,11 +34,16 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise Refused(f"{folder} holds other files and no sweep; give --out another folder")
         return
+
     try:
         old = unsealed((folder / SWEEP).read_bytes())
-        differs = _difference(old, json.loads(json.dumps(_identity(spec, seed, data))))
+        version = old.get("version", 1)  # which was not written at first
+        differs = difference(old, identity_of(spec, seed, data)) if version == VERSION else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{folder / SWEEP} cannot be read ({error}); give --out another folder") from error
+
+    if version != VERSION:
+        raise Refused(f"{folder / SWEEP} is of a newer finetune; update this one, or give --out another folder")
     if differs:
         raise Refused(
             f"{folder} holds a sweep whose {differs}; give the same file and overrides to continue it, or "
@@ -63,27 +67,6 @@ def refuse_unusable(folder: Path) -> None:
 
 def _is_running_already(folder: Path) -> str:
     return f"the sweep in {folder} is running already; wait for it, or give --out another folder"
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first thing in which two sweeps differ, with both values; empty for the same sweep."""
-    fixed = [dict(word.partition("=")[::2] for word in values.get("fixed", [])) for values in (old, new)]
-    for key in dict.fromkeys([*fixed[0], *fixed[1]]):
-        was, now = (values.get(key, "not given") for values in fixed)
-        if was != now:
-            return f"{key} was {was} and would now be {now}"
-    was, now = (set(values.get("data", ())) for values in (old, new))
-    same_data = was <= now or now <= was  # more or fewer trials may be of more or fewer sizes and splits
-    for name in ("fixed", "seed", "search", "data"):
-        if old.get(name, new[name]) != new[name] and not (name == "data" and same_data):
-            called = {"fixed": "list of fixed settings", "seed": "search seed"}.get(name, name)
-            return f"{called} was {old[name]} and would now be {new[name]}"
-    spaces = old.get("space", new["space"]), new["space"]
-    for key in sorted(spaces[0].keys() | spaces[1]):
-        values = [space.get(key, "not swept") for space in spaces]
-        if values[0] != values[1]:
-            return f"{key} was {values[0]} and would now be {values[1]}"
-    return "" if old["digest"] == new["digest"] else f"digest was {old['digest']} and would now be {new['digest']}"
 
 
 @contextlib.contextmanager
@@ -111,7 +94,7 @@ def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials:
     """Write into `folder` which sweep it holds, and of how many trials; data that it had before stay known."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         data = sorted({*data, *unsealed((folder / SWEEP).read_bytes())["data"]})
-    write_durably(folder / SWEEP, sealed({**_identity(spec, seed, data), "trials": trials}))
+    write_durably(folder / SWEEP, sealed({**identity_of(spec, seed, data), "trials": trials}))
 
 
 def planned(folder: Path) -> tuple[int, list[str]] | None:
@@ -134,16 +117,3 @@ def is_running(folder: Path) -> bool:
         return True
     except (OSError, NotImplementedError):
         return False
-
-
-def _identity(spec: SweepSpec, seed: int, data: Sequence[str]) -> dict[str, Any]:
-    stopping = repr(spec.stopping) if spec.stopping else "none"
-    return {
-        "name": spec.name,
-        "digest": spec.digest,
-        "seed": seed,
-        "fixed": spec.fixed,
-        "search": f"{spec.method}, {spec.goal} {spec.metric}, target {spec.target}, stopping {stopping}",
-        "space": {key: distribution.text for key, distribution in spec.parameters.items()},
-        "data": list(data),
-    }

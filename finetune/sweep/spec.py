@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.compose import no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
-from finetune.config import digest_of, flat, is_meaningful
+from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
 from finetune.sweep.distribution import Distribution, number, read_distribution
 from finetune.sweep.stopping import Hyperband, Race
@@ -57,13 +57,6 @@ class SweepSpec:
     """When a running trial is given up."""
     not_for_agents: tuple[str, ...] = ()
     """What keeps W&B's own agents from running the file, one sentence each."""
-
-    @property
-    def digest(self) -> str:
-        """Names the space, the search and the fixed overrides: a sweep folder holds trials of one digest."""
-        space = {key: vars(distribution) for key, distribution in self.parameters.items()}
-        stopping = vars(self.stopping) if self.stopping else None
-        return digest_of([self.method, self.goal, self.metric, space, list(self.fixed), self.target, stopping])
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """What `python -m finetune.train` gets for a trial with these parameters."""

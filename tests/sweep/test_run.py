@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from finetune.compose import compose_config
-from finetune.config import flat, trial_key
+from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD
 from finetune.records.metric import Incumbent
@@ -28,82 +28,13 @@ from finetune.sharing.facts import Shared
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
-from finetune.sweep.prepare import Prepared
 from finetune.sweep.records import trial_keys
 from finetune.sweep.run import run_sweep
 from finetune.sweep.search import Search, sharing_order
-from finetune.sweep.spec import SweepSpec, read_sweep
 from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
 from finetune.trial.run import train
-
-
-@dataclass
-class Pretended:
-    """A trial that ended at once."""
-
-    exitcode: int
-
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-
-
-class Pretender:
-    """A launcher of one worker that trains nothing: it keeps the words of each start, and leaves the records."""
-
-    capacity, longest_wait = 1, 0.0
-
-    def __init__(self) -> None:
-        self.started: list[list[str]] = []
-        self.digests = {"dataset": "pixels", "split": "labels", "weights": "weights"}
-        self.status: Callable[[dict[str, str]], str] = lambda given: "complete"
-        """Of the trial with these words, by key; empty where it dies."""
-
-    def start(
-        self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
-    ) -> list[Pretended]:
-        (words, place), *_ = trials
-        self.started.append(list(words))
-        status = self.status(dict(word.partition("=")[::2] for word in words))
-        if not status:
-            return [Pretended(-9)]
-        config = compose_config(words)
-        params = {word.partition("=")[0]: flat(config).get(word.partition("=")[0]) for word in words}
-        epoch = {"val/acc_best": config.optim.lr, "val/acc": config.optim.lr}
-        history = [epoch] if status == "complete" else []
-        settings = {"config": flat(config), "history": history, "digests": dict(self.digests)}
-        Result(trial_key(config), status, status, 0, "block", 0, None, None, 0, params, **settings).save(place)
-        (place / CHECKPOINT).touch()
-        return [Pretended(0)]
-
-    def wait(self, jobs: Sequence[Pretended]) -> None: ...
-    def worker(self, job: Pretended) -> str:
-        return "worker 0"
-
-    def set_aside(self, worker: str) -> None: ...
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretender:
-    """Sweeps of this test prepare and train nothing."""
-    launcher = Pretender()
-
-    def prepare(*given: object) -> Prepared:
-        digests = launcher.digests
-        return Prepared((), "", (f"{digests['dataset']}_{digests['split']}",), (digests["weights"],), ())
-
-    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
-    monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *given: launcher)
-    return launcher
-
-
-def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, object], **more: object) -> SweepSpec:
-    raw = {"method": "grid", "metric": {"name": "val/acc_best", "goal": "maximize"}, **more, "parameters": parameters}
-    path = tmp_path / "s.yaml"
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    kept = [word for word in [*fast, "trainer.epochs=1"] if word.partition("=")[0] not in parameters]
-    return read_sweep(path, tuple(kept))
-
+from tests.sweep.conftest import Pretender, spec_of
 
 GRID = {
     "model.freeze_depth": {"values": [14, 17]},

@@ -231,32 +231,6 @@ def test_a_file_without_header_is_named_by_its_stem_and_maximises_accuracy(tmp_p
 BASE: dict[str, Any] = {"method": "random", "run_cap": 3, "parameters": {"optim.lr": {"values": [0.1, 0.2]}}}
 
 
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"name": "other", "description": "d", "project": "p", "entity": "e"}, True),
-        ({"run_cap": 9}, True),  # a sweep can be continued with more trials
-        ({"method": "grid"}, False),
-        ({"metric": {"name": "val/loss", "goal": "minimize"}}, False),
-        ({"metric": {"name": "val/acc_best", "goal": "minimize"}}, False),
-        ({"parameters": {"optim.lr": {"values": [0.1, 0.3]}}}, False),
-        ({"parameters": {"optim.lr": {"values": [0.1, 0.2], "probabilities": [0.5, 0.5]}}}, False),
-        ({"parameters": {"optim.lr": {"min": 0.1, "max": 0.2}}}, False),
-        ({"parameters": {**BASE["parameters"], "seed": {"values": [0, 1]}}}, False),
-        ({"command": yaml.safe_load(COMMAND)}, False),
-    ],
-)
-def test_the_digest_names_the_space_and_not_the_header(tmp_path: Path, change: dict[str, Any], same: bool) -> None:
-    before, after = (read(tmp_path, yaml.safe_dump(raw)).digest for raw in (BASE, BASE | change))
-    assert (before == after) == same
-
-
-def test_the_digest_knows_the_overrides(tmp_path: Path) -> None:
-    text = yaml.safe_dump(BASE)
-    assert read(tmp_path, text, "seed=1").digest != read(tmp_path, text).digest
-    assert read(tmp_path, f"# another comment\n{text}").digest == read(tmp_path, text).digest
-
-
 def test_shipped_sweeps_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).parents[2] / "sweeps" / "local.yaml"
@@ -291,12 +265,11 @@ def test_an_override_is_read_back_as_the_value_it_was(value: Any) -> None:
         assert [type(item) for item in found] == [type(item) for item in value]
 
 
-def test_a_race_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
+def test_a_race_is_asked_for_beside_the_file(tmp_path: Path) -> None:
     path = tmp_path / "race.yaml"
     path.write_text(yaml.safe_dump(BASE))
-    raced = read_sweep(path, race=True)
-    assert raced.stopping == Race()
-    assert raced.digest != read_sweep(path).digest
+    assert read_sweep(path, race=True).stopping == Race()
+    assert read_sweep(path).stopping is None
 
 
 @pytest.mark.parametrize(
