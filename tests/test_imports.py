@@ -103,6 +103,7 @@ LIBRARIES = {
     "hydra": ("compose", "train"),
     "wandb": ("trial", "sweep", "report"),
     "plotly": ("report",),
+    "matplotlib": ("report",),
     "typer": ("cli", "commands"),
     "pytorch_lightning": ("trial", "data"),
     "pickle": (),

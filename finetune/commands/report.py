@@ -1,4 +1,4 @@
-"""What a sweep found: in the terminal, as a page, as a picture, as a database."""
+"""What a sweep found: in the terminal, as a page, as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,34 +22,24 @@ def report(
     ] = None,
     serve: Annotated[bool, typer.Option(help="Show the page on this machine, and refresh it as trials end.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of --serve; 0 takes a free one.")] = 8081,
-    optuna: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write an Optuna database, for optuna-dashboard.")
-    ] = None,
 ) -> int:
     """Say what a sweep found, and write its page.
 
     The verdict, how sure it is and what to doubt, here and in report.html.
     """
     from finetune.records.read import read_all
-    from finetune.report.page.page import ended_at, write_report
+    from finetune.report.page.page import write_report
     from finetune.report.png import write_png
-    from finetune.report.study import export
     from finetune.report.table import tabulate
 
     if png is not None and png.suffix.lower() != ".png":
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
-    if optuna is not None and optuna.exists():
-        raise Refused(f"--optuna {optuna} exists already; remove it, or give another name")
     records = read_all(folders)
     name = ", ".join(folder.resolve().name for folder in folders)
     print_conclusions(folders, records)
     if png is not None:
         write_png(png, records, tabulate(records), f"Validation accuracy against freeze depth: {name}")
         console.print(f"picture: {png}")
-    if optuna is not None:
-        swept = ["model.freeze_depth", *tabulate(records).swept]
-        export(records, swept, ended_at(folders, records), optuna, name)
-        console.print(f"database: {optuna} (open it with: optuna-dashboard sqlite:///{optuna})")
     if serve:
         _serve(folders, port)
     else:

@@ -34,9 +34,7 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
         MODEL: exported_bytes(classifier),
         ONNX: _onnx(network, classifier),
         PT2: _pt2(network, classifier),
-        CLASSES: (json.dumps(classifier.classes, indent=1, ensure_ascii=False) + "\n").encode(
-            errors="backslashreplace"
-        ),
+        CLASSES: class_file(classifier.classes),
         CARD: card.encode(errors="replace"),
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
-from finetune.report.stats import REPEATS, binomial_half_width
+from finetune.records.scores import wilson_interval
+from finetune.report.stats import REPEATS
 from finetune.report.table import Group, Table, short
 
 _EDGE = 0.05
@@ -123,10 +124,11 @@ def _images(records: Sequence[Result], predictions: Predictions | None) -> Itera
                 f"The classes are unbalanced ({counts.min()} to {counts.max()} validation images): accuracy favours "
                 "the large ones; look at each class's recall."
             )
-        images, right = len(predictions.labels), float((predictions.predicted == predictions.labels).mean())
+        images, right = len(predictions.labels), int((predictions.predicted == predictions.labels).sum())
+        low, high = wilson_interval(right, images)
         yield (
             f"There are {images} validation images. The intervals are over seeds; other images of the same kind could "
-            f"shift all accuracies by about {binomial_half_width(right, images):.3f}, and the best of many trials "
+            f"shift all accuracies by about {(high - low) / 2:.3f}, and the best of many trials "
             "looks a little better on the images that chose it than on new ones."
         )
     yield from sorted({warning for record in records for warning in record.warnings})

@@ -2,9 +2,12 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from finetune.records.result import Result
 
 _FILE = Path(__file__).with_name("depths.json")
 SIZE = 224
@@ -24,15 +27,30 @@ class Depths:
 
 
 def depths_of(backbone: str, unit: str) -> Depths | None:
-    """Of a backbone that ships; None for another."""
-    found = _tables().get(backbone, {}).get(unit)
-    return found and Depths(tuple(found["names"]), tuple(found["parameters"]), tuple(found["flops"]))
+    """The depths of a backbone that ships; None for another.
+
+    >>> depths_of("resnet18", "stage").names
+    ('(nothing)', 'stem', 'layer1', 'layer2', 'layer3', 'layer4')
+    """
+    row = _tables().get(backbone, {}).get(unit)
+    return row and Depths(tuple(row["names"]), tuple(row["parameters"]), tuple(row["flops"]))
+
+
+def common_depths(records: Sequence[Result]) -> Depths | None:
+    """The depths that the numbers of all these trials stand for; None where their backbones or units differ."""
+    kinds = {(str(record.config.get("model.backbone")), record.freeze_unit) for record in records}
+    return depths_of(*kinds.pop()) if len(kinds) == 1 else None
+
+
+def unit_names(records: Sequence[Result]) -> str:
+    """What k counts in these trials: `blocks`."""
+    return ", ".join(sorted({f"{record.freeze_unit}s" for record in records}))
 
 
 def deepest(backbone: str, unit: str) -> int | None:
-    """The freeze depth that leaves the head alone; None for an unknown backbone."""
-    found = depths_of(backbone, unit)
-    return None if found is None else len(found.names) - 1
+    """The freeze depth that leaves only the head to train; None for an unknown backbone."""
+    depths = depths_of(backbone, unit)
+    return None if depths is None else len(depths.names) - 1
 
 
 @functools.cache

@@ -1,83 +1,107 @@
-"""The main picture as a PNG, drawn with Pillow: no browser is needed. Imports no torch."""
+"""The main picture as a PNG, for a slide or a README: no browser is needed. Imports no torch."""
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image, ImageDraw, ImageFont
+from typing import TYPE_CHECKING
 
 from finetune.records.result import Result
-from finetune.report.depths import depths_of
+from finetune.report.depths import common_depths, unit_names
+from finetune.report.figures.base import BLUE, ORANGE, TICKS, accuracy_range
 from finetune.report.table import Table
 from finetune.storage.durable import write_durably
 
-_WIDTH, _HEIGHT = 1600, 1000
-_LEFT, _RIGHT, _TOP, _BOTTOM = 150, 1560, 120, 830
-_BLUE, _ORANGE, _INK, _QUIET, _LINE = "#3d8fd1", "#d55e00", "#1b1b1b", "#595959", "#e0e0e0"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INCHES = (10, 6.25)
+_DPI = 160
+"""With the inches, 1600 × 1000 pixels."""
+_NAMED = 12
+"""Depths that have room for the names of their units, at the most."""
 
 
 def write_png(path: Path, records: Sequence[Result], table: Table, title: str) -> None:
-    """Validation accuracy against freeze depth, 1600 × 1000: trials, best of each depth, 95 % intervals, units' names.
+    """Write validation accuracy against freeze depth as a picture of 1600 × 1000 pixels.
 
-    Without a complete trial it says so.
+    >>> write_png(Path("curve.png"), records, tabulate(records), "Photographs of birds")  # doctest: +SKIP
     """
-    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
-    draw = ImageDraw.Draw(image)
-    draw.text((_LEFT, 30), title[:90], fill=_INK, font=_font(34))
-    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
-    if complete:
-        _plot(draw, complete, table)
-    else:
-        draw.text((_LEFT, 200), "No trial is complete yet.", fill=_INK, font=_font(30))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(depth_picture(records, table, title))  # needs no screen, whatever this machine is set to
     buffer = io.BytesIO()
-    image.quantize(64).save(buffer, "PNG", optimize=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # what the font lacks shows as a box
+        canvas.print_png(buffer)
     write_durably(path, buffer.getvalue())
 
 
-def _plot(draw: ImageDraw.ImageDraw, complete: Sequence[Result], table: Table) -> None:
+def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figure":
+    """Trials as points; the best of each depth as a line, with 95 % intervals; the units' names under the axis.
+
+    Without a complete trial the picture says so.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+    axes = figure.add_subplot()
+    axes.set_title(title[:90], loc="left", pad=12, parse_math=False)  # a folder's name may hold a $
+
+    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
+    if complete:
+        _plot(axes, complete, table)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    else:
+        axes.set_axis_off()
+        axes.text(0, 0.9, "No trial is complete yet.")
+    return figure
+
+
+def _plot(axes: "Axes", complete: Sequence[Result], table: Table) -> None:
     best = table.best_per_depth
-    depths = [group.freeze_depth for group in best]
-    values = [r.val_acc_best or 0.0 for r in complete]
-    room = max(0.02, 0.12 * (max(values) - min(values)))
-    low, high = max(0.0, min(values) - room), min(1.0, max(values) + room)
-    first, last = min(depths) - 0.5, max(depths) + 0.5
+    widths = [group.half_width for group in best]
+    interval = "" if all(width is None for width in widths) else ", 95 % interval over seeds"
+    accuracies = [r.val_acc_best or 0.0 for r in complete]
+    depths = [r.freeze_depth or 0 for r in complete]
 
-    def at(depth: float, accuracy: float) -> tuple[float, float]:
-        x = _LEFT + (_RIGHT - _LEFT) * (depth - first) / (last - first)
-        return x, _BOTTOM - (_BOTTOM - _TOP) * (min(max(accuracy, low), high) - low) / (high - low)
+    axes.scatter(depths, accuracies, s=30, facecolors="none", edgecolors=BLUE, linewidths=1.5, label="trial")
+    axes.errorbar(
+        [group.freeze_depth for group in best],
+        [group.mean for group in best],
+        yerr=[math.nan if width is None else width for width in widths],
+        color=ORANGE,
+        linewidth=2.5,
+        marker="D",
+        markersize=7,
+        capsize=5,
+        label=f"best configuration of each depth{interval}",
+    )
 
-    step = next(step for step in (0.01, 0.02, 0.05, 0.1, 0.2) if (high - low) / step <= 8 or step == 0.2)
-    for level in (i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)):
-        y = at(first, level)[1]
-        draw.line([(_LEFT, y), (_RIGHT, y)], fill=_LINE, width=2)
-        draw.text((_LEFT - 15, y), f"{level:.0%}", fill=_QUIET, font=_font(24), anchor="rm")
-    kinds = {(str(r.config.get("model.backbone")), r.freeze_unit) for r in complete}
-    known = depths_of(*next(iter(kinds))) if len(kinds) == 1 else None
-    for depth in depths if len(depths) <= 20 else depths[:: len(depths) // 10]:
-        x = at(depth, low)[0]
-        draw.text((x, _BOTTOM + 15), str(depth), fill=_INK, font=_font(26), anchor="mt")
-        if known and depth < len(known.names) and len(depths) <= 12:
-            name = known.names[depth].replace("(nothing)", "nothing")
-            draw.text((x, _BOTTOM + 50), name, fill=_QUIET, font=_font(20), anchor="mt")
-    units = ", ".join(sorted({f"{r.freeze_unit}s" for r in complete}))
-    middle = (_LEFT + _RIGHT) / 2
-    draw.text((middle, _BOTTOM + 90), f"freeze depth k ({units})", fill=_INK, font=_font(26), anchor="mt")
-    legend = "points: trials    line: best configuration of each depth, 95 % interval over seeds"
-    draw.text((middle, _BOTTOM + 130), legend, fill=_QUIET, font=_font(22), anchor="mt")
-    for record in complete:
-        x, y = at(record.freeze_depth or 0, record.val_acc_best or 0)
-        draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=_BLUE, width=3)
-    draw.line([at(group.freeze_depth, group.mean) for group in best], fill=_ORANGE, width=6, joint="curve")
-    for group in best:
-        x, y = at(group.freeze_depth, group.mean)
-        if group.half_width is not None:
-            ends = [at(group.freeze_depth, group.mean + sign * group.half_width) for sign in (-1, 1)]
-            draw.line(ends, fill=_ORANGE, width=4)
-            for _, end in ends:
-                draw.line([(x - 12, end), (x + 12, end)], fill=_ORANGE, width=4)
-        draw.polygon([(x - 12, y), (x, y - 12), (x + 12, y), (x, y + 12)], fill=_ORANGE)
+    axes.set_ylim(*accuracy_range(accuracies))
+    axes.yaxis.set_major_formatter(lambda accuracy, position: f"{accuracy:.0%}")
+    axes.set_ylabel("best validation accuracy")
+    axes.set_xlabel(f"freeze depth k ({unit_names(complete)})")
+    _name_depths(axes, [group.freeze_depth for group in best], complete)
+
+    axes.grid(axis="y", color="#e0e0e0")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _name_depths(axes: "Axes", depths: Sequence[int], complete: Sequence[Result]) -> None:
+    """Put the depths under the axis, each with the name of the last unit that it freezes where there is room."""
+    axes.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
+    if len(depths) > TICKS:
+        return
+
+    known = common_depths(complete)
+    if known is None or max(depths) >= len(known.names) or len(depths) > _NAMED:
+        axes.set_xticks(depths)
+        return
+
+    labels = [f"{depth}\n{known.names[depth].strip('()')}" for depth in depths]
+    axes.set_xticks(depths, labels)

@@ -145,12 +145,6 @@ def runs_to_settle(found: Difference, comparisons: int) -> int | None:
     return None
 
 
-def binomial_half_width(accuracy: float, images: int) -> float:
-    """Of Wilson's 95 % interval: what another draw of as many validation images would change an accuracy by."""
-    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
-
-
 def rounding_step(values: Sequence[float]) -> float:
     """The smallest distance between different accuracies: what one image counts, or more; 0 without two."""
     distinct = sorted({round(value, 6) for value in values})

@@ -3,13 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
 import pytest
 from PIL import Image
 
 from finetune.records.result import Result
 from finetune.report.compare import compare, conclusions, other_settings
-from finetune.report.study import importance
 from finetune.report.table import tabulate
 from tests.report.test_page_in_browser import save_sweep
 from tests.report.test_table import record
@@ -59,40 +57,6 @@ def test_two_sweeps_are_one_report_and_a_trial_of_both_counts_once(
     record(14, 0.9, 0, optim__lr=0.01).save(tmp_path / "again" / "trials" / "other")
     out = run(monkeypatch, capfd, "report", str(sweep), str(tmp_path / "again"))
     assert "19 complete, 1 failed" in out
-
-
-def test_the_database_is_what_optuna_reads(
-    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "study.db"
-    out = run(monkeypatch, capfd, "report", str(sweep), "--optuna", str(path))
-    assert f"optuna-dashboard sqlite:///{path}" in out
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    study = optuna.load_study(study_name="mine", storage=storage)
-    records = [Result.load(file.parent) for file in sweep.glob("trials/*/result.json")]
-    best = max((r for r in records if r.val_acc_best), key=lambda r: r.val_acc_best or 0)
-    assert study.best_value == best.val_acc_best
-    assert study.best_params == {"model.freeze_depth": best.freeze_depth, "optim.lr": best.params["optim.lr"]}
-    assert study.best_trial.intermediate_values == {int(e["epoch"]): e["val/acc"] for e in best.history}
-    states = [trial.state.name for trial in study.trials]
-    assert (states.count("COMPLETE"), states.count("FAIL")) == (18, 1)
-    storage.remove_session()
-    storage.engine.dispose()
-    capfd.readouterr()
-    assert finetune(monkeypatch, "report", str(sweep), "--optuna", str(path)) == 2
-    said = capfd.readouterr()
-    assert "exists already" in said.err
-    assert not said.out
-
-
-def test_importance_is_optunas_and_finds_the_setting_that_decides() -> None:
-    records = [
-        record(k, 0.5 + k / 100, s, optim__lr=lr) for k in range(0, 17, 2) for lr in (0.1, 0.2, 0.3) for s in range(2)
-    ]
-    found = importance(records, ["model.freeze_depth", "optim.lr"])
-    assert sum(found.values()) == pytest.approx(1)
-    assert found["model.freeze_depth"] > 0.9
-    assert importance(records[:4], ["model.freeze_depth"]) == {}
 
 
 def shifted(by: float) -> list[Result]:

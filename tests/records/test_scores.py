@@ -1,12 +1,14 @@
 """The winner's figures are scikit-learn's."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from finetune.records.predictions import Predictions
-from finetune.records.scores import Confusion, calibration
+from finetune.records.scores import Confusion, calibration, wilson_interval
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 300)
@@ -41,3 +43,13 @@ def test_calibration() -> None:
     assert sum(found.images) == 300
     weights = np.array(found.images) / 300
     assert found.error == pytest.approx(float((abs(accuracy - confidence) * weights).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 20), (9, 10), (450, 500)])
+def test_the_interval_of_an_accuracy_ends_where_the_score_test_is_just_rejected(right: int, images: int) -> None:
+    low, high = wilson_interval(right, images)
+    assert low == 0 or right > 0
+    for bound in (low, high):
+        if 0 < bound < 1:
+            error = (bound * (1 - bound) / images) ** 0.5
+            assert abs(right / images - bound) / error == pytest.approx(NormalDist().inv_cdf(0.975))

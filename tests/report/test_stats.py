@@ -4,7 +4,6 @@ from scipy import stats
 
 from finetune.report.stats import (
     any_difference,
-    binomial_half_width,
     difference,
     half_width,
     holm,
@@ -131,12 +130,6 @@ def test_the_planned_runs_settle_the_difference_four_times_out_of_five() -> None
     nothing = difference(a, a)
     assert nothing is not None
     assert runs_to_settle(nothing, 5) is None
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 20), (9, 10), (450, 500)])
-def test_the_interval_over_images_is_scipys_wilson(right: int, images: int) -> None:
-    expected = stats.binomtest(right, images).proportion_ci(0.95, method="wilson")
-    assert 2 * binomial_half_width(right / images, images) == pytest.approx(expected.high - expected.low)
 
 
 def test_the_step_of_accuracies_is_one_image() -> None:

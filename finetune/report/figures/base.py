@@ -43,6 +43,15 @@ def empty_figure(x: str, y: str) -> go.Figure:
     return plot
 
 
+def accuracy_range(accuracies: Sequence[float]) -> list[float]:
+    """The ends of an axis of accuracies.
+
+    They follow the trials and not the intervals: an interval over three seeds can be wider than everything else.
+    """
+    room = max(0.02, 0.15 * (max(accuracies) - min(accuracies)))
+    return [max(0.0, min(accuracies) - room), min(1.02, max(accuracies) + room)]
+
+
 def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.Figure:
     """A horizontal bar a value, the first on top; `form` is d3's format of the values."""
     plot = empty_figure(title, "")

@@ -8,8 +8,20 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from finetune.records.result import Result
-from finetune.report.depths import depths_of
-from finetune.report.figures.base import BLUE, GREY, ORANGE, SCALE, TICKS, Picture, bars, empty_figure, hover, plain
+from finetune.report.depths import common_depths, unit_names
+from finetune.report.figures.base import (
+    BLUE,
+    GREY,
+    ORANGE,
+    SCALE,
+    TICKS,
+    Picture,
+    accuracy_range,
+    bars,
+    empty_figure,
+    hover,
+    plain,
+)
 from finetune.report.figures.settings import importance_figure, parallel_figure, rates_figure
 from finetune.report.table import Table, label
 
@@ -87,30 +99,22 @@ def depth_figure(table: Table, complete: Sequence[Result]) -> go.Figure:
         text=[f"{plain(label(group.params, table.swept))}, {len(group.accuracies)} seeds" for group in best],
         hovertemplate="k=%{x}<br>mean val/acc %{y:.4f}<br>%{text}<extra></extra>",
     )
-    plot.update_layout(yaxis_range=_range([r.val_acc_best or 0 for r in complete]), height=520)
+    plot.update_layout(yaxis_range=accuracy_range([r.val_acc_best or 0 for r in complete]), height=520)
     _name_depths(plot, [group.freeze_depth for group in best], complete)
     return plot
-
-
-def _range(values: Sequence[float]) -> list[float]:
-    """The points' own, with some room: an interval over three seeds can be wider than everything else."""
-    room = max(0.02, 0.15 * (max(values) - min(values)))
-    return [max(0.0, min(values) - room), min(1.02, max(values) + room)]
 
 
 def _name_depths(plot: go.Figure, depths: Sequence[int], complete: Sequence[Result]) -> None:
     """Units' names under the axis; the shares that they freeze above the plot."""
     outside = [min(depths) - 0.5, max(depths) + 0.5]
-    kinds = {(str(r.config.get("model.backbone")), r.freeze_unit) for r in complete}
-    known = depths_of(*next(iter(kinds))) if len(kinds) == 1 else None
-    unit = ", ".join(sorted({f"{r.freeze_unit}s" for r in complete}))
-    plot.update_xaxes(title=f"freeze depth k ({unit})", range=outside)
+    plot.update_xaxes(title=f"freeze depth k ({unit_names(complete)})", range=outside)
     if len(depths) > TICKS:
         return
     plot.update_xaxes(tickvals=list(depths))
+    known = common_depths(complete)
     if known is None or max(depths) >= len(known.names):
         return
-    names = [known.names[k].replace("(nothing)", "nothing") for k in depths]
+    names = [known.names[k].strip("()") for k in depths]
     ticks = [f"<b>{k}</b><br>{name}" for k, name in zip(depths, names, strict=True)]
     shares = [f"{known.parameters[k]:.0%}<br>{known.flops[k]:.0%}" for k in depths]
     top = {"overlaying": "x", "side": "top", "range": outside, "tickvals": list(depths), "ticktext": shares}

@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 
 from finetune.records.result import Result
 from finetune.report.figures.base import BLUE, SCALE, TICKS, bars, empty_figure, plain
-from finetune.report.study import importance
+from finetune.report.importance import importance
 from finetune.report.table import Table, label, short
 
 _BANDS = 8
