@@ -1,10 +1,9 @@
-"""From command-line overrides to a checked config; what is wrong is told in one sentence. Imports no torch."""
+"""From command-line overrides to a checked config; what is wrong is said in one sentence. Imports no torch."""
 
 import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,12 +57,14 @@ def checked(cfg: DictConfig) -> Config:
     unknown = sorted(_flat_mapping(cast(dict[str, Any], OmegaConf.to_container(cfg))).keys() - flat(Config()).keys())
     if unknown:
         raise Refused(no_such_key(unknown[0]))
+
     try:
         config = cast(Config, OmegaConf.to_object(cfg))
     except OmegaConfBaseException as error:
         raise explain(error, ()) from error
-    for key, value, at in leaves(config):
-        _check_value(key, value, at)
+    for key, value, setting in leaves(config):
+        _check_value(key, value, setting.metadata)
+
     depth = config.model.freeze_depth
     if isinstance(depth, str) and depth != "all":
         raise Refused(f"model.freeze_depth={depth!r} is not a depth; give a whole number or all")
@@ -86,46 +87,62 @@ def refuse_reach(overrides: Sequence[str]) -> None:
     Raises:
         Refused: one that names code (Hydra's own settings can), a file outside `conf`, or a secret of the environment.
     """
-    for word in overrides:
-        key, _, value = word.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         name = key.lstrip("+~")
         if key.startswith("~"):
-            raise Refused(f"{word}: a setting cannot be removed; give it a value, such as {name}=null")
+            raise Refused(f"{override}: a setting cannot be removed; give it a value, such as {name}=null")
         if re.split(r"[./@]", name)[0] == "hydra":
-            raise Refused(f"{word}: Hydra's own settings can name code to run and are not accepted; remove it")
-        group = shipped("conf") / name if re.fullmatch(r"\w+", name) else None
-        options = {path.stem for path in group.glob("*.yaml")} if group is not None and group.is_dir() else set()
+            raise Refused(f"{override}: Hydra's own settings can name code to run and are not accepted; remove it")
+
+        options = _options_of(name)
         if options and value.strip("'\"") not in options:
-            raise Refused(f"{word}: conf/{name} has no {value!r}; {nearest(value, options)}")
+            raise Refused(f"{override}: conf/{name} has no {value!r}; {nearest(value, options)}")
+
         for variable in re.findall(r"oc\.env:([^,}]*)", value):
             if not re.fullmatch(r"\w+", variable) or re.search("KEY|TOKEN|SECRET|PASS", variable.upper()):
                 raise Refused(
-                    f"{word}: {variable} may be a secret, which would end up in records; give the value itself"
+                    f"{override}: {variable} may be a secret, which would end up in records; give the value itself"
                 )
 
 
+def _options_of(group: str) -> set[str]:
+    """What a group of `conf` can be set to; empty where there is no such group."""
+    if not re.fullmatch(r"\w+", group):  # `../x` would look outside of it
+        return set()
+
+    folder = shipped("conf") / group
+    return {file.stem for file in folder.glob("*.yaml")} if folder.is_dir() else set()
+
+
 def override(key: str, value: Any) -> str:
-    """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can."""
+    """`key=value` as Hydra reads it back with the value's type; the same text that W&B's agent passes where it can.
+
+    >>> override("optim.lr", 0.01), override("data.root", "a, b")
+    ('optim.lr=0.01', "data.root='a, b'")
+    """
     return f"{key}={_spelled(value)}"
 
 
-def as_overrides(words: Sequence[str]) -> list[str]:
-    """Words of a command line as Hydra's overrides.
+def as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a command line as Hydra's overrides.
 
     W&B's agent writes values as Python does, so None becomes null, and text that Hydra's grammar would misread is
-    quoted; the `_wandb` word of a requeued run is left out.
+    quoted; the `_wandb` argument of a requeued run is left out.
     """
     settings = flat(Config())
     overrides = []
-    for word in words:
-        key, _, value = word.partition("=")
+    for argument in arguments:
+        key, _, value = argument.partition("=")
         if key == "_wandb":
             continue
+
         if key in settings and value == "None":
-            word = f"{key}=null"
-        elif key in settings and not _is_read(word):
-            word = f"{key}={_quoted(value)}"
-        overrides.append(word)
+            overrides.append(f"{key}=null")
+        elif key in settings and not _is_read(argument):
+            overrides.append(f"{key}={_quoted(value)}")
+        else:
+            overrides.append(argument)
     return overrides
 
 
@@ -137,51 +154,53 @@ def override_values(overrides: Sequence[str]) -> Mapping[str, Any]:
 
 def explain(error: Exception, overrides: Sequence[str]) -> Refused:
     """One sentence for what Hydra says in several, with the nearest key that exists."""
-    text = " ".join(str(error).partition("See https")[0].split())
-    if error.__cause__ is not None and text.startswith("Error merging override"):
-        why = str(error.__cause__).strip().splitlines()[0]
-        return Refused(f"{text.removeprefix('Error merging override ')}: {why[:1].lower()}{why[1:]}")
+    message = " ".join(str(error).partition("See https")[0].split())
+    if error.__cause__ is not None and message.startswith("Error merging override"):
+        reason = str(error.__cause__).strip().splitlines()[0]
+        return Refused(f"{message.removeprefix('Error merging override ')}: {reason[:1].lower()}{reason[1:]}")
+
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key not in known_keys() and not key.startswith("hydra"):
             return Refused(f"{override}: {no_such_key(key)}")
-    return Refused(text)
+    return Refused(message)
 
 
 def known_keys() -> set[str]:
     """What can stand before the `=` of an override: dotted keys and groups."""
-    return {
-        *flat(Config()),
-        *(group.name for group in shipped("conf").iterdir() if group.is_dir() and group.name != "launcher"),
-    }
+    groups = {group.name for group in shipped("conf").iterdir() if group.is_dir()}
+    return {*flat(Config()), *groups - {"launcher"}}
 
 
 def no_such_key(key: str) -> str:
     """One sentence with the nearest key there is."""
-    inside = [name for name in flat(Config()) if name.startswith(f"{key}.")]
-    if inside:
-        return f"{key!r} is a group of keys; give one of its keys, such as {inside[0]}"
+    in_group = [name for name in flat(Config()) if name.startswith(f"{key}.")]
+    if in_group:
+        return f"{key!r} is a group of keys; give one of its keys, such as {in_group[0]}"
+
     known = sorted(name for name in known_keys() if "." in name or "." not in key)
     closest = max(known, key=lambda name: _likeness(key, name))
-    listed = "`python -m finetune.train --cfg job` lists them all"
-    remedy = f"did you mean {closest}?" if _likeness(key, closest) >= 0.6 else listed
-    return f"there is no key {key!r}; {remedy}"
+    if _likeness(key, closest) >= 0.6:
+        return f"there is no key {key!r}; did you mean {closest}?"
+    return f"there is no key {key!r}; `python -m finetune.train --cfg job` lists them all"
 
 
 def _likeness(key: str, name: str) -> float:
-    """Of two keys, or of their last words where those are more alike: 0 to 1."""
-    ends = key.rpartition(".")[2], name.rpartition(".")[2]
-    return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((key, name), ends))
+    """How alike two keys are, or their last parts where those are more alike: 0 to 1."""
+    last_parts = key.rpartition(".")[2], name.rpartition(".")[2]
+    return max(difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((key, name), last_parts))
 
 
-def _check_value(key: str, value: Any, at: "Field[Any]") -> None:
-    choices = at.metadata.get("choices")
+def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    choices = limits.get("choices")
     if choices and value not in choices:
         raise Refused(f"{key}={value} is not known; {nearest(str(value), choices)}")
-    low, high, above = (at.metadata.get(bound) for bound in ("low", "high", "above"))
+
+    low, high, above = (limits.get(bound) for bound in ("low", "high", "above"))
     for number in value if isinstance(value, list) else [value]:
         if number is None or isinstance(number, str):
             continue
+
         inside = (
             math.isfinite(number)
             and (low is None or number >= low)
@@ -189,8 +208,8 @@ def _check_value(key: str, value: Any, at: "Field[Any]") -> None:
             and (above is None or number > above)
         )
         if not inside:
-            rules: list[tuple[str, float | None]] = [("at least", low), ("above", above), ("at most", high)]
-            allowed = " and ".join(f"{word} {bound:g}" for word, bound in rules if bound is not None)
+            bounds: list[tuple[str, float | None]] = [("at least", low), ("above", above), ("at most", high)]
+            allowed = " and ".join(f"{phrase} {bound:g}" for phrase, bound in bounds if bound is not None)
             raise Refused(f"{key}={number} is out of range; it must be {allowed or 'a finite number'}")
 
 
@@ -199,19 +218,21 @@ def _spelled(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return f"[{', '.join(map(_spelled, value))}]"
-    return _quoted(value) if isinstance(value, str) and not _is_read(f"x={value}", value) else str(value)
+    if isinstance(value, str) and not _is_read(f"x={value}", value):
+        return _quoted(value)
+    return str(value)
 
 
 def _quoted(text: str) -> str:
     """Hydra's quoting: backslashes count only before a quote."""
-    doubled = re.sub(r"\\+(?='|\Z)", lambda found: found[0] * 2, text)
+    doubled = re.sub(r"\\+(?='|\Z)", lambda match: match[0] * 2, text)
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
-def _is_read(word: str, text: str | None = None) -> bool:
-    """Whether Hydra reads `word` as one value, and as exactly `text` where that is given."""
+def _is_read(override: str, text: str | None = None) -> bool:
+    """Whether Hydra reads `override` as one value, and as exactly `text` where that is given."""
     try:
-        parsed = OverridesParser.create().parse_override(word)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         return False
     return not parsed.is_sweep_override() and (text is None or parsed.value() == text)
@@ -219,7 +240,7 @@ def _is_read(word: str, text: str | None = None) -> bool:
 
 def _key_while_composing(root: DictConfig) -> str:
     groups = [str(group) for group in root if group not in NOT_MEANINGFUL]
-    settings = OmegaConf.to_container(OmegaConf.masked_copy(root, groups), resolve=True)
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(root, groups), resolve=True)  # `out` would ask for the key
     try:
         return key_of(_flat_mapping(cast(dict[str, Any], settings)))
     except ValueError:  # an infinite setting, which `checked` will refuse by name
@@ -227,7 +248,10 @@ def _key_while_composing(root: DictConfig) -> str:
 
 
 def _flat_mapping(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in nested.items():
-        leaves |= _flat_mapping(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
+        if isinstance(value, dict):
+            settings |= _flat_mapping(value, f"{prefix}{name}.")
+        else:
+            settings[f"{prefix}{name}"] = value
+    return settings

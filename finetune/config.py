@@ -179,7 +179,11 @@ NOT_MEANINGFUL = (
 
 
 def flat(config: object, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key, in schema order: the names of overrides, sweep files and W&B columns."""
+    """Every setting by its dotted key, in schema order: the names of overrides, sweep files and W&B columns.
+
+    >>> flat(Config())["optim.lr"]
+    0.001
+    """
     return {key: value for key, value, _ in leaves(config, prefix)}
 
 
@@ -204,30 +208,39 @@ def typed(key: str, value: Any) -> Any:
     Raises:
         ValueError: text that is not the number it has to be.
     """
-    kind = _KINDS[key]
+    kind = _TYPES[key]
     if value is None or isinstance(value, bool | list):
         return value
     if kind in (str, str | None):
         return str(value)
     if kind in (float, float | None):
         return float(value)
-    return int(value) if kind in (int, int | None) and isinstance(value, str) else value
+    if kind in (int, int | None) and isinstance(value, str):
+        return int(value)
+    return value
 
 
 def digest_of(value: object) -> str:
-    """Twelve hex digits of a JSON-able value; key order does not matter."""
+    """Twelve hex digits of a JSON-able value; key order does not matter.
+
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    True
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, "Field[Any]"]]:
     """Dotted key, value and schema field of every setting."""
-    for at in fields(cast(Any, config)):
-        value = getattr(config, at.name)
+    for setting in fields(cast(Any, config)):
+        value = getattr(config, setting.name)
         if is_dataclass(value):
-            yield from leaves(value, f"{prefix}{at.name}.")
+            yield from leaves(value, f"{prefix}{setting.name}.")
         else:
-            yield f"{prefix}{at.name}", value, at
+            yield f"{prefix}{setting.name}", value, setting
 
 
-_KINDS = {key: at.type for key, _, at in leaves(Config())}
+_TYPES = {key: setting.type for key, _, setting in leaves(Config())}

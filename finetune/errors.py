@@ -1,4 +1,4 @@
-"""The errors a person is meant to read, and words for them."""
+"""The errors a person is meant to read, and phrases for their messages."""
 
 import difflib
 import re
@@ -12,9 +12,10 @@ class Refused(Exception):
     """
 
     def __str__(self) -> str:
-        return re.sub(
-            r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), super().__str__()
-        )
+        return _CONTROL_CHARACTER.sub(lambda match: match[0].encode("unicode_escape").decode(), super().__str__())
+
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Interrupted(BaseException):
@@ -30,9 +31,17 @@ class Pruned(Exception):
 
 
 def counted(count: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
-    """`1 image`, `2 images`; with `verbs` such as `("lies", "lie")` followed by the one that fits."""
-    words = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-    return words if verbs is None else f"{words} {verbs[count != 1]}"
+    """A number with its noun; `verbs` are the singular and the plural of what follows.
+
+    >>> counted(1, "image"), counted(2, "image"), counted(2, "image", ("lies", "lie"))
+    ('1 image', '2 images', '2 images lie')
+    """
+    phrase = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if verbs is None:
+        return phrase
+
+    singular, plural = verbs
+    return f"{phrase} {singular if count == 1 else plural}"
 
 
 def one_line(error: BaseException) -> str:
@@ -41,6 +50,10 @@ def one_line(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """`did you mean X?`, or the list to choose from."""
+    """The known name that is closest to a misspelt one as a question, or the list to choose from.
+
+    >>> nearest("resnet81", ["resnet18", "cnn5"]), nearest("vgg", ["resnet18", "cnn5"])
+    ('did you mean resnet18?', 'choose from cnn5, resnet18')
+    """
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(sorted(known))}"
