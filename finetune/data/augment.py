@@ -11,11 +11,16 @@ from finetune.config import AugmentConfig, digest_of
 
 _DRAWS = 14
 """Uniform numbers that one image uses in one epoch."""
+_LOG_4_3 = 0.2876
+"""The logarithm of 4/3, to the digits that every release drew crops with."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Flip, random resized crop and rotation in one resampling; then colour, then erasing."""
+    """Flip, random resized crop and rotation in one resampling; then colour, then erasing.
+
+    The random numbers are arguments: an image looks the same whatever batch it is in and whichever device computes it.
+    """
 
     flip: float
     min_area: float
@@ -40,6 +45,7 @@ class Augment:
 
     def draws(self, images: int, seed: int, epoch: int) -> Tensor:
         """One row of uniform numbers per image of the training set, images x 14; the same for the same arguments."""
+        # seeds lie a prime apart, so that no epoch of one seed is an epoch of another
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         return torch.rand(images, _DRAWS, generator=generator)
 
@@ -54,37 +60,62 @@ class Augment:
         return x
 
     def _resample(self, x: Tensor, u: Tensor) -> Tensor:
+        """Crop, mirror and turn in one bilinear sampling, so that an image is blurred once; `u` is N x 6."""
+        # 1. The crop: a share of the area and an aspect ratio, 3/4..4/3, as in Szegedy et al. 2015 (arXiv:1409.4842);
+        #    neither side gets longer than the image's
         area = self.min_area + (1 - self.min_area) * u[:, 0]
-        stretch = ((u[:, 1] * 2 - 1) * (0.2876 if self.min_area < 1 else 0.0)).exp()  # 3/4..4/3
-        stretch = stretch.clamp(area, 1 / area)  # neither side longer than the image's
-        wide, high = (area * stretch).sqrt(), (area / stretch).sqrt()
-        middle_x, middle_y = (1 - wide) * (u[:, 2] * 2 - 1), (1 - high) * (u[:, 3] * 2 - 1)
-        wide = torch.where(u[:, 4] < self.flip, -wide, wide)
+        log_ratio = _LOG_4_3 if self.min_area < 1 else 0.0
+        stretch = ((u[:, 1] * 2 - 1) * log_ratio).exp()
+        stretch = stretch.clamp(area, 1 / area)
+        width = (area * stretch).sqrt()
+        height = (area / stretch).sqrt()
+
+        # 2. Where it lies, in affine_grid's coordinates: -1..1, the image's middle is 0
+        middle_x = (1 - width) * (u[:, 2] * 2 - 1)
+        middle_y = (1 - height) * (u[:, 3] * 2 - 1)
+
+        # 3. A negative width mirrors
+        width = torch.where(u[:, 4] < self.flip, -width, width)
         angle = torch.deg2rad((u[:, 5] * 2 - 1) * self.rotate)
-        cos, sin = angle.cos(), angle.sin()
-        theta = torch.stack([wide * cos, -wide * sin, middle_x, high * sin, high * cos, middle_y], 1).view(-1, 2, 3)
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        cos = angle.cos()
+        sin = angle.sin()
+
+        rows = [width * cos, -width * sin, middle_x, height * sin, height * cos, middle_y]
+        grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _recolor(self, x: Tensor, u: Tensor) -> Tensor:
-        brightness, contrast, saturation = (1 + (u * 2 - 1) * self.color).view(-1, 3, 1, 1, 1).unbind(1)
+        """torchvision's brightness, then saturation, then contrast; `u` is N x 3."""
+        factors = 1 + (u * 2 - 1) * self.color
+        brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
+
         x = x * brightness
         red, green, blue = x.split(1, dim=1)
         grey: Tensor = 0.299 * red + 0.587 * green + 0.114 * blue
         x = grey + (x - grey) * saturation
+
+        # saturation leaves the grey as it is, so the mean need not be taken anew
         mean = grey.mean((2, 3), keepdim=True)
         return (mean + (x - mean) * contrast).clamp(0, 1)
 
     def _erase(self, x: Tensor, u: Tensor) -> Tensor:
-        area, ratio = 0.02 + 0.18 * u[:, 1], ((u[:, 2] * 2 - 1) * 1.2).exp()
-        high, wide = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-        top, left = u[:, 3] * (1 - high), u[:, 4] * (1 - wide)
+        """Blank a rectangle in a share of the images; `u` is N x 5. Shares of area and side are of the image's."""
+        area = 0.02 + 0.18 * u[:, 1]
+        ratio = ((u[:, 2] * 2 - 1) * 1.2).exp()
+        height = (area * ratio).sqrt().clamp(max=1)
+        width = (area / ratio).sqrt().clamp(max=1)
+        top = u[:, 3] * (1 - height)
+        left = u[:, 4] * (1 - width)
+
+        # the middles of the pixels
         rows = (torch.arange(x.shape[2], device=x.device) + 0.5) / x.shape[2]
         columns = (torch.arange(x.shape[3], device=x.device) + 0.5) / x.shape[3]
-        in_rows = (rows >= top[:, None]) & (rows < (top + high)[:, None])
-        in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-        hit = (u[:, 0] < self.erase)[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
-        return torch.where(hit[:, None], 0.5, x)
+        in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+        in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+
+        is_erased = (u[:, 0] < self.erase)[:, None, None]
+        blank = is_erased & in_rows[:, :, None] & in_columns[:, None, :]
+        return torch.where(blank[:, None], 0.5, x)
 
 
 class Preprocess:
@@ -92,17 +123,21 @@ class Preprocess:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], augment: Augment, views: int | None = None):
         """`mean` and `std` are for pixels in 0..1; `views` is how often an image is augmented anew, None for ever."""
-        self.mean, self.std, self.augment, self.views = tuple(mean), tuple(std), augment, views
-        self._normal = torch.tensor([self.mean, self.std]).view(2, 1, 3, 1, 1)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.augment = augment
+        self.views = views
+        self._mean_and_std = torch.tensor([self.mean, self.std]).view(2, 1, 3, 1, 1)
 
     def __call__(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Normalise, and augment by one row of `draws` an image where they are given."""
+        """Normalise, and augment by one row of `draws` an image where there are some."""
         x = pixels.permute(0, 3, 1, 2).float().div_(255)
         if draws is not None:
             x = self.augment(x, draws)
-        if self._normal.device != x.device:
-            self._normal = self._normal.to(x.device)
-        mean, std = self._normal
+
+        if self._mean_and_std.device != x.device:  # copied once, not for each batch
+            self._mean_and_std = self._mean_and_std.to(x.device)
+        mean, std = self._mean_and_std
         x = x.sub_(mean).div_(std)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -116,5 +151,6 @@ class Preprocess:
 
     def digest(self, seed: int, view: int | None) -> str:
         """Names what comes out of equal pixels; `view` is None for images that are not augmented."""
-        augmented = view is not None and self.augment.random
-        return digest_of([self.mean, self.std, [self.augment.digest, seed, view] if augmented else None])
+        is_augmented = view is not None and self.augment.random
+        augmentation = [self.augment.digest, seed, view] if is_augmented else None
+        return digest_of([self.mean, self.std, augmentation])

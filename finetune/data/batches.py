@@ -21,6 +21,7 @@ from finetune.storage.store import Rows
 
 _COPIED = 256 << 20
 """Bytes that go to a GPU at once."""
+
 Batch = tuple[Tensor, Tensor, Tensor]
 """Rows; labels, int64, N; positions in the split, int64, N."""
 
@@ -32,14 +33,18 @@ class StoredImages(Dataset[Batch]):
         self, views: Sequence[Rows], labels: NDArray[Any], order: "DistributedSampler[Batch] | None", fetch: bool = True
     ):
         """`order` knows the epoch; without `fetch` a batch has no rows, which are on the device already."""
-        self.views, self.labels, self.order, self.fetch = views, labels, order, fetch
+        self.views = views
+        self.labels = labels
+        self.order = order
+        self.fetch = fetch
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """One gather for the whole batch."""
-        rows = self.views[self.order.epoch % len(self.views) if self.order else 0]
+        """One gather for the whole batch; PyTorch calls it instead of `__getitem__` where there is one."""
+        epoch = self.order.epoch if self.order else 0
+        rows = self.views[epoch % len(self.views)]
         x = as_tensor(rows, indices) if self.fetch else torch.empty(0)
         return x, torch.from_numpy(self.labels[indices]), torch.as_tensor(indices)
 
@@ -47,7 +52,9 @@ class StoredImages(Dataset[Batch]):
 def as_tensor(rows: Rows, chosen: slice | list[int]) -> Tensor:
     """Rows of a store, in its dtype."""
     x = torch.from_numpy(rows[chosen])
-    return x.view(torch.bfloat16) if rows.dtype == "bfloat16" else x
+    if rows.dtype == "bfloat16":  # NumPy has no such type, so the bits were read as uint16
+        return x.view(torch.bfloat16)
+    return x
 
 
 class PixelData(pl.LightningDataModule):
@@ -69,42 +76,52 @@ class PixelData(pl.LightningDataModule):
         `stored` has the activations of some of them, N x H x W x C or N x features, for training one store a view.
         """
         super().__init__()
-        self.stores, self.preprocess, self.batch_size, self.seed = stores, preprocess, batch_size, seed
+        self.stores = stores
+        self.preprocess = preprocess
+        self.batch_size = batch_size
+        self.seed = seed
         self.stored = stored or {}
         self.augmenting = Stopwatch()
         """How long augmentation took so far."""
         self.start = (0, 0)
         """An epoch, and how many of its batches come too late: where a trial goes on."""
         self._draws: tuple[int, Tensor | None] = (-1, None)
+        """An epoch with its random numbers."""
         self._resident: dict[str, list[Tensor]] = {}
+        """The views of splits that lie on the GPU."""
 
     def setup(self, stage: str) -> None:
         """Put on a GPU what fits into half of its free memory, or of this trial's share of it."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if device.type == "cuda" and not self._resident:
-            sharing = int(os.environ.get(TRIALS_PER_GPU, "1"))
-            self.keep_on(device, room=torch.cuda.mem_get_info(device)[0] // (2 * sharing))
+            trials = int(os.environ.get(TRIALS_PER_GPU, "1"))
+            free, _ = torch.cuda.mem_get_info(device)
+            self.keep_on(device, room=free // (2 * trials))
 
     def keep_on(self, device: torch.device, room: int) -> None:
         """Copy to `device` the splits that fit into `room` bytes, from which their batches are then gathered."""
         for split in self.stores:
             views = self._views(split)
             size = sum(len(rows) * rows.row_bytes for rows in views)
-            if size <= room:
-                with contextlib.suppress(torch.OutOfMemoryError):  # others took it; the loader will do
-                    self._resident[split] = [_on(device, rows) for rows in views]
-                    room -= size
+            if size > room:
+                continue
+
+            with contextlib.suppress(torch.OutOfMemoryError):  # others took it; the loader will do
+                self._resident[split] = [_copied_to(device, rows) for rows in views]
+                room -= size
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
         labels = self.stores["train"].labels
+
         # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
         epoch, batches = self.start
         order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * self.batch_size)
-        alone = len(labels) > self.batch_size and len(labels) % self.batch_size == 1
-        images = StoredImages(self._views("train"), labels, order, "train" not in self._resident)
-        return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=alone)
+
+        ends_with_single = len(labels) > self.batch_size and len(labels) % self.batch_size == 1
+        images = StoredImages(self._views("train"), labels, order, fetch="train" not in self._resident)
+        return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=ends_with_single)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation images in order."""
@@ -120,11 +137,14 @@ class PixelData(pl.LightningDataModule):
         assert self.trainer is not None
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         epoch = self.trainer.current_epoch if split == "train" else 0
+
         if split in self._resident:
             views = self._resident[split]
             x = views[epoch % len(views)][index]
+
         if split in self.stored:
-            return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x), labels
+            return (x.permute(0, 3, 1, 2) if x.ndim == 4 else x), labels  # stored as N x H x W x C
+
         draws = self._epoch_draws(epoch, x.device) if split == "train" else None
         if draws is None:
             return self.preprocess(x), labels
@@ -135,7 +155,7 @@ class PixelData(pl.LightningDataModule):
         return self.stored.get(split) or [self.stores[split].images]
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
-        images = StoredImages(self._views(split), self.stores[split].labels, None, split not in self._resident)
+        images = StoredImages(self._views(split), self.stores[split].labels, None, fetch=split not in self._resident)
         return DataLoader(images, self.batch_size, collate_fn=_as_is)
 
     def _epoch_draws(self, epoch: int, device: torch.device) -> Tensor | None:
@@ -145,8 +165,8 @@ class PixelData(pl.LightningDataModule):
         return self._draws[1]
 
 
-def _on(device: torch.device, rows: Rows) -> Tensor:
-    """All of `rows`, a block at a time, so that they need no room in this process's own memory."""
+def _copied_to(device: torch.device, rows: Rows) -> Tensor:
+    """All of `rows`, copied a block at a time, so that they need no room in this process's own memory."""
     step = max(1, _COPIED // rows.row_bytes)
     whole = torch.empty(rows.shape, dtype=as_tensor(rows, slice(0, 1)).dtype, device=device)
     for start in range(0, len(rows), step):
@@ -160,10 +180,12 @@ class _Order(DistributedSampler[Batch]):
 
     def __init__(self, images: int, seed: int, epoch: int, first: int):
         super().__init__(range(images), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
-        self._late, self._first = epoch, first
+        self._resumed_epoch = epoch
+        self._first = first
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(super().__iter__(), self._first if self.epoch == self._late else 0, None)
+        skipped = self._first if self.epoch == self._resumed_epoch else 0
+        return itertools.islice(super().__iter__(), skipped, None)
 
 
 class Stopwatch:
@@ -176,28 +198,31 @@ class Stopwatch:
     @contextlib.contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
         """Count what happens inside."""
-        if device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            yield
-            last.record()
-            self._events.append((first, last))
-            self._sum_up(wait=False)
-        else:
+        if device.type != "cuda":
             started = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - started
+            return
+
+        # a GPU works behind the program, so it is asked for the times itself
+        first = torch.cuda.Event(enable_timing=True)
+        last = torch.cuda.Event(enable_timing=True)
+        first.record()
+        yield
+        last.record()
+        self._events.append((first, last))
+        self._add_finished(wait=False)
 
     @property
     def seconds(self) -> float:
         """The sum; waits for a GPU to be done."""
         if self._events:
             torch.cuda.synchronize()
-        self._sum_up(wait=True)
+        self._add_finished(wait=True)
         return self._seconds
 
-    def _sum_up(self, wait: bool) -> None:
-        """Add what a GPU has done; of each stretch two events are kept until then."""
+    def _add_finished(self, wait: bool) -> None:
+        """Add the stretches that a GPU has done; two events are kept of each until then."""
         while self._events and (wait or self._events[0][1].query()):
             first, last = self._events.popleft()
             self._seconds += first.elapsed_time(last) / 1000
