@@ -27,7 +27,7 @@ def check(
     from rich.progress import Progress
 
     from finetune.compose import compose_config, override
-    from finetune.data.check import look_at, middle
+    from finetune.data.check import inspect_images, range_and_median
     from finetune.data.samples import load_samples
     from finetune.data.shapes import EMBEDDED, embedded_folder
 
@@ -38,8 +38,8 @@ def check(
     found = load_samples(root, given.csv, given.val_fraction, given.split_seed, given.use_val_as)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         bar = display.add_task("reading images")
-        checkup = look_at(found, lambda done, total: display.update(bar, completed=done, total=total))
-    counts = checkup.counts
+        inspection = inspect_images(found, lambda done, total: display.update(bar, completed=done, total=total))
+    counts = inspection.counts
     table = plain_table(f"{data}: {len(found.classes)} classes")
     table.add_column("class")
     for split in counts:
@@ -48,15 +48,15 @@ def check(
         table.add_row(name, *(str(counts[split][label]) for split in counts))
     table.add_row("all", *(str(sum(counts[split])) for split in counts), style="bold")
     console.print(table)
-    good = [look for look in checkup.looks.values() if not look.why]
-    console.print(f"width in pixels:  {middle([look.width for look in good])}")
-    console.print(f"height in pixels: {middle([look.height for look in good])}")
-    console.print("kinds of pixels:  " + ", ".join(f"{count} {mode}" for mode, count in checkup.modes.most_common()))
-    for path, why in checkup.unreadable.items():
+    good = list(inspection.readable.values())
+    console.print(f"width in pixels:  {range_and_median([image.width for image in good])}")
+    console.print(f"height in pixels: {range_and_median([image.height for image in good])}")
+    console.print("kinds of pixels:  " + ", ".join(f"{count} {mode}" for mode, count in inspection.modes.most_common()))
+    for path, why in inspection.unreadable.items():
         console.print(f"unreadable: {path} ({why})")
-    for doubt in checkup.doubts(given.size):
+    for doubt in inspection.caveats(given.size):
         console.print(f"doubt: {doubt}")
-    refusals = checkup.refusals(given.on_bad, given.on_leak)
+    refusals = inspection.refusals(given.on_bad, given.on_leak)
     for reason in refusals:
         console.print(f"training would be refused: {reason}")
     if not refusals:

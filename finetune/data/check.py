@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,17 @@ from pathlib import Path
 from PIL import Image
 
 from finetune.data.decode import decode
-from finetune.data.files import WITHOUT_LEAKS, contents, equal_files, misnamed, too_kind
+from finetune.data.files import LEAKAGE_REMEDY, contents, equal_files, leakage_warning, misnamed
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 
-_ALSO = {"MPO": "JPEG"}
-"""A camera's JPEG with a second picture behind the first."""
+_SAME_AS = {"MPO": "JPEG"}
+"""Formats that are read as others: MPO is a camera's JPEG with a second picture behind the first."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """One image."""
+class ImageSummary:
+    """What reading one file showed."""
 
     width: int
     """Pixels, upright."""
@@ -34,131 +34,178 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Checkup:
+class Inspection:
     """What a data set holds."""
 
     data: DataSet
-    looks: dict[Path, Look]
+    summaries: dict[Path, ImageSummary]
     """Every image, by path."""
-    same: tuple[tuple[Path, ...], ...]
+    copies: tuple[tuple[Path, ...], ...]
     """Groups of files with the same bytes, of two or more."""
+
+    @property
+    def readable(self) -> dict[Path, ImageSummary]:
+        """The images that can be read, by path."""
+        return {path: summary for path, summary in self.summaries.items() if not summary.why}
 
     @property
     def unreadable(self) -> dict[Path, str]:
         """Why files cannot be read, by path."""
-        return {path: look.why for path, look in self.looks.items() if look.why}
+        return {path: summary.why for path, summary in self.summaries.items() if summary.why}
 
     @property
     def misnamed(self) -> str:
         """A sentence on readable files whose name says another format than they have; empty without any."""
-        return misnamed({p: _ALSO.get(look.format, look.format) for p, look in self.looks.items() if not look.why})
+        return misnamed({path: _SAME_AS.get(image.format, image.format) for path, image in self.readable.items()})
 
     @property
     def counts(self) -> dict[str, list[int]]:
         """Images of each class, in label order, by split."""
-        return {
-            split: [Counter(samples.labels)[label] for label in range(len(self.data.classes))]
-            for split, samples in self.data.splits.items()
-        }
+        counts = {}
+        for split, samples in self.data.splits.items():
+            by_label = Counter(samples.labels)
+            counts[split] = [by_label[label] for label in range(len(self.data.classes))]
+        return counts
 
     @property
-    def shared(self) -> list[tuple[Path, ...]]:
+    def leaked(self) -> list[tuple[Path, ...]]:
         """Groups of equal files that lie in more than one split."""
-        return self._with_several((path, split) for split, s in self.data.splits.items() for path in s.paths)
+        splits = self.data.splits.items()
+        return self._differing((path, split) for split, samples in splits for path in samples.paths)
 
     @property
     def contradicting(self) -> list[tuple[Path, ...]]:
         """Groups of equal files that are labelled differently."""
         splits = self.data.splits.values()
-        return self._with_several(pair for s in splits for pair in zip(s.paths, s.labels, strict=True))
+        return self._differing(pair for samples in splits for pair in zip(samples.paths, samples.labels, strict=True))
 
-    def _with_several(self, known: Iterable[tuple[Path, object]]) -> list[tuple[Path, ...]]:
-        """The groups of equal files of which more than one thing is said; a table may name a file twice."""
-        said = defaultdict[Path, set[object]](set)
-        for path, what in known:
-            said[path].add(what)
-        return [group for group in self.same if len(set[object]().union(*(said[path] for path in group))) > 1]
+    def _differing(self, properties: Iterable[tuple[Path, object]]) -> list[tuple[Path, ...]]:
+        """The groups of equal files that have more than one of these properties; a table may name a file twice."""
+        by_path = defaultdict[Path, set[object]](set)
+        for path, value in properties:
+            by_path[path].add(value)
+
+        differing = []
+        for group in self.copies:
+            values = set[object]().union(*(by_path[path] for path in group))
+            if len(values) > 1:
+                differing.append(group)
+        return differing
 
     @property
     def modes(self) -> Counter[str]:
         """Readable images by kind of pixels."""
-        return Counter(look.mode for look in self.looks.values() if not look.why)
+        return Counter(image.mode for image in self.readable.values())
 
     def refusals(self, on_bad: str, on_leak: str = "warn") -> list[str]:
         """Why training would be refused, one sentence each; `on_bad` is `data.on_bad`, `on_leak` `data.on_leak`."""
-        bad = self.unreadable
-        leaks = [f"{too_kind(self.shared)}; {WITHOUT_LEAKS}"] if self.shared and on_leak == "refuse" else []
-        if bad and on_bad == "refuse":
-            found = counted(len(bad), "unreadable image")
-            return [f"{found}; mend or remove them, or train with data.on_bad=skip", *leaks]
-        return leaks + [
-            f"every image of {split} is unreadable; give others"
-            for split, samples in self.data.splits.items()
-            if all(path in bad for path in samples.paths)
+        refusals = []
+        unreadable = self.unreadable
+        if unreadable and on_bad == "refuse":
+            images = counted(len(unreadable), "unreadable image")
+            refusals.append(f"{images}; mend or remove them, or train with data.on_bad=skip")
+
+        if self.leaked and on_leak == "refuse":
+            refusals.append(f"{leakage_warning(self.leaked)}; {LEAKAGE_REMEDY}")
+
+        if on_bad != "refuse":
+            for split, samples in self.data.splits.items():
+                if all(path in unreadable for path in samples.paths):
+                    refusals.append(f"every image of {split} is unreadable; give others")
+        return refusals
+
+    def caveats(self, size: int) -> list[str]:
+        """What training would accept and its owner may regret, one sentence each; `size` is `data.size`."""
+        return [
+            *self.data.warnings,
+            *self._on_copies(),
+            *([self.misnamed] if self.misnamed else []),
+            *self._on_counts(),
+            *self._on_small_images(size),
         ]
 
-    def doubts(self, size: int) -> list[str]:
-        """What training would accept and its owner may regret, one sentence each; `size` is `data.size`."""
-        train, val = self.counts["train"], self.counts["val"]
-        found = list(self.data.warnings)
-        if self.shared:
-            found.append(too_kind(self.shared))
+    def _on_copies(self) -> Iterator[str]:
+        if self.leaked:
+            yield leakage_warning(self.leaked)
+
         if self.contradicting:
             have = counted(len(self.contradicting), "image", ("has", "have"))
-            found.append(f"{have} two labels: {equal_files(self.contradicting)}")
-        copies = sum(len(group) - 1 for group in self.same) - len(self.shared)
-        if copies > 0:
-            are = counted(copies, "more file", ("is a copy", "are copies"))
-            again = [group for group in self.same if len(group) > 2 or group not in self.shared]
-            found.append(f"{are} of others: {equal_files(again)}")
-        if self.misnamed:
-            found.append(self.misnamed)
+            yield f"{have} two labels: {equal_files(self.contradicting)}"
+
+        # a pair across two splits is leakage, and was named already
+        more = sum(len(group) - 1 for group in self.copies) - len(self.leaked)
+        if more > 0:
+            are = counted(more, "more file", ("is a copy", "are copies"))
+            groups = [group for group in self.copies if len(group) > 2 or group not in self.leaked]
+            yield f"{are} of others: {equal_files(groups)}"
+
+    def _on_counts(self) -> Iterator[str]:
+        train = self.counts["train"]
+        val = self.counts["val"]
         if max(train) > 3 * min(train):
-            least, most = (self.data.classes[train.index(pick(train))] for pick in (min, max))
-            found.append(
-                f"classes differ in size: {most} has {max(train)} training images, {least} {min(train)}; always saying "
-                f"the largest class would be right for {max(val) / sum(val):.0%} of validation"
+            largest = train.index(max(train))
+            smallest = train.index(min(train))
+            yield (
+                f"classes differ in size: {self.data.classes[largest]} has {max(train)} training images, "
+                f"{self.data.classes[smallest]} {min(train)}; always saying the largest class would be right for "
+                f"{max(val) / sum(val):.0%} of validation"
             )
+
         if min(train) < 10:
-            few = [name for name, n in zip(self.data.classes, train, strict=True) if n < 10]
-            found.append(f"fewer than 10 training images of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}")
+            few = [name for name, count in zip(self.data.classes, train, strict=True) if count < 10]
+            yield f"fewer than 10 training images of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}"
+
         if sum(val) < 100:
-            are = counted(sum(val), "validation image")
-            found.append(f"{are}: one of them is {1 / sum(val):.1%} of accuracy; repeat with seeds")
-        small = [path for path, look in self.looks.items() if not look.why and max(look.width, look.height) < size]
+            images = counted(sum(val), "validation image")
+            yield f"{images}: one of them is {1 / sum(val):.1%} of accuracy; repeat with seeds"
+
+    def _on_small_images(self, size: int) -> Iterator[str]:
+        small = [path for path, image in self.readable.items() if max(image.width, image.height) < size]
         if small:
             are = counted(len(small), "image", ("is", "are"))
-            found.append(f"{are} smaller than data.size={size} and enlarged, such as {small[0]}")
-        return found
+            yield f"{are} smaller than data.size={size} and enlarged, such as {small[0]}"
 
 
-def look_at(data: DataSet, progress: Callable[[int, int], None] = lambda done, total: None) -> Checkup:
+def inspect_images(data: DataSet, progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
     """Read every image of `data` whole, and compare their bytes.
+
+    Args:
+        data: The images.
+        progress: Called with images read and their total.
 
     Raises:
         Refused: a file is gone or may not be read.
     """
     paths = [path for samples in data.splits.values() for path in samples.paths]
-    looks: dict[Path, Look] = {}
+
+    summaries: dict[Path, ImageSummary] = {}
     with ThreadPoolExecutor() as pool:
-        for path, look in zip(paths, pool.map(_look, paths), strict=True):
-            looks[path] = look
-            progress(len(looks), len(paths))
-    groups = defaultdict[str, list[Path]](list)
+        for path, summary in zip(paths, pool.map(_summary, paths), strict=True):
+            summaries[path] = summary
+            progress(len(summaries), len(paths))
+
+    by_digest = defaultdict[str, list[Path]](list)
     for path, content in zip(paths, contents(paths), strict=True):
-        groups[content.digest].append(path)
-    return Checkup(data, looks, tuple(tuple(group) for group in groups.values() if len(group) > 1))
+        by_digest[content.digest].append(path)
+    copies = tuple(tuple(group) for group in by_digest.values() if len(group) > 1)
+    return Inspection(data, summaries, copies)
 
 
-def middle(values: list[int]) -> str:
-    """`32 to 640, median 500`."""
-    return f"{min(values)} to {max(values)}, median {statistics.median(values):.0f}" if values else "none"
+def range_and_median(values: list[int]) -> str:
+    """The extent of some numbers in words.
+
+    >>> range_and_median([32, 640, 500])
+    '32 to 640, median 500'
+    """
+    if not values:
+        return "none"
+    return f"{min(values)} to {max(values)}, median {statistics.median(values):.0f}"
 
 
-def _look(path: Path) -> Look:
+def _summary(path: Path) -> ImageSummary:
     try:
         image = decode(path)
         with Image.open(path) as file:
-            return Look(*image.size, str(file.format), file.mode)
+            return ImageSummary(*image.size, str(file.format), file.mode)
     except (ValueError, OSError) as error:
-        return Look(0, 0, "", "", str(error))
+        return ImageSummary(0, 0, "", "", str(error))

@@ -22,7 +22,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How to turn an image, by its EXIF orientation."""
+"""How to turn an image, by its EXIF orientation.
+
+`ImageOps.exif_transpose` turns the same way, but writes the EXIF block anew, and fails where that cannot be done.
+"""
 _ORIENTATION = 0x0112
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -43,7 +46,8 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize an RGB image: uint8, size x size x 3."""
-        target, method = (self.size, self.size), _INTERPOLATION[self.interpolation]
+        target = self.size, self.size
+        method = _INTERPOLATION[self.interpolation]
         if self.resize == "squash":
             image = image.resize(target, method)
         elif self.resize == "crop":
@@ -67,18 +71,20 @@ def decode(path: Path) -> Image.Image:
             file.load()
             turn = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
             image: Image.Image = file if turn is None else file.transpose(turn)
-            wide = file.mode == "I" and file.format != "PPM"
+            is_32_bit = file.mode == "I" and file.format != "PPM"  # Pillow scales a PPM to 16 bits
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("larger than any photograph (a decompression bomb?)") from error
     except UnidentifiedImageError as error:
         raise ValueError("empty" if path.stat().st_size == 0 else "not an image") from error
     except Exception as error:  # what Pillow's readers raise on bytes that make no sense
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    if wide:
+
+    if is_32_bit:
         raise ValueError("32-bit pixels; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        rounded = (values * 255 + 32767) // 65535  # Pillow's own conversion cuts off what exceeds 255
+        return Image.fromarray(rounded.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels; convert it to 8 or 16 bits")
     if image.has_transparency_data:

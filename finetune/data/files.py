@@ -34,7 +34,7 @@ _MAGIC = (
 """How a file of each format begins."""
 _NAMED = 5
 """Groups of equal files that a sentence names."""
-WITHOUT_LEAKS = "remove them from one, or set data.on_leak=warn"
+LEAKAGE_REMEDY = "remove them from one, or set data.on_leak=warn"
 """What to do where images that lie in several splits are refused."""
 
 
@@ -58,12 +58,14 @@ def contents(paths: Sequence[Path]) -> list[Content]:
     def read(path: Path) -> Content:
         try:
             with path.open("rb") as file:
-                begins = file.read(4)
+                beginning = file.read(4)
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
-        return Content(digest, next((name for magic, name in _MAGIC if begins.startswith(magic)), ""))
+
+        known_format = next((name for magic, name in _MAGIC if beginning.startswith(magic)), "")
+        return Content(digest, known_format)
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))
@@ -71,44 +73,46 @@ def contents(paths: Sequence[Path]) -> list[Content]:
 
 def misnamed(formats: Mapping[Path, str]) -> str:
     """One sentence on files whose name says another format than they have, a PNG named .jpg; empty without any."""
-    odd = [(path, name) for path, name in formats.items() if name != FORMATS.get(path.suffix.lower(), name)]
-    if not odd:
+    mismatches = [(path, name) for path, name in formats.items() if name != FORMATS.get(path.suffix.lower(), name)]
+    if not mismatches:
         return ""
-    first, name = odd[0]
-    is_not = counted(len(odd), "file", ("is not what its name says", "are not what their names say"))
+
+    first, name = mismatches[0]
+    is_not = counted(len(mismatches), "file", ("is not what its name says", "are not what their names say"))
     return f"{is_not} (read anyway): {first} is {name or 'of another kind'}"
 
 
-def in_several(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...]]:
+def leaked_images(splits: Mapping[str, Mapping[Path, str]]) -> list[tuple[Path, ...]]:
     """Images that lie in more than one split, byte for byte: groups of paths, one a split.
 
     Args:
         splits: The digest of every file, by split.
     """
-    places: dict[str, dict[str, Path]] = {}
+    first_by_split: dict[str, dict[str, Path]] = {}
+    """By digest, then by split: the first file that has it."""
     for split, digests in splits.items():
         for path, digest in digests.items():
-            places.setdefault(digest, {}).setdefault(split, path)
-    return [tuple(there.values()) for there in places.values() if len(there) > 1]
+            first_by_split.setdefault(digest, {}).setdefault(split, path)
+    return [tuple(paths.values()) for paths in first_by_split.values() if len(paths) > 1]
 
 
-def too_kind(shared: Sequence[Sequence[Path]]) -> str:
-    """The sentence on such groups."""
+def leakage_warning(shared: Sequence[Sequence[Path]]) -> str:
+    """One sentence on what `leaked_images` gave."""
     lie = counted(len(shared), "image", ("lies", "lie"))
     return f"{lie} in several splits, so validation is too kind: {equal_files(shared)}"
 
 
 def equal_files(groups: Sequence[Sequence[Path]]) -> str:
-    """The names in such groups, of the first few."""
+    """The names in the first few groups of equal files, such as `a.png = b.png; c.png = d.png; and 3 more`."""
     named = [" = ".join(map(str, group)) for group in groups[:_NAMED]]
     more = len(groups) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
 
 
-def state_of(file: Path) -> str:
+def file_state(file: Path) -> str:
     """Changes when the file does, as far as a look at its entry tells; empty where there is none."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return ""
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -12,11 +12,11 @@ from finetune.errors import Refused, counted
 SPLITS = ("train", "val", "test")
 EXTENSIONS = frozenset(FORMATS)
 _FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
-Found = dict[str, list[tuple[Path, str]]]
+LabelledImages = dict[str, list[tuple[Path, str]]]
 """By split: images with the names of their classes."""
 
 
-def from_folder(root: Path) -> tuple[Found, list[str]]:
+def from_folder(root: Path) -> tuple[LabelledImages, list[str]]:
     """The images of a folder of class folders, or of splits that hold them, and what is odd but usable.
 
     Raises:
@@ -92,14 +92,14 @@ def _visible(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
             yield entry
 
 
-def from_csv(file: Path, root: str | None) -> tuple[Found, list[str]]:
+def from_csv(file: Path, root: str | None) -> tuple[LabelledImages, list[str]]:
     """The images that lines of `path,label[,split]` name, relative to `root` or else to the file.
 
     Raises:
         Refused: the file is no such CSV, or an image is not there; the message names the line.
     """
     base = Path(root).expanduser() if root is not None else file.parent
-    found: Found = {}
+    found: LabelledImages = {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(lines)

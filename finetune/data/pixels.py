@@ -1,9 +1,10 @@
 """Images decoded and resized once, into a uint8 store that every trial shares."""
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from numpy.typing import NDArray
 
 from finetune.config import digest_of
 from finetune.data.decode import Transform, decode
-from finetune.data.files import contents, misnamed, state_of
+from finetune.data.files import contents, file_state, misnamed
 from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
 from finetune.storage.parallel import free_memory, in_order
-from finetune.storage.store import Rows, RowsInMemory, StoreBuilder, open_store, store_bytes
+from finetune.storage.store import Rows, RowsInMemory, Store, StoreBuilder, open_store, store_bytes
 
 _BLOCK = 64
 """Images that are written, and checked, at once."""
 VERSION = 3
 """Part of every store's name; changes when the same file would come out as other pixels."""
+
+ItemsDone = Callable[[int, int], None]
+"""Called with the number of images done, and of all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def pixel_store(
     cache: Path,
     on_bad: str = "refuse",
     threads: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: ItemsDone = lambda done, total: None,
     max_bytes: int = 2**63,
 ) -> PixelStore:
     """The decoded samples, read from the cache or decoded into it first; an interrupted build is continued.
@@ -64,72 +68,68 @@ def pixel_store(
     Raises:
         Refused: unreadable images, all of them listed, or none left; or no room for the pixels.
     """
-    states = [state_of(path) for path in samples.paths]
-    found = dict(zip(samples.paths, contents(samples.paths), strict=True))
-    key = digest_of([[found[path].digest for path in samples.paths], asdict(transform), PIL.__version__, VERSION])
-    folder = cache / "pixels" / key
+    states = [file_state(path) for path in samples.paths]
+    known = dict(zip(samples.paths, contents(samples.paths), strict=True))
+    digests = [known[path].digest for path in samples.paths]
+    key = digest_of([digests, asdict(transform), PIL.__version__, VERSION])
+    decoded = _decoder(samples, states, transform, threads, progress)
     need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
-    warnings = list[str]()
-    decoded = _decoded(samples, states, transform, threads, progress)
+
     try:
-        with locked(folder):
-            damaged = folder.is_dir()
-            store = open_store(folder)
-            if store is None:
-                warnings += [f"{folder} was damaged, and was built anew"] * damaged
-                if need > max_bytes or not make_room(cache, {folder: need}, max_bytes):
-                    raise OSError(f"{cache} may hold {max_bytes / 1e9:g} GB, or its disk is full")
-                _build(folder, samples, transform, on_bad, decoded)
-                store = open_store(folder, verify=False)
-        assert store is not None
-        rows, unreadable = store.rows, {int(i): why for i, why in store.about["bad"].items()}
+        store, warnings = _stored(cache, key, samples, transform, on_bad, decoded, need, max_bytes)
+        rows = store.rows
+        problems = {int(i): why for i, why in store.about["bad"].items()}
     except OSError as error:
         if need > min(max_bytes, free_memory() / 2):
             raise Refused(
                 f"{len(samples)} images of {transform.size} px need {need / 1e9:.1f} GB, which neither the disk of "
                 f"{cache} nor the memory has ({error}); raise cache.max_gb or set cache.dir elsewhere"
             ) from error
-        warnings.append(f"the images are kept in memory, and decoded for each trial: {error}")
-        rows, unreadable = _in_memory(decoded, transform.size)
-    bad = {samples.paths[i]: why for i, why in unreadable.items()}
-    if bad and on_bad == "refuse":
+        warnings = [f"the images are kept in memory, and decoded for each trial: {error}"]
+        rows, problems = _in_memory(decoded, transform.size)
+
+    bad = {samples.paths[i]: why for i, why in problems.items()}
+    if bad and on_bad == "refuse":  # they were left out when the store was built
         raise _unreadable(bad)
     kept = samples.without(frozenset(bad))
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
+
     if bad:
         warnings.append(f"left out {counted(len(bad), 'unreadable image')}: {_listed(bad)}")
-    if odd := misnamed({path: found[path].format for path in kept.paths}):
-        warnings.append(odd)
-    digests = {path: found[path].digest for path in kept.paths}
-    return PixelStore(rows, np.asarray(kept.labels, dtype=np.int64), key, tuple(warnings), digests)
+    if names := misnamed({path: known[path].format for path in kept.paths}):
+        warnings.append(names)
+    labels = np.asarray(kept.labels, dtype=np.int64)
+    return PixelStore(rows, labels, key, tuple(warnings), {path: known[path].digest for path in kept.paths})
 
 
 Decoded = Callable[[int], Generator[NDArray[np.uint8] | str, None, None]]
 """From the position of an image to it and all that follow, each as pixels or as what is wrong with it."""
 
 
-def _decoded(
+def _decoder(
     samples: Samples,
     states: Sequence[str],
     transform: Transform,
     threads: int | None,
-    progress: Callable[[int, int], None],
+    progress: ItemsDone,
 ) -> Decoded:
-    def pixels(known: tuple[Path, str]) -> NDArray[np.uint8] | str:
-        path, state = known
-        found: NDArray[np.uint8] | str
+    def pixels(item: tuple[Path, str]) -> NDArray[np.uint8] | str:
+        path, state = item
+        image: NDArray[np.uint8] | str
         try:
-            found = transform(decode(path))
+            image = transform(decode(path))
         except (ValueError, FileNotFoundError) as error:
-            found = str(error)
-        if state_of(path) != state:
+            image = str(error)
+
+        # the store's name tells what the files held before: it must not get the pixels of others
+        if file_state(path) != state:
             raise Refused(f"{path} was changed or removed while the images were read; restore it and run again")
-        return found
+        return image
 
     def decoded(first: int) -> Generator[NDArray[np.uint8] | str, None, None]:
-        known = list(zip(samples.paths, states, strict=True))[first:]
-        images = in_order(pixels, known, threads or os.cpu_count() or 1)
+        items = list(zip(samples.paths, states, strict=True))[first:]
+        images = in_order(pixels, items, threads or os.cpu_count() or 1)
         with contextlib.closing(images):
             for done, image in enumerate(images, first + 1):
                 progress(done, len(samples))
@@ -138,30 +138,74 @@ def _decoded(
     return decoded
 
 
+def _stored(
+    cache: Path,
+    key: str,
+    samples: Samples,
+    transform: Transform,
+    on_bad: str,
+    decoded: Decoded,
+    need: int,
+    max_bytes: int,
+) -> tuple[Store, list[str]]:
+    """The store of this name, built if need be, and what is to be said of it.
+
+    Raises:
+        OSError: it is not there, and there is no room for it.
+        Refused: unreadable images, all of them listed.
+    """
+    folder = cache / "pixels" / key
+    with locked(folder):
+        was_there = folder.is_dir()
+        store = open_store(folder)
+        if store is not None:
+            return store, []
+
+        if need > max_bytes or not make_room(cache, {folder: need}, max_bytes):
+            raise OSError(f"{cache} may hold {max_bytes / 1e9:g} GB, or its disk is full")
+        _build(folder, samples, transform, on_bad, decoded)
+        store = open_store(folder, verify=False)
+
+    assert store is not None
+    return store, [f"{folder} was damaged, and was built anew"] if was_there else []
+
+
 def _build(folder: Path, samples: Samples, transform: Transform, on_bad: str, decoded: Decoded) -> None:
-    building = StoreBuilder(folder, (transform.size, transform.size, 3), "uint8")
-    started, seen = time.perf_counter(), sum(note["images"] for note in building.notes)
-    with contextlib.closing(building), contextlib.closing(decoded(seen)) as images:
+    started = time.perf_counter()
+    builder = StoreBuilder(folder, (transform.size, transform.size, 3), "uint8")
+    done = sum(note["images"] for note in builder.notes)
+    with contextlib.closing(builder), contextlib.closing(decoded(done)) as images:
         try:
-            for first in range(seen, len(samples), _BLOCK):
-                block, bad = list[NDArray[np.uint8]](), dict[str, str]()
-                for i in range(first, min(first + _BLOCK, len(samples))):
-                    image = next(images)
-                    if isinstance(image, str):
-                        bad[str(i)] = image
-                    else:
-                        block.append(image)
-                shaped = np.stack(block) if block else np.empty((0, *building.shape), np.uint8)
-                building.append(shaped, {"images": len(block) + len(bad), "bad": bad})
-            unreadable = {i: why for note in building.notes for i, why in note["bad"].items()}
+            for first in range(done, len(samples), _BLOCK):
+                count = min(_BLOCK, len(samples) - first)
+                block, bad = _next_block(images, first, count)
+                rows = np.stack(block) if block else np.empty((0, *builder.shape), np.uint8)
+                builder.append(rows, {"images": count, "bad": bad})
+
+            unreadable = {i: why for note in builder.notes for i, why in note["bad"].items()}
             if unreadable and on_bad == "refuse":
-                building.drop()
+                builder.drop()
                 raise _unreadable({samples.paths[int(i)]: why for i, why in unreadable.items()})
+
             seconds = time.perf_counter() - started
-            building.publish({"transform": asdict(transform), "bad": unreadable, "seconds": round(seconds, 3)})
+            builder.publish({"transform": asdict(transform), "bad": unreadable, "seconds": round(seconds, 3)})
         except OSError:
-            building.drop()
+            builder.drop()
             raise
+
+
+def _next_block(
+    images: Iterator[NDArray[np.uint8] | str], first: int, count: int
+) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
+    """The next `count` images: those that could be read, and by position what is wrong with the others."""
+    block = list[NDArray[np.uint8]]()
+    bad = dict[str, str]()
+    for position, image in enumerate(itertools.islice(images, count), first):
+        if isinstance(image, str):
+            bad[str(position)] = image
+        else:
+            block.append(image)
+    return block, bad
 
 
 def _in_memory(decoded: Decoded, size: int) -> tuple[Rows, dict[int, str]]:
@@ -172,8 +216,8 @@ def _in_memory(decoded: Decoded, size: int) -> tuple[Rows, dict[int, str]]:
 
 
 def _unreadable(bad: dict[Path, str]) -> Refused:
-    found = counted(len(bad), "unreadable image")
-    return Refused(f"{found}: {_listed(bad)}; mend or remove them, or set data.on_bad=skip")
+    images = counted(len(bad), "unreadable image")
+    return Refused(f"{images}: {_listed(bad)}; mend or remove them, or set data.on_bad=skip")
 
 
 def _listed(bad: dict[Path, str]) -> str:

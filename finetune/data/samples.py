@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.folders import SPLITS, from_csv, from_folder
+from finetune.data.folders import SPLITS, LabelledImages, from_csv, from_folder
 from finetune.errors import Refused
 
 
@@ -48,23 +48,26 @@ class DataSet:
 
     def with_val_in_train(self) -> "DataSet":
         """The same with the validation images among the training images too."""
-        both = [self.splits["train"], self.splits["val"]]
-        pairs = sorted(
-            {pair for s in both for pair in zip(s.paths, s.labels, strict=True)}, key=lambda p: os.fsencode(p[0])
+        pairs = set[tuple[Path, int]]()
+        for split in ("train", "val"):
+            samples = self.splits[split]
+            pairs.update(zip(samples.paths, samples.labels, strict=True))
+
+        ordered = sorted(pairs, key=lambda pair: os.fsencode(pair[0]))
+        train = Samples(tuple(path for path, _ in ordered), tuple(label for _, label in ordered))
+        warning = (
+            "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
         )
-        train = Samples(tuple(path for path, _ in pairs), tuple(label for _, label in pairs))
-        told = "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
-        return DataSet(self.classes, {**self.splits, "train": train}, (told, *self.warnings))
+        return DataSet(self.classes, {**self.splits, "train": train}, (warning, *self.warnings))
 
     @property
     def split_digest(self) -> str:
         """Names which image is in which split with which label; file names count, contents do not."""
-        return digest_of(
-            [
-                [split, *(f"{self.classes[label]}/{path.name}" for path, label in zip(s.paths, s.labels, strict=True))]
-                for split, s in self.splits.items()
-            ]
-        )
+        splits = []
+        for split, samples in self.splits.items():
+            pairs = zip(samples.paths, samples.labels, strict=True)
+            splits.append([split, *(f"{self.classes[label]}/{path.name}" for path, label in pairs)])
+        return digest_of(splits)
 
 
 def load_samples(
@@ -87,54 +90,81 @@ def load_samples(
         Refused: no such folder, no images, a class without images, fewer than two classes, or a class that only
             validation or test has; the message names it.
     """
-    if csv_file is not None:
-        found, warnings = from_csv(Path(csv_file).expanduser(), root)
-    elif root is not None:
-        found, warnings = from_folder(Path(root).expanduser())
-    else:
-        raise Refused("data.root is not set; give data.root=FOLDER of class folders, or experiment=embedded")
+    images, warnings = _labelled_images(root, csv_file)
     if use_val_as == "test":
-        if "val" not in found:
+        if "val" not in images:
             raise Refused("data.use_val_as=test, but there is no val/ folder or split; leave the key at val")
-        found["test"] = found.pop("val")
-    where = csv_file or root
-    classes = tuple(sorted({label for _, label in found.get("train", [])}))
+        images["test"] = images.pop("val")
+
+    where = str(csv_file or root)
+    classes = tuple(sorted({label for _, label in images.get("train", [])}))
     if len(classes) < 2:
         names = f" ({classes[0]})" if classes else ""
         raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed")
-    splits = {name: _indexed(name, found[name], classes, str(where)) for name in SPLITS if name in found}
+
+    splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
     for name in splits.keys() - {"train"}:
-        absent = sorted(set(classes) - {label for _, label in found[name]})
+        absent = sorted(set(classes) - {label for _, label in images[name]})
         if absent:
             warnings.append(f"{where}: {name} has no image of {', '.join(absent)}")
+
     if "val" not in splits:
-        single = [classes[label] for label, count in Counter(splits["train"].labels).items() if count < 2]
-        if single:
-            raise Refused(
-                f"{where}: class {single[0]} has one image, which cannot be split into training and validation; "
-                "add images, or give a val/ folder"
-            )
-        chosen = stratified(splits["train"].labels, val_fraction, split_seed)
-        rest = sorted(set(range(len(splits["train"]))) - set(chosen))
-        splits = {**splits, "train": splits["train"].pick(rest), "val": splits["train"].pick(chosen)}
+        train = splits["train"]
+        _refuse_single_images(train, classes, where)
+        chosen = stratified(train.labels, val_fraction, split_seed)
+        rest = sorted(set(range(len(train))) - set(chosen))
+        splits = {**splits, "train": train.pick(rest), "val": train.pick(chosen)}
+
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     return DataSet(classes, ordered, tuple(warnings))
+
+
+def _labelled_images(root: str | None, csv_file: str | None) -> tuple[LabelledImages, list[str]]:
+    if csv_file is not None:
+        return from_csv(Path(csv_file).expanduser(), root)
+    if root is not None:
+        return from_folder(Path(root).expanduser())
+    raise Refused("data.root is not set; give data.root=FOLDER of class folders, or experiment=embedded")
+
+
+def _refuse_single_images(train: Samples, classes: tuple[str, ...], where: str) -> None:
+    for label, count in Counter(train.labels).items():
+        if count < 2:
+            raise Refused(
+                f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
+                "add images, or give a val/ folder"
+            )
 
 
 def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
     """Indices, sorted, of `ceil(fraction * N)` samples with each class at its share, but never all or none of a class.
 
-    Every class has at least two samples.
+    scikit-learn's split refuses fractions that leave a class out; ours is for small sets, where that is common.
+
+    >>> stratified([0, 0, 0, 0, 1, 1], 0.5, seed=0)
+    [0, 2, 5]
+
+    Args:
+        labels: At least two of every class.
+        fraction: Share of the samples, 0..1.
+        seed: Which of them.
     """
     array = np.asarray(labels)
     classes, counts = np.unique(array, return_counts=True)
-    exact = counts * (math.ceil(fraction * len(array)) / len(array))
+    wanted = math.ceil(fraction * len(array))
+
+    # each class's share, rounded down; what is then missing goes to the largest remainders
+    exact = counts * (wanted / len(array))
     take = np.floor(exact).astype(int)
-    spare = math.ceil(fraction * len(array)) - take.sum()
-    take[np.argsort(-(exact - take), kind="stable")[:spare]] += 1
+    missing = wanted - take.sum()
+    take[np.argsort(-(exact - take), kind="stable")[:missing]] += 1
     take = np.clip(take, 1, counts - 1)
+
     generator = np.random.default_rng(seed)
-    chosen = [generator.permutation(np.flatnonzero(array == c))[:n] for c, n in zip(classes, take, strict=True)]
+    chosen = [
+        generator.permutation(np.flatnonzero(array == label))[:count]
+        for label, count in zip(classes, take, strict=True)
+    ]
     return sorted(int(i) for i in np.concatenate(chosen))
 
 

@@ -27,7 +27,8 @@ EMBEDDED = "shapes10"
 """What `data.root` says to mean the target task."""
 VERSION = "v1"
 """Changes when a drawing does."""
-TRAIN_PER_CLASS, VAL_PER_CLASS = 16, 50
+TRAIN_PER_CLASS = 16
+VAL_PER_CLASS = 50
 SIZE = 64
 """Height and width of every image, pixels."""
 
@@ -90,6 +91,8 @@ TARGET_CLASSES = tuple(
 def source_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw one image of source class `label`: uint8, SIZE x SIZE x 3."""
     shape, texture = SOURCE_CLASSES[label].split("_")
+
+    # each number of the generator has its place in this order: another one is another data set
     canvas = _background(rng)
     x, y = rng.uniform(-0.35, 0.35, 2)
     _paint(canvas, shape, texture, x, y, rng.uniform(0.32, 0.6), rng)
@@ -98,9 +101,10 @@ def source_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 def target_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Draw one image of target class `label`: uint8, SIZE x SIZE x 3."""
+    upper, lower = TARGET_CLASSES[label].split("_over_")
     canvas = _background(rng)
     middle = rng.uniform(-0.12, 0.12)
-    for shape, y in zip(TARGET_CLASSES[label].split("_over_"), (-0.47, 0.47), strict=True):
+    for shape, y in ((upper, -0.47), (lower, 0.47)):
         texture = str(rng.choice(list(TEXTURES)))
         x = rng.uniform(-0.45, 0.45)
         _paint(canvas, shape, texture, x, y + middle, rng.uniform(0.34, 0.46), rng)
@@ -121,8 +125,10 @@ def _background(rng: np.random.Generator) -> Plane:
     ramp = 0.5 + 0.35 * (_X * np.cos(angle) + _Y * np.sin(angle))
     one, two = rng.uniform(0, 1, (2, 3)).astype(np.float32)
     canvas: Plane = ramp[..., None] * one + (1 - ramp[..., None]) * two
+
     for _ in range(rng.integers(2, 6)):
-        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.9, 0.9)
+        angle = rng.uniform(0, np.pi)
+        offset = rng.uniform(-0.9, 0.9)
         across = _X * np.cos(angle) + _Y * np.sin(angle) - offset
         along = -_X * np.sin(angle) + _Y * np.cos(angle) - rng.uniform(-0.8, 0.8)
         stroke = (np.abs(across) < rng.uniform(0.02, 0.07)) & (np.abs(along) < rng.uniform(0.1, 0.5))
@@ -134,10 +140,16 @@ def _paint(
     canvas: Plane, shape: str, texture: str, x: float, y: float, radius: float, rng: np.random.Generator
 ) -> None:
     """Draw one shape onto `canvas` at (x, y) in -1..1, in two random colours that differ from each other."""
+    # 1. The shape's own coordinates, in units of its radius
     turn = rng.uniform(0, 2 * np.pi)
     u = ((_X - x) * np.cos(turn) + (_Y - y) * np.sin(turn)) / radius
     v = (-(_X - x) * np.sin(turn) + (_Y - y) * np.cos(turn)) / radius
-    inside = np.clip(SHAPES[shape](np.hypot(u, v), np.arctan2(v, u)) * radius * SIZE / 2 + 0.5, 0, 1)[..., None]
+
+    # 2. How much of each pixel it covers: the distance to its edge in pixels, so that edges are smooth
+    distance = SHAPES[shape](np.hypot(u, v), np.arctan2(v, u)) * radius * SIZE / 2
+    inside = np.clip(distance + 0.5, 0, 1)[..., None]
+
+    # 3. Colours: the second is at least a third of the range away in every channel
     first = rng.uniform(0, 1, 3)
     second = np.mod(first + rng.uniform(0.35, 0.65, 3), 1)
     share = TEXTURES[texture](u, v)[..., None]
@@ -186,7 +198,8 @@ def embedded_folder(cache: Path) -> Path:
 def _draw_into(root: Path) -> None:
     for split, per_class, seed in (("train", TRAIN_PER_CLASS, 1), ("val", VAL_PER_CLASS, 2)):
         images, labels = draw(target_image, len(TARGET_CLASSES), per_class, seed)
+
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            place = root / split / TARGET_CLASSES[label]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(place / f"{i:04}.png")
+            folder = root / split / TARGET_CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i:04}.png")

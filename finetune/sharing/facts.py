@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import ModelConfig
-from finetune.data.files import state_of
+from finetune.data.files import file_state
 from finetune.network.backbone import backbone_shapes
 from finetune.network.weights import Weights, read_weights
 
@@ -53,7 +53,7 @@ def find_weights(model: ModelConfig, shared: Shared) -> Weights:
     Raises:
         Refused: weights that cannot be used.
     """
-    name = f"{model.backbone} {model.weights} {state_of(Path(model.weights).expanduser())}"
+    name = f"{model.backbone} {model.weights} {file_state(Path(model.weights).expanduser())}"
     if name not in shared.weights:
         weights = read_weights(backbone_shapes(model.backbone), model.weights)
         shared.weights[name] = (weights.mean, weights.std, dict(weights.digests))

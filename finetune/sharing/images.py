@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune.config import Config, digest_of
 from finetune.data.decode import Transform
-from finetune.data.files import WITHOUT_LEAKS, in_several, too_kind
+from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
 from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
@@ -97,10 +97,10 @@ def find_images(config: Config, shared: Shared, progress: Progress = lambda what
             f"{newest} was the last to change: restore it, or start another sweep"
         )
     apart = {split: store.contents for split, store in stores.items() if not (config.trainer.refit and split == "val")}
-    leaks = in_several(apart)
+    leaks = leaked_images(apart)
     if leaks and config.data.on_leak == "refuse":
-        raise Refused(f"{too_kind(leaks)}; {WITHOUT_LEAKS}")
-    told = [too_kind(leaks)] if leaks else []
+        raise Refused(f"{leakage_warning(leaks)}; {LEAKAGE_REMEDY}")
+    told = [leakage_warning(leaks)] if leaks else []
     paths = tuple(str(path) for path in data.splits["val"].paths if path in stores["val"].contents)
     warnings = (*data.warnings, *told, *(text for store in stores.values() for text in store.warnings))
     shared.images[name] = {
