@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.network.backbone import build_backbone
-from finetune.network.freeze import plan_freeze
+from finetune.network.freeze import find_cut
 from finetune.network.parts import split_at
 
 BATCH = 32
@@ -35,7 +35,7 @@ def epoch(name: str, depth: int, size: int, train: int, val: int, device: str = 
     """
     torch.manual_seed(0)
     backbone = build_backbone(name)
-    prefix, suffix = split_at(backbone, plan_freeze(backbone, depth, "block"))
+    prefix, suffix = split_at(backbone, find_cut(backbone, depth, "block"))
     model = nn.Sequential(suffix, nn.Linear(backbone.width, 10)).to(device)
     with torch.no_grad():
         given = prefix.to(device)(torch.randn(BATCH, 3, size, size, device=device))

@@ -17,8 +17,8 @@ from torch import nn
 
 from finetune.network.backbone import build_backbone
 from finetune.network.device import Precision
-from finetune.network.freeze import plan_freeze
-from finetune.network.parts import contiguous_from, lay_out, split_at
+from finetune.network.freeze import find_cut
+from finetune.network.parts import arrange_in_memory, first_contiguous, split_at
 
 CASES = {("resnet18", 96): (0, 3, 5, 7), ("resnet50", 128): (0, 4, 8, 14)}
 BATCH = 32
@@ -43,13 +43,13 @@ def seconds_of(name: str, size: int, depth: int, repeats: int) -> list[Figure]:
     """Seconds of a step in each layout, and the ratio of the first over the last."""
     torch.manual_seed(0)
     backbone = build_backbone(name)
-    prefix, suffix = split_at(backbone, plan_freeze(backbone, depth, "block"))
+    prefix, suffix = split_at(backbone, find_cut(backbone, depth, "block"))
     with torch.no_grad():
         x = prefix(torch.randn(BATCH, 3, size, size)).contiguous(memory_format=torch.channels_last)
     plain, last, ours = copy.deepcopy(suffix), copy.deepcopy(suffix), suffix
-    light = contiguous_from(name, size, Precision(torch.device("cpu"), bf16=False))
-    lay_out(last)
-    lay_out(ours, None if light is None else light - depth)
+    first = first_contiguous(name, size, Precision(torch.device("cpu"), bf16=False))
+    arrange_in_memory(last)
+    arrange_in_memory(ours, None if first is None else first - depth)
     steps = [step_of(last, x), step_of(plain, x.contiguous()), step_of(ours, x)]
     times: list[list[float]] = [[], [], []]
     for _ in range(repeats):

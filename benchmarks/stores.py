@@ -21,11 +21,11 @@ from common import DEPTHS, Figure, base, make_images, print_rows, weights_file, 
 from finetune.compose import compose_config
 from finetune.network.device import Precision
 from finetune.network.network import build_network
-from finetune.network.parts import SharedPrefix
+from finetune.network.parts import FrozenPrefix, SharedPrefix
 from finetune.sharing.activations import Source, build, measure_costs, row_shapes
 from finetune.sharing.cost import Costs, decide
-from finetune.sharing.facts import Shared, find_weights
-from finetune.sharing.images import find_images
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import open_images
 from finetune.sharing.plan import preprocess_of
 from finetune.storage.store import open_store, store_bytes
 
@@ -68,13 +68,13 @@ def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[
     built, read, share = [], [], []
     for i in range(repeats):
         config = compose_config(base(data, weights, scratch / f"pixels{i}", SIZE, 5))
-        spent, images = timed(lambda config=config: find_images(config, Shared()))
+        spent, images = timed(lambda config=config: open_images(config, Facts())[0])
         rows = images.splits["train"].images
         built.append(len(rows) / spent * len(rows) / (len(rows) + 10))
         read.append(len(rows) / timed(lambda rows=rows: rows[np.random.default_rng(0).permutation(len(rows))])[0])
         with without_checksums():
             bare = compose_config(base(data, weights, scratch / f"bare{i}", SIZE, 5))
-            share.append(1 - timed(lambda bare=bare: find_images(bare, Shared()))[0] / spent)
+            share.append(1 - timed(lambda bare=bare: open_images(bare, Facts()))[0] / spent)
     return {
         "KiB an image": f"{rows.row_bytes / 1024:.0f}",
         "built, images/s": Figure(tuple(built)),
@@ -86,10 +86,11 @@ def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[
 def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[str, dict[str, Any]]:
     """Every cut of ResNet50's stages, alone."""
     config = compose_config([*base(data, weights, scratch / "cache", SIZE, 5), "model.freeze_depth=all"])
-    shared = Shared()
-    images = find_images(config, shared)
-    prefix = SharedPrefix.of(build_network(config.model, 10).prefix)
-    preprocess = preprocess_of(config, find_weights(config.model, shared))
+    images, weights, cut = open_images(config, Facts())
+    frozen = build_network(config.model, weights, cut, classes=10).prefix
+    assert isinstance(frozen, FrozenPrefix)
+    prefix = SharedPrefix.of(frozen)
+    preprocess = preprocess_of(config, weights)
     source = Source("train", images.splits["train"], preprocess, 0, None)
     cpu = Precision(torch.device("cpu"), bf16=False)
     costs = measure_costs(prefix, source, cpu, scratch)
@@ -113,7 +114,7 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
             order = np.random.default_rng(i).permutation(count)
             read.append(count / timed(lambda: [store.rows[order[j : j + 32]] for j in range(0, count, 32)])[0])  # noqa: B023
             x = source.images(slice(0, 32), None, cpu.device)
-            computed.append(32 / timed(lambda: prefix.taps(x, [at]))[0])  # noqa: B023
+            computed.append(32 / timed(lambda: prefix.activations(x, [at]))[0])  # noqa: B023
         size = sum(file.stat().st_size for file in folder.iterdir())
         found[name] = {
             "bytes": row_bytes,

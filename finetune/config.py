@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, cast
@@ -163,6 +164,18 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+def freeze_depth_number(freeze_depth: int | str, deepest: float = math.inf) -> float:
+    """A freeze depth as a number to compare and sort by: `all` is the `deepest`, wherever that lies.
+
+    >>> freeze_depth_number("all", deepest=17), freeze_depth_number(4)
+    (17, 4)
+
+    Raises:
+        ValueError: it is neither a whole number nor `all`.
+    """
+    return deepest if freeze_depth == "all" else int(freeze_depth)
 
 
 NOT_MEANINGFUL = (

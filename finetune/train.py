@@ -18,8 +18,8 @@ from finetune.config import Config
 from finetune.errors import Interrupted, Refused, one_line
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
-from finetune.sharing import plan as activation_plan
-from finetune.sharing.facts import Shared
+from finetune.sharing import plan
+from finetune.sharing.facts import Facts
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
@@ -28,18 +28,17 @@ from finetune.trial.run import train
 register()
 
 
-def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> Shared:
+def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> Facts:
     """Check the configs of a sweep's trials, given as overrides with the number of trials like them, and store what
     they share, activations only if `stores`; returns what was found out.
 
     Raises:
         Refused: the first config, data set or weights that cannot be used.
     """
-    shared, given = Shared(), [(compose_config(overrides), count) for overrides, count in configs]
-    for cache in {config.cache.dir for config, _ in given}:
+    trials = [(compose_config(overrides), count) for overrides, count in configs]
+    for cache in {config.cache.dir for config, _ in trials}:
         remove_leftovers(Path(cache).expanduser())
-    activation_plan.prepare(given, stores, shared, progress)
-    return shared
+    return plan.prepare(trials, stores, progress)
 
 
 def run_trial(
@@ -51,9 +50,9 @@ def run_trial(
         overrides: The trial's.
         shared: What `prepare` returned, as text.
         incumbent: What the trial must be better than for its checkpoint to be kept.
-        listen: Those of finetune/signals.py end the trial as interrupted; otherwise they are left alone.
+        listen: Those of finetune/trial/signals.py end the trial as interrupted; otherwise they are left alone.
     """
-    known = Shared.from_text(shared) if shared else Shared()
+    known = Facts.from_text(shared) if shared else Facts()
     run = lambda: _train_and_tell(compose_config(overrides), overrides, known, incumbent)  # noqa: E731
     return _exit_code(run, debug=True, listen=listen)
 
@@ -67,10 +66,10 @@ def main() -> int:
 
 
 def _train_and_tell(
-    config: Config, overrides: Sequence[str], shared: Shared | None = None, incumbent: Incumbent | None = None
+    config: Config, overrides: Sequence[str], facts: Facts | None = None, incumbent: Incumbent | None = None
 ) -> None:
     try:
-        result = train(config, overrides, shared, incumbent)
+        result = train(config, overrides, facts, incumbent)
     except Interrupted:
         words = [word for word in overrides if not word.startswith("out=")]
         command = shlex.join([*words, override("out", config.out)])

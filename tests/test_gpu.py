@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,14 @@ from finetune.data import batches as datamodule
 from finetune.data.augment import Augment, Preprocess
 from finetune.data.batches import PixelData
 from finetune.network.device import Precision
-from finetune.network.freeze import find_cut
 from finetune.network.head import build_head
+from finetune.network.network import Network
 from finetune.network.parts import SharedPrefix
 from finetune.records.result import Result
-from finetune.sharing import activations
-from finetune.sharing import plan as activation_plan
+from finetune.sharing import activations, plan
 from finetune.sharing.activations import Source
-from finetune.sharing.facts import Shared, find_weights
-from finetune.sharing.images import find_images
-from finetune.sharing.plan import provide, wants_of
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import open_images
 from finetune.storage.store import open_store
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
@@ -41,13 +40,13 @@ GPU = torch.device("meta")
 STRONG = Augment(flip=0.5, min_area=0.3, rotate=10, color=0.4, erase=0.5)
 
 
-def wants(fast: list[str], tmp_path: Path, device: torch.device, *more: str) -> list[activation_plan.Want]:
+def requests(fast: list[str], tmp_path: Path, device: torch.device, *more: str) -> list[plan.StoreRequest]:
     words = ["model.freeze_depth=9", "cache.views=2", "augment=strong", f"cache.dir={tmp_path / 'c'}", *more]
     config = compose_config([*fast, *words])
-    images, weights = find_images(config, Shared()), find_weights(config.model, Shared())
+    images, weights, cut = open_images(config, Facts())
     preprocess = Preprocess(weights.mean, weights.std, STRONG, config.cache.views)
-    found = wants_of(config, images, find_cut(config.model, weights), preprocess)
-    return [activation_plan.replace(want, precision=Precision(device, bf16=False)) for want in found]
+    found = plan.requests_of(config, images, weights, cut, preprocess)
+    return [replace(request, precision=Precision(device, bf16=False)) for request in found]
 
 
 def test_frozen_layers_are_on_the_device_when_they_run(
@@ -59,12 +58,12 @@ def test_frozen_layers_are_on_the_device_when_they_run(
         seen.append({tensor.device for tensor in (*prefix.parameters(), *prefix.buffers())})
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(activation_plan, "measure_costs", look)
-    shared = Shared()
-    assert provide(wants(fast, tmp_path, GPU), shared, lambda what, done, total: None) == 0
+    monkeypatch.setattr(plan, "measure_costs", look)
+    built = plan.build_stores(requests(fast, tmp_path, GPU))
+    assert built.seconds == 0
     assert seen == [{GPU}]
-    assert {reason for _, reason in shared.stores.values()} == {activation_plan._NO_MEMORY}
-    assert not any(pays for pays, _ in shared.stores.values())
+    assert set(built.choices.values()) == {plan._NO_MEMORY}
+    assert not plan._NO_MEMORY.used
 
 
 def test_a_gpu_that_runs_full_between_two_stores_keeps_the_first(
@@ -75,12 +74,12 @@ def test_a_gpu_that_runs_full_between_two_stores_keeps_the_first(
             raise torch.OutOfMemoryError
         return activations.build(prefix, source, *rest)
 
-    monkeypatch.setattr(activation_plan, "build", scarce)
-    shared, asked = Shared(), wants(fast, tmp_path, torch.device("cpu"), "cache.mode=on")
-    provide(asked, shared, lambda what, done, total: None)
-    for want in asked:
-        assert shared.stores[want.key][0] == (open_store(want.folder) is not None)
-    assert sorted(pays for pays, _ in shared.stores.values()) == [False, False, True]
+    monkeypatch.setattr(plan, "build", scarce)
+    asked = requests(fast, tmp_path, torch.device("cpu"), "cache.mode=on")
+    choices = plan.build_stores(asked).choices
+    for request in asked:
+        assert choices[request.key].used == (open_store(request.folder) is not None)
+    assert sorted(choice.used for choice in choices.values()) == [False, False, True]
 
 
 @pytest.mark.parametrize(("size", "block"), [(32, 256), (224, 256), (448, 64), (2048, 16)])
@@ -105,7 +104,7 @@ def test_images_are_augmented_where_the_network_is() -> None:
 
 def test_training_and_validation_mix_no_devices() -> None:
     suffix = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    module = FineTune.of_parts(torch.nn.Identity(), suffix, build_head(3, [8], 10, 0.1)).to(GPU)
+    module = FineTune(Network(torch.nn.Identity(), suffix, build_head(3, [8], 10, 0.1)), torch.optim.AdamW).to(GPU)
     batch = torch.zeros(4, 3, 8, 8, device=GPU), torch.zeros(4, dtype=torch.int64, device=GPU)
     module._losses.note = lambda loss: None  # type: ignore[method-assign]
     module.training_step(batch, 0).backward()
@@ -134,7 +133,7 @@ def test_a_loss_is_looked_at_when_the_gpu_has_got_there() -> None:
 
 
 def test_pixels_go_to_the_device_in_blocks(fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    images = find_images(compose_config(fast), Shared()).splits
+    images = open_images(compose_config(fast), Facts())[0].splits
     monkeypatch.setattr(datamodule, "_COPIED", 5 * images["train"].images.row_bytes)
     data = PixelData(images, Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 8, seed=0)
     data.keep_on(torch.device("cpu"), room=2**30)
@@ -146,8 +145,8 @@ def test_a_split_that_finds_no_room_after_all_is_loaded(fast: list[str], monkeyp
     def full(*_: Any) -> Tensor:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(datamodule, "_on", full)
-    images = find_images(compose_config(fast), Shared()).splits
+    monkeypatch.setattr(datamodule, "_copied_to", full)
+    images = open_images(compose_config(fast), Facts())[0].splits
     data = PixelData(images, Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 8, seed=0)
     data.keep_on(GPU, room=2**30)
     assert data._resident == {}

@@ -19,8 +19,8 @@ from finetune.network.backbone import build_backbone
 from finetune.network.checkpoint import load_checkpoint
 from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result, outcome
-from finetune.sharing.facts import Shared
-from finetune.sharing.images import find_images
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import open_images
 from finetune.trial.run import train
 
 
@@ -71,10 +71,11 @@ def test_a_checkpoint_on_its_weights_gives_the_exact_validation_predictions(
 ) -> None:
     overrides = [*fast, *depth.split()]
     result = run(overrides, tmp_path / "r")
-    network, weights, classes = load_checkpoint(tmp_path / "r" / CHECKPOINT)
+    network, classes = load_checkpoint(tmp_path / "r" / CHECKPOINT)
     assert list(classes) == result.classes
     config = compose_config(overrides)
-    store = find_images(config, Shared()).splits["val"]
+    images, weights, _ = open_images(config, Facts())
+    store = images.splits["val"]
     right = 0
     for start in range(0, 12, 8):  # the batches of the run
         chosen = list(range(start, min(12, start + 8)))
@@ -111,7 +112,7 @@ def test_rest_from_scratch_keeps_the_frozen_part_and_forgets_the_rest(fast: list
     assert kept.digests == scratch.digests
     states = {}
     for name in ("kept", "scratch"):
-        network, _, _ = load_checkpoint(tmp_path / name / CHECKPOINT)
+        network, _ = load_checkpoint(tmp_path / name / CHECKPOINT)
         states[name] = network.suffix.state_dict()
     last = next(name for name in reversed(states["kept"]) if name.endswith("conv3.weight"))
     assert not torch.allclose(states["kept"][last], states["scratch"][last], atol=1e-3)

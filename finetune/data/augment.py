@@ -36,7 +36,7 @@ class Augment:
     @property
     def random(self) -> bool:
         """Whether an image looks different from epoch to epoch."""
-        return self != Augment(flip=0, min_area=1, rotate=0, color=0, erase=0)
+        return self != NO_AUGMENTATION
 
     @property
     def digest(self) -> str:
@@ -116,6 +116,9 @@ class Augment:
         is_erased = (u[:, 0] < self.erase)[:, None, None]
         blank = is_erased & in_rows[:, :, None] & in_columns[:, None, :]
         return torch.where(blank[:, None], 0.5, x)
+
+
+NO_AUGMENTATION = Augment(flip=0, min_area=1, rotate=0, color=0, erase=0)
 
 
 class Preprocess:

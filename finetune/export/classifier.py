@@ -3,19 +3,18 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import safetensors.torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.config import ModelConfig
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
-from finetune.network.checkpoint import InputSpec, checksum, load_checkpoint
+from finetune.network.checkpoint import InputSpec, checksum, load_checkpoint, model_config
 from finetune.network.head import build_head
-from finetune.trial.module import FineTune
+from finetune.network.network import Network
 
 _ABOUT = "finetune-model"
 """The metadata key that tells an exported file from a checkpoint."""
@@ -36,9 +35,9 @@ class Classifier:
     """Whether it was trained on the validation images too, as far as the file says: a checkpoint's record knows."""
 
     @property
-    def network(self) -> nn.Sequential:
+    def network(self) -> Network:
         """Normalised images, N x 3 x size x size, to logits, in eval mode."""
-        return nn.Sequential(*self.backbone.units.values(), self.backbone.pool, *self.head).eval()
+        return Network(nn.Identity(), nn.Sequential(*self.backbone.modules), self.head).eval()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor by torchvision's name; the head stands where torchvision has its classifier.
@@ -62,28 +61,41 @@ def load_classifier(path: Path) -> Classifier:
         Refused: the file is neither, or a checkpoint's pretrained weights are not there or not the same.
     """
     about = _metadata(path)
-    if _ABOUT not in about:
-        module, _, classes = load_checkpoint(path)
-        model = _model_of(json.loads(about["model"]))
-        backbone = build_backbone(model.backbone)
-        parts = [*backbone.units.values(), backbone.pool]
-        for unit, trained in zip(parts, _parts(module), strict=True):
-            unit.load_state_dict(trained.state_dict())
-        head, refit = cast(nn.Sequential, module.head), False
-    else:
-        raw = json.loads(about[_ABOUT])
-        model, classes, refit = _model_of(raw["model"]), tuple(raw["classes"]), bool(raw.get("refit"))
-        backbone = build_backbone(model.backbone)
-        head = _head(model, backbone, len(classes))
     try:
-        classifier = Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]), refit)
-        if _ABOUT in about:
-            state = safetensors.torch.load_file(path)
-            if about.pop("checksum", None) != checksum(state, about):
-                raise ValueError("its checksum differs")
-            _fill(classifier, state)
+        return _exported(path, about) if _ABOUT in about else _trained(path, about)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{path} is damaged or of another version ({error}); train or export it again") from error
+
+
+def _trained(path: Path, about: dict[str, str]) -> Classifier:
+    """The network of a checkpoint, with the pretrained weights that it stands on."""
+    network, classes = load_checkpoint(path)
+    model = model_config(json.loads(about["model"]))
+
+    backbone = build_backbone(model.backbone)
+    trained = [*network.prefix.children(), *network.suffix.children()]
+    for module, source in zip(backbone.modules, trained, strict=True):
+        module.load_state_dict(source.state_dict())
+
+    head = cast(nn.Sequential, network.head)
+    return Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]))
+
+
+def _exported(path: Path, about: dict[str, str]) -> Classifier:
+    """The network of an exported file, which has all of its tensors."""
+    known = json.loads(about[_ABOUT])
+    model, classes = model_config(known["model"]), tuple(known["classes"])
+    state = safetensors.torch.load_file(path)
+    checksum_noted = about.pop("checksum", None)
+    if checksum_noted != checksum(state, about):
+        raise ValueError("its checksum differs")
+
+    backbone = build_backbone(model.backbone)
+    settings = model.head
+    head = build_head(backbone.width, settings.hidden, len(classes), settings.dropout, settings.activation)
+    preprocessing = InputSpec.parse(about["preprocessing"])
+    classifier = Classifier(backbone, head, model, classes, preprocessing, bool(known.get("refit")))
+    _fill(classifier, state)
     return classifier
 
 
@@ -95,11 +107,6 @@ def exported_bytes(classifier: Classifier) -> bytes:
     return safetensors.torch.save(state, metadata={**about, "checksum": checksum(state, about)})
 
 
-def _parts(module: FineTune) -> list[nn.Module]:
-    """The backbone's units and its pooling."""
-    return [*module.prefix.children(), *module.suffix.children()]
-
-
 def _metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -109,15 +116,6 @@ def _metadata(path: Path) -> dict[str, str]:
     if "preprocessing" not in about:
         raise Refused(f"{path} is not a model of finetune; give a best.safetensors, or a folder that was exported")
     return cast(dict[str, str], about)
-
-
-def _model_of(raw: dict[str, Any]) -> ModelConfig:
-    return cast(ModelConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), raw)))
-
-
-def _head(model: ModelConfig, backbone: Backbone, num_classes: int) -> nn.Sequential:
-    settings = model.head
-    return build_head(backbone.width, settings.hidden, num_classes, settings.dropout, settings.activation)
 
 
 def _fill(classifier: Classifier, state: dict[str, Tensor]) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finetune.data.augment import NO_AUGMENTATION, Preprocess
 from finetune.data.decode import Transform, decode
 from finetune.data.folders import EXTENSIONS
 from finetune.errors import Refused
@@ -50,30 +50,32 @@ def probabilities_of(
         batch_size: Images computed together.
         device: `cpu`, `cuda`, or `auto` for a GPU where there is one.
     """
-    place = device_named(device)
-    network = torch.nn.Sequential(classifier.network, torch.nn.Softmax(dim=1)).eval().to(place)
-    size, resize, interpolation, mean, std = astuple(classifier.preprocessing)
-    transform = Transform(size, resize, interpolation)
+    compute_device = device_named(device)
+    spec = classifier.preprocessing
+    network = torch.nn.Sequential(classifier.network, torch.nn.Softmax(dim=1)).eval().to(compute_device)
+    resize = Transform(spec.size, spec.resize, spec.interpolation)
+    normalise = Preprocess(spec.mean, spec.std, NO_AUGMENTATION)
 
-    def pixels(path: Path) -> NDArray[np.uint8] | str:
+    def read(path: Path) -> NDArray[np.uint8] | str:
         try:
-            return transform(decode(path))
+            return resize(decode(path))
         except (ValueError, OSError) as error:
             return str(error)
 
-    def computed(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        x = torch.from_numpy(np.stack(images)).to(place).permute(0, 3, 1, 2).float() / 255
-        shift, scale = (torch.tensor(values, device=place).view(1, 3, 1, 1) for values in (mean, std))
+    def predict(images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        pixels = torch.from_numpy(np.stack(images)).to(compute_device)
         with torch.inference_mode():
-            return np.asarray(network((x - shift) / scale).cpu().numpy(), dtype=np.float32)
+            return np.asarray(network(normalise(pixels)).cpu().numpy(), dtype=np.float32)
 
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(pixels, path) for path in batches[0]] if batches else []
+        reading = [pool.submit(read, path) for path in batches[0]] if batches else []
+
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            decoded = [future.result() for future in ahead]
-            ahead = [pool.submit(pixels, path) for path in following]  # decoded while this batch is computed
-            read = [image for image in decoded if not isinstance(image, str)]
-            rows = iter(computed(read) if read else ())
-            for path, image in zip(batch, decoded, strict=True):
+            images = [future.result() for future in reading]
+            reading = [pool.submit(read, path) for path in following]  # while this batch is computed
+
+            readable = [image for image in images if not isinstance(image, str)]
+            rows = iter(predict(readable) if readable else ())
+            for path, image in zip(batch, images, strict=True):
                 yield path, image if isinstance(image, str) else next(rows)

@@ -29,6 +29,11 @@ class Backbone:
     classifier: str = "fc"
     """What torchvision calls the layers that the head replaces; weight files may hold them."""
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The units and then the pooling: what a cut lies between."""
+        return [*self.units.values(), self.pool]
+
 
 class NarrowResNet50(ResNet):
     """ResNet50 at a quarter of the width: the same stem and 16 blocks, 1.5 M parameters, 512 features."""

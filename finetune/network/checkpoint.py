@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from finetune.config import ModelConfig
 from finetune.errors import Refused
-from finetune.network.network import build_network
-from finetune.network.weights import Weights
+from finetune.network.backbone import backbone_shapes
+from finetune.network.freeze import find_cut
+from finetune.network.network import Network, build_network
+from finetune.network.weights import read_weights
 from finetune.storage.durable import write_durably
-from finetune.trial.module import FineTune
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,27 @@ def save_checkpoint(
     preprocessing: InputSpec,
 ) -> None:
     """Write `state`, with what is needed to rebuild the network around it and to feed it, as one safetensors file."""
-    about = {"model": json.dumps(asdict(model)), "classes": json.dumps(classes), "frozen": frozen_digest}
-    about |= {"preprocessing": preprocessing.text}
+    about = {
+        "model": json.dumps(asdict(model)),
+        "classes": json.dumps(classes),
+        "frozen": frozen_digest,
+        "preprocessing": preprocessing.text,
+    }
     write_durably(path, safetensors.torch.save(state, metadata={**about, "checksum": checksum(state, about)}))
 
 
 def checksum(state: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """CRC-32 of a file's tensors, with their names, and of what else it says."""
-    found = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
+    crc = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous().reshape(-1)
-        found = zlib.crc32(value.view(torch.uint8).numpy().data, zlib.crc32(f"{name} {value.dtype}".encode(), found))
-    return f"{found:08x}"
+        crc = zlib.crc32(f"{name} {value.dtype}".encode(), crc)
+        crc = zlib.crc32(value.view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
-def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
-    """The trained network in eval mode, the weights it stands on and its class names in label order.
+def load_checkpoint(path: Path) -> tuple[Network, tuple[str, ...]]:
+    """The trained network in eval mode, and its class names in label order.
 
     The frozen part is read from the pretrained weights again and must be the very one the checkpoint was trained on.
 
@@ -86,17 +93,31 @@ def load_checkpoint(path: Path) -> tuple[FineTune, Weights, tuple[str, ...]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.pop("checksum") != checksum(state, about):
             raise ValueError("its checksum differs: the file was damaged")
-        raw, classes = json.loads(about["model"]), tuple(json.loads(about["classes"]))
-        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), raw))
+        classes = tuple(json.loads(about["classes"]))
+        model = model_config(json.loads(about["model"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"{path} is not a checkpoint of finetune ({error}); give a best.safetensors file") from error
-    assert isinstance(model, ModelConfig)
-    network = build_network(model, len(classes))
-    if network.cut.frozen_digest != about["frozen"]:
+
+    backbone = backbone_shapes(model.backbone)
+    weights = read_weights(backbone, model.weights)
+    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    frozen_digest = weights.digest_of(cut.frozen_part)
+    if frozen_digest != about["frozen"]:
         raise Refused(
             f"{path} was trained on frozen weights {about['frozen'][:12]}, but model.weights={model.weights} gives "
-            f"{network.cut.frozen_digest[:12]}; restore the weights it was trained on"
+            f"{frozen_digest[:12]}; restore the weights it was trained on"
         )
-    module = FineTune.of_parts(network.prefix, network.suffix, network.head)
-    module.load_trained_state(state)
-    return module.eval(), network.weights, classes
+
+    network = build_network(model, weights, cut, len(classes))
+    network.load_trained_state(state)
+    return network.eval(), classes
+
+
+def model_config(settings: Mapping[str, Any]) -> ModelConfig:
+    """The settings of a network as a file has them, nested, in the schema's types.
+
+    Raises:
+        ValueError: a setting is unknown or of the wrong type.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), settings)
+    return cast(ModelConfig, OmegaConf.to_object(merged))

@@ -9,26 +9,30 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.config import FREEZE_UNITS, ModelConfig
+from finetune.config import FREEZE_UNITS, freeze_depth_number
 from finetune.errors import Refused
-from finetune.network.backbone import Backbone, backbone_shapes
-from finetune.network.weights import Weights
+from finetune.network.backbone import Backbone
 
 
 @dataclass(frozen=True)
-class FreezePlan:
-    """What a freeze depth means for one backbone."""
+class Cut:
+    """Where one network is cut, and what that freezes: found once a trial and handed on.
 
-    depth: int
+    Names are those of the backbone's parameters and buffers, as weight files have them.
+    """
+
+    freeze_depth: int
     """k as a number, in its own unit."""
-    cut: int
-    """Whole units before the cut: they form the prefix."""
+    modules: int
+    """Modules before the cut: whole units, and with everything frozen the pooling too. They form the prefix."""
     frozen: frozenset[str]
-    """Names of the parameters that get no gradient."""
-    part: frozenset[str]
-    """Names of all that the first k units hold, parameters and BatchNorm statistics; it always starts pretrained."""
+    """Parameters that get no gradient."""
+    frozen_part: frozenset[str]
+    """All that the first k units hold, parameters and BatchNorm statistics; it always starts pretrained."""
     pinned: frozenset[str]
-    """Names of the BatchNorms that stay in eval mode."""
+    """BatchNorms that stay in eval mode."""
+    prefix: frozenset[str]
+    """All that the modules before the cut hold, parameters and BatchNorm statistics."""
 
 
 def boundaries(backbone: Backbone, unit: str) -> list[int]:
@@ -60,20 +64,23 @@ def depth_of(backbone: Backbone, freeze_depth: int | str, unit: str) -> int:
         Refused: it is outside the range, which the message gives.
     """
     deepest = len(boundaries(backbone, unit)) - 1
-    depth = deepest if freeze_depth == "all" else int(freeze_depth)
+    depth = freeze_depth_number(freeze_depth, deepest)
     if not 0 <= depth <= deepest:
         raise Refused(
             f"model.freeze_depth={freeze_depth} is out of range for {backbone.name} in {unit}s; "
             f"give 0..{deepest}, or all (see `finetune depths {backbone.name} --unit {unit}`)"
         )
-    return depth
+    return int(depth)
 
 
-def plan_freeze(backbone: Backbone, freeze_depth: int | str, unit: str, frozen_bn: str = "eval") -> FreezePlan:
-    """What `freeze_depth` in `unit` freezes.
+def find_cut(backbone: Backbone, freeze_depth: int | str, unit: str, frozen_bn: str = "eval") -> Cut:
+    """Where `freeze_depth` in `unit` cuts a backbone; nothing is computed but names.
+
+    >>> find_cut(build_backbone("resnet50"), 14, "block").modules
+    14
 
     Args:
-        backbone: The network.
+        backbone: The network; shapes will do.
         freeze_depth: 0 freezes nothing; the maximum, or `all`, everything but the head.
         unit: One of `config.FREEZE_UNITS`.
         frozen_bn: `eval` fixes a frozen BatchNorm. `stats` lets its statistics follow the data and `train` its
@@ -83,18 +90,34 @@ def plan_freeze(backbone: Backbone, freeze_depth: int | str, unit: str, frozen_b
         Refused: the depth is out of range.
     """
     depth = depth_of(backbone, freeze_depth, unit)
-    count = boundaries(backbone, unit)[depth]
-    names = [name for name, _ in backbone.model.named_parameters()]
-    frozen = set(names[:count])
-    norms = {name: m for name, m in backbone.model.named_modules() if isinstance(m, _BatchNorm)}
-    within = {name for name in norms if {f"{name}.weight", f"{name}.bias"} <= frozen}
-    part = frozenset(frozen | {f"{name}.{buffer}" for name in within for buffer, _ in norms[name].named_buffers()})
-    if frozen_bn == "eval":
-        cut = bisect.bisect_right(boundaries(backbone, "block"), count) - 1
-        return FreezePlan(depth, cut, frozenset(frozen), part, frozenset(within))
+    tensors = boundaries(backbone, unit)[depth]
+    parameters = [name for name, _ in backbone.model.named_parameters()]
+    frozen = set(parameters[:tensors])
+    norms = _frozen_norms(backbone, frozen)
+    frozen_part = frozenset(frozen | _buffers(backbone, norms))
+
     if frozen_bn == "train":
-        frozen -= {f"{name}.{part}" for name in within for part in ("weight", "bias")}
-    return FreezePlan(depth, 0, frozenset(frozen), part, frozenset())
+        frozen -= {f"{name}.{affine}" for name in norms for affine in ("weight", "bias")}
+    if frozen_bn != "eval":
+        return Cut(depth, 0, frozenset(frozen), frozen_part, frozenset(), frozenset())
+
+    blocks = boundaries(backbone, "block")
+    units = bisect.bisect_right(blocks, tensors) - 1
+    modules = units + (units == len(backbone.units))  # features, which are small, are kept rather than maps
+    before = set(parameters[: blocks[units]])
+    prefix = before | _buffers(backbone, _frozen_norms(backbone, before))
+    return Cut(depth, modules, frozenset(frozen), frozen_part, norms, frozenset(prefix))
+
+
+def _frozen_norms(backbone: Backbone, frozen: set[str]) -> frozenset[str]:
+    """The BatchNorms whose weight and bias are both among `frozen`."""
+    norms = (name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm))
+    return frozenset(name for name in norms if {f"{name}.weight", f"{name}.bias"} <= frozen)
+
+
+def _buffers(backbone: Backbone, modules: frozenset[str]) -> set[str]:
+    named = {name: backbone.model.get_submodule(name) for name in modules}
+    return {f"{name}.{buffer}" for name, module in named.items() for buffer, _ in module.named_buffers()}
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,7 @@ class DepthRow:
     shape: tuple[int, ...]
     """Activations at the shared cut for one image: C x H x W, or features when all is frozen."""
     same: Mapping[str, str]
-    """By unit, the k that freezes the same tensors; `3+` where that lies between 3 and 4."""
+    """The k that freezes the same tensors, by unit; `3+` where that lies between 3 and 4."""
 
 
 def depth_table(backbone: Backbone, unit: str, size: int) -> list[DepthRow]:
@@ -121,18 +144,19 @@ def depth_table(backbone: Backbone, unit: str, size: int) -> list[DepthRow]:
     sizes = [tensor.numel() for tensor in backbone.model.parameters()]
     flops, shapes = _trace(backbone, size)
     edges = {other: boundaries(backbone, other) for other in FREEZE_UNITS}
+
     rows = []
-    for k, (count, name) in enumerate(zip(edges[unit], _names(backbone, unit), strict=True)):
-        cut = bisect.bisect_right(edges["block"], count) - 1
+    for k, (tensors, name) in enumerate(zip(edges[unit], _names(backbone, unit), strict=True)):
+        units = bisect.bisect_right(edges["block"], tensors) - 1
         rows.append(
             DepthRow(
                 k=k,
                 name=name,
-                parameters=sum(sizes[:count]),
-                parameter_share=sum(sizes[:count]) / sum(sizes),
-                flop_share=sum(flops[:cut]) / sum(flops),
-                shape=shapes[cut],
-                same={other: _equivalent(edges[other], count) for other in FREEZE_UNITS},
+                parameters=sum(sizes[:tensors]),
+                parameter_share=sum(sizes[:tensors]) / sum(sizes),
+                flop_share=sum(flops[:units]) / sum(flops),
+                shape=shapes[units],
+                same={other: _equivalent(edges[other], tensors) for other in FREEZE_UNITS},
             )
         )
     return rows
@@ -142,19 +166,19 @@ def _names(backbone: Backbone, unit: str) -> list[str]:
     """What is frozen last at each k."""
     tensors = [name for name, _ in backbone.model.named_parameters()]
     if unit == "tensor":
-        named = tensors
+        names = tensors
     elif unit == "layer":
-        named = [tensors[start].removesuffix(".weight") for start in _layer_starts(backbone)]
+        names = [tensors[start].removesuffix(".weight") for start in _layer_starts(backbone)]
     elif unit == "stage":
-        named = list(dict.fromkeys(name.partition(".")[0] for name in backbone.units))
+        names = list(dict.fromkeys(name.partition(".")[0] for name in backbone.units))
     else:
-        named = list(backbone.units)
-    return ["(nothing)", *named]
+        names = list(backbone.units)
+    return ["(nothing)", *names]
 
 
-def _equivalent(edges: list[int], count: int) -> str:
-    at = bisect.bisect_right(edges, count) - 1
-    return str(at) if edges[at] == count else f"{at}+"
+def _equivalent(edges: list[int], tensors: int) -> str:
+    k = bisect.bisect_right(edges, tensors) - 1
+    return str(k) if edges[k] == tensors else f"{k}+"
 
 
 def _trace(backbone: Backbone, size: int) -> tuple[list[int], list[tuple[int, ...]]]:
@@ -166,35 +190,6 @@ def _trace(backbone: Backbone, size: int) -> tuple[list[int], list[tuple[int, ..
             x = module.to("meta").eval()(x)
         flops.append(counter.get_total_flops())
         shapes.append(tuple(x.shape[1:]))
-    shapes[-1] = (backbone.width,)
+
+    shapes[-1] = (backbone.width,)  # with everything frozen the pooling belongs to the prefix
     return flops, shapes
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a freeze depth means for a backbone and its weights."""
-
-    plan: FreezePlan
-    modules: int
-    """Before the cut; with everything frozen the pooling is one of them."""
-    frozen_digest: str
-    """Of the frozen part's values; `none` at freeze depth 0."""
-    prefix_digest: str
-    """Of the values before the cut; `none` where it lies at the input."""
-
-
-def find_cut(model: ModelConfig, weights: Weights) -> Cut:
-    """Where the network of a composed config is cut; nothing is computed but names.
-
-    Raises:
-        Refused: a freeze depth out of range.
-    """
-    backbone = backbone_shapes(model.backbone)
-    plan = plan_freeze(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
-    modules = plan.cut + (plan.cut == len(backbone.units))
-    return Cut(plan, modules, weights.digest_of(plan.part), weights.digest_of(_before(backbone, plan.cut)))
-
-
-def _before(backbone: Backbone, cut: int) -> frozenset[str]:
-    """Names of all that the first `cut` units hold."""
-    return plan_freeze(backbone, cut, "block").part

@@ -1,70 +1,98 @@
-"""A backbone cut at its freeze depth, with a new head."""
+"""One network: a backbone that is cut at its freeze depth, with a new head."""
 
 import contextlib
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from finetune.config import ModelConfig
 from finetune.network.backbone import build_backbone
-from finetune.network.freeze import Cut, _before, find_cut, plan_freeze
+from finetune.network.freeze import Cut
 from finetune.network.head import build_head
-from finetune.network.parts import FrozenPrefix, Suffix, split_at
+from finetune.network.parts import Suffix, split_at
 from finetune.network.weights import Weights, load_state, read_weights
 
 
-def trained_entries(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters with a gradient, and buffers of modules in training use, of `suffix` and `head`, by name.
+class Network(nn.Module):
+    """prefix (frozen) → suffix (trained) → head (trained)."""
 
-    The tensors are the network's own, not copies.
-    """
-    entries: dict[str, Tensor] = {}
-    for part in ("suffix", "head"):
-        whole = network.get_submodule(part)
-        pinned = whole.pinned if isinstance(whole, Suffix) else frozenset()
-        for prefix, module in whole.named_modules(prefix=part):
-            entries |= {f"{prefix}.{n}": p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
-            if module not in pinned:
-                entries |= {f"{prefix}.{n}": b for n, b in module.named_buffers(recurse=False)}
-    return entries
+    def __init__(self, prefix: nn.Module, suffix: nn.Module, head: nn.Module):
+        super().__init__()
+        self.prefix, self.suffix, self.head = prefix, suffix, head
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images, N x 3 x H x W, to logits, N x classes."""
+        return self.after_cut(self.prefix(x))
 
-@dataclass(frozen=True)
-class Network:
-    """A backbone cut at its freeze depth, with a new head."""
+    def after_cut(self, activations: Tensor) -> Tensor:
+        """What the prefix gives, computed now or stored before, to logits, N x classes."""
+        return torch.as_tensor(self.head(self.suffix(activations)))
 
-    prefix: FrozenPrefix
-    suffix: Suffix
-    head: nn.Sequential
-    cut: Cut
-    weights: Weights
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of what training changes: parameters with a gradient and BatchNorm statistics in use."""
+        own = self._trained_tensors()
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `trained_state` returned.
+
+        Raises:
+            ValueError: the entries are not those of this network at this freeze depth.
+        """
+        own = self._trained_tensors()
+        if own.keys() != state.keys():
+            first = sorted(own.keys() ^ state.keys())[0]
+            raise ValueError(f"the checkpoint is of another network or freeze depth: {first}")
+
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def _trained_tensors(self) -> dict[str, Tensor]:
+        """The network's own tensors, not copies, by name."""
+        tensors: dict[str, Tensor] = {}
+        pinned = self.suffix.pinned if isinstance(self.suffix, Suffix) else frozenset[nn.Module]()
+
+        for part_name, part in (("suffix", self.suffix), ("head", self.head)):
+            for module_name, module in part.named_modules(prefix=part_name):
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.requires_grad:
+                        tensors[f"{module_name}.{name}"] = parameter
+
+                if module not in pinned:  # whose statistics stay as they are
+                    tensors |= {f"{module_name}.{name}": b for name, b in module.named_buffers(recurse=False)}
+
+        return tensors
 
 
 def build_network(
-    model: ModelConfig, num_classes: int, seed: int = 0, known: Weights | None = None, with_prefix: bool = True
+    model: ModelConfig, weights: Weights, cut: Cut, classes: int, seed: int = 0, with_prefix: bool = True
 ) -> Network:
     """Build, load and cut the network of a composed config.
 
     Args:
         model: Its settings.
-        num_classes: Logits of the head.
+        weights: What it starts from, checked and hashed; values that it lacks are read here.
+        cut: Where it is cut.
+        classes: Logits of the head.
         seed: Of torch's global generator, set anew before the random layers and again before the head.
-        known: The same weights, checked and hashed by an earlier call.
         with_prefix: Load the frozen units too; without, they have shapes but no values, and cannot run.
 
     Raises:
-        Refused: weights that are missing or do not fit, or a freeze depth out of range.
+        Refused: weights that are no longer there, or cannot be read.
     """
     pretrained = model.rest == "pretrained" and model.weights != "none"
     torch.manual_seed(seed)
     with torch.device("meta") if pretrained else contextlib.nullcontext():
         backbone = build_backbone(model.backbone)
-    plan = plan_freeze(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
-    needed = None if with_prefix else backbone.model.state_dict().keys() - _before(backbone, plan.cut)
-    weights = read_weights(backbone, model.weights, None if known is None else known.digests, needed)
-    load_state(backbone, weights.state, only=None if pretrained else plan.part)
-    prefix, suffix = split_at(backbone, plan)
-    torch.manual_seed(seed)
-    head = build_head(backbone.width, model.head.hidden, num_classes, model.head.dropout, model.head.activation)
-    return Network(prefix, suffix, head, find_cut(model, weights), weights)
+
+    state = weights.state
+    if not state:
+        needed = None if with_prefix else backbone.model.state_dict().keys() - cut.prefix
+        state = read_weights(backbone, model.weights, weights.digests, needed).state
+    load_state(backbone, state, only=None if pretrained else cut.frozen_part)
+    prefix, suffix = split_at(backbone, cut)
+
+    torch.manual_seed(seed)  # whether the layers before it were drawn or read, the head is the same
+    head = build_head(backbone.width, model.head.hidden, classes, model.head.dropout, model.head.activation)
+    return Network(prefix, suffix, head)

@@ -10,7 +10,7 @@ from torch.fx.experimental.optimization import fuse
 
 from finetune.network.backbone import Backbone, backbone_shapes
 from finetune.network.device import Precision
-from finetune.network.freeze import FreezePlan
+from finetune.network.freeze import Cut
 
 
 class FrozenPrefix(nn.Sequential):
@@ -22,52 +22,56 @@ class FrozenPrefix(nn.Sequential):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations at the cut."""
+        """Images, N x 3 x H x W, to activations at the cut, N x C x H x W, or to features, N x width."""
         with torch.no_grad():
             return torch.as_tensor(super().forward(x))
 
 
 class SharedPrefix(FrozenPrefix):
-    """The frozen units as they run: BatchNorm folded into the convolutions, laid out for speed.
+    """The frozen units as they run: BatchNorm folded into the convolutions, arranged in memory for speed.
 
     On a CPU the images go through in chunks of one size, the last one filled up, because there the last bits of an
     image's activations depend on how many images are computed together; so they depend on the image alone.
     """
 
     CHUNK = 16
+    """Images in a chunk. Larger ones are no faster on a CPU, and need more memory in each thread."""
 
     @classmethod
-    def of(cls, prefix: FrozenPrefix, before: int | None = None) -> "SharedPrefix":
-        """A folded copy of `prefix`, laid out as `lay_out` does; in fp32 it agrees to about 1e-6."""
-        made = cls(*(fuse(unit) for unit in prefix)).requires_grad_(False)
-        lay_out(made, before)
-        made.train()
-        return made
+    def of(cls, prefix: FrozenPrefix, first_contiguous: int | None = None) -> "SharedPrefix":
+        """A folded copy of `prefix`, arranged as `arrange_in_memory` does; in 32-bit it agrees to about 1e-6."""
+        folded = cls(*(fuse(unit) for unit in prefix)).requires_grad_(False)
+        arrange_in_memory(folded, first_contiguous)
+        folded.train()
+        return folded
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations at the cut."""
-        return self.taps(x, [len(self)])[0]
+        return self.activations(x, [len(self)])[0]
 
-    def taps(self, x: Tensor, at: Sequence[int], start: int = 0) -> list[Tensor]:
-        """Activations after the modules `at`, counted from 1 and ascending, of images or of activations at `start`."""
+    def activations(self, x: Tensor, cuts: Sequence[int]) -> list[Tensor]:
+        """Activations of images at several `cuts`, each a number of modules, ascending, in one pass."""
         with torch.no_grad():
             if x.device.type != "cpu":
-                return self._run(x, at, start)
-            chunks = [self._run(_filled(chunk, self.CHUNK), at, start) for chunk in x.split(self.CHUNK)]
+                return self._run(x, cuts)
+
+            chunks = [self._run(_filled(chunk, self.CHUNK), cuts) for chunk in x.split(self.CHUNK)]
             return [torch.cat(parts)[: len(x)] for parts in zip(*chunks, strict=True)]
 
-    def _run(self, x: Tensor, at: Sequence[int], start: int) -> list[Tensor]:
-        found = [x] if start in at else []
-        for i, module in enumerate(itertools.islice(self, start, at[-1]), start=start + 1):
+    def _run(self, x: Tensor, cuts: Sequence[int]) -> list[Tensor]:
+        activations = [x] if 0 in cuts else []
+        for modules, module in enumerate(itertools.islice(self, cuts[-1]), start=1):
             x = module(x)
-            if i in at:
-                found.append(x)
-        return found
+            if modules in cuts:
+                activations.append(x)
+        return activations
 
 
 def _filled(x: Tensor, count: int) -> Tensor:
+    """`x` with images of zeros behind its own, `count` in all."""
     if len(x) == count:
         return x
+
     full = x.new_zeros(count, *x.shape[1:])
     if x.ndim == 4:
         full = full.contiguous(memory_format=torch.channels_last)
@@ -91,8 +95,8 @@ class Suffix(nn.Sequential):
         return self
 
 
-def split_at(backbone: Backbone, plan: FreezePlan) -> tuple[FrozenPrefix, Suffix]:
-    """Cut a backbone after its first `plan.cut` units; the prefix is frozen for good.
+def split_at(backbone: Backbone, cut: Cut) -> tuple[FrozenPrefix, Suffix]:
+    """A backbone in two parts, before and after its cut; the prefix is frozen for good.
 
     Both parts share the backbone's modules; nothing is copied. In eval mode `suffix(prefix(x))` equals the network
     without its classifier. With everything frozen the pooling belongs to the prefix, which then gives features.
@@ -101,46 +105,58 @@ def split_at(backbone: Backbone, plan: FreezePlan) -> tuple[FrozenPrefix, Suffix
     al. 2014, arXiv:1411.1792).
     """
     for name, parameter in backbone.model.named_parameters():
-        parameter.requires_grad_(name not in plan.frozen)
-    parts = [*backbone.units.values(), backbone.pool]
-    cut = plan.cut + (plan.cut == len(backbone.units))
-    modules = dict(backbone.model.named_modules())
-    pinned = frozenset(modules[name] for name in plan.pinned)
-    return FrozenPrefix(*parts[:cut]).train(), Suffix(*parts[cut:], pinned=pinned)
+        parameter.requires_grad_(name not in cut.frozen)
+
+    pinned = frozenset(backbone.model.get_submodule(name) for name in cut.pinned)
+    before, after = backbone.modules[: cut.modules], backbone.modules[cut.modules :]
+    return FrozenPrefix(*before).train(), Suffix(*after, pinned=pinned)
 
 
-_WEIGHTS, _MORE = 1_000_000, 128
+_MANY_WEIGHTS = 1_000_000
+_WEIGHTS_PER_VALUE = 128
+"""Where contiguous memory begins to pay, read off timings of single blocks (docs/log.md, "The layout of deep units")"""
 
 
-def contiguous_from(name: str, size: int, precision: Precision) -> int | None:
-    """After how many units of the backbone `name` contiguous is faster, at `size` x `size` pixels; None for never.
+def first_contiguous(name: str, size: int, precision: Precision) -> int | None:
+    """The unit of the backbone `name` from which on contiguous memory is faster, at `size` x `size` pixels.
 
     Channels last is faster where activations outnumber weights. On a CPU, however, 32-bit convolutions bring weights
     that lie so into another order in every pass, which takes longest where weights are many and maps small: from the
-    first unit on that has over a million weights, and 128 times as many as values that it gives for an image
-    (docs/log.md, "The layout of deep units").
+    first unit on that has over a million weights, and 128 times as many as values that it gives for an image.
+
+    Returns:
+        Its number, from 0; None where channels last is faster throughout.
     """
     if precision.device.type != "cpu" or precision.bf16 or not torch.backends.mkldnn.is_available():
         return None
-    units, heavy = backbone_shapes(name).units, list[bool]()
+
+    heavy = list[bool]()
     x = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad():
-        for unit in units.values():
+        for unit in backbone_shapes(name).units.values():
             x = unit.eval()(x)
-            heavy.append(sum(p.numel() for p in unit.parameters()) >= max(_WEIGHTS, _MORE * x.numel()))
-    light = len(heavy) - sum(1 for _ in itertools.takewhile(bool, reversed(heavy)))
-    return light if light < len(heavy) else None
+            weights = sum(parameter.numel() for parameter in unit.parameters())
+            heavy.append(weights >= max(_MANY_WEIGHTS, _WEIGHTS_PER_VALUE * x.numel()))
+
+    heavy_at_the_end = sum(1 for _ in itertools.takewhile(bool, reversed(heavy)))
+    return len(heavy) - heavy_at_the_end if heavy_at_the_end else None
 
 
-def lay_out(parts: nn.Sequential, before: int | None = None) -> None:
-    """Put the weights of the first `before` parts, by default of all, into channels last; the others are contiguous."""
+def arrange_in_memory(parts: nn.Sequential, first_contiguous: int | None = None) -> None:
+    """Put the weights of `parts` into channels last, those of `first_contiguous` and all that follow into contiguous.
+
+    Args:
+        parts: Units in forward order.
+        first_contiguous: A position in `parts`; 0 or less makes all contiguous, None makes none.
+    """
     for i, part in enumerate(parts):
-        heavy = before is not None and i >= before
-        part.to(memory_format=torch.contiguous_format if heavy else torch.channels_last)
-        if heavy and i in (0, before):
-            part.register_forward_pre_hook(_contiguous)
+        contiguous = first_contiguous is not None and i >= first_contiguous
+        part.to(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
+
+        if contiguous and i in (0, first_contiguous):
+            part.register_forward_pre_hook(_make_contiguous)
 
 
-def _contiguous(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    # a copy even of 1 x 1 pixels, which count as both: PyTorch chooses by their strides
+def _make_contiguous(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # a copy even of 1 x 1 pixels, which count as both: PyTorch chooses its kernel by their strides
     return tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Source:
     preprocess: Preprocess
     seed: int
     view: int | None
+    """None for images as they are."""
 
     @property
     def digest(self) -> str:
@@ -54,15 +55,15 @@ class Source:
         return self.preprocess.draws(len(self.pixels.labels), self.seed, self.view)
 
     def images(self, chosen: slice, draws: Tensor | None, device: torch.device) -> Tensor:
-        """Some of them on `device`."""
+        """The `chosen` images on `device`, N x 3 x H x W."""
         pixels = as_tensor(self.pixels.images, chosen).to(device)
         return self.preprocess(pixels, None if draws is None else draws[chosen].to(device))
 
 
-def store_key(source: Source, backbone: str, prefix_digest: str, cut: int, precision: Precision) -> str:
+def store_key(source: Source, backbone: str, prefix_digest: str, modules: int, precision: Precision) -> str:
     """The name of a store: everything upstream of its activations, nothing downstream."""
-    made_by = torch.__version__, torchvision.__version__, VERSION
-    return digest_of([source.digest, backbone, prefix_digest, cut, precision.name, *made_by])
+    versions = torch.__version__, torchvision.__version__, VERSION
+    return digest_of([source.digest, backbone, prefix_digest, modules, precision.name, *versions])
 
 
 def build(
@@ -80,7 +81,7 @@ def build(
     Args:
         prefix: Reaches at least to the deepest cut.
         source: The images.
-        folders: Of the stores, by the number of modules before the cut.
+        folders: The stores' folders, by the number of modules before the cut.
         precision: The run's.
         costs: How the time that the build takes is shared among the cuts: noted in each store, in seconds of a thread
             an image, from which later trials know what it saves them.
@@ -93,85 +94,120 @@ def build(
         OSError: the disk is full; nothing half-built is left.
         torch.OutOfMemoryError: the GPU is; the same.
     """
-    total, spent = len(source.pixels.labels), 0.0
     with contextlib.ExitStack() as stack:
         for folder in sorted(folders.values()):  # in one order, so that two builders never wait for each other
             stack.enter_context(locked(folder))
-        found = {at: open_store(folder) for at, folder in folders.items()}
-        absent = sorted(at for at, store in found.items() if store is None)
+
+        stores = {modules: open_store(folder) for modules, folder in folders.items()}
+        absent = {modules: folders[modules] for modules in sorted(stores) if stores[modules] is None}
+        seconds = 0.0
         if absent:
-            shapes = row_shapes(prefix, source, absent, precision)
-            parts, computed = dict[int, StoreBuilder](), 0
-            try:
-                for at in absent:
-                    parts[at] = StoreBuilder(folders[at], *shapes[at])
-                first, row_bytes = min(part.done for part in parts.values()), sum(p.row_bytes for p in parts.values())
-                for done, blocks, seconds in _computed(prefix, source, absent, first, precision, row_bytes):
-                    for part, rows in zip((parts[at] for at in absent), blocks, strict=True):
-                        if part.done < done:
-                            part.append(rows)
-                    spent, computed = spent + seconds, computed + len(blocks[0])
-                    progress(done, total)
-                whole = costs.compute[absent[-1]]
-                for at, part in parts.items():
-                    share = costs.compute[at] / whole if whole else 1.0
-                    part.publish({"seconds_per_image": share * spent / computed if computed else costs.compute[at]})
-            except (OSError, torch.OutOfMemoryError):
-                for part in parts.values():
-                    part.drop()
-                raise
-            finally:
-                for part in parts.values():
-                    part.close()
-            found |= {at: open_store(folders[at], verify=False) for at in absent}
-    return {at: store for at, store in found.items() if store is not None}, spent
+            seconds = _build_absent(prefix, source, absent, precision, costs, progress)
+            stores |= {modules: open_store(folder, verify=False) for modules, folder in absent.items()}
+
+    return {modules: store for modules, store in stores.items() if store is not None}, seconds
+
+
+def _build_absent(
+    prefix: SharedPrefix,
+    source: Source,
+    folders: Mapping[int, Path],
+    precision: Precision,
+    costs: Costs,
+    progress: Callable[[int, int], None],
+) -> float:
+    """Build these stores, none of which is there, in one pass; the seconds of a thread that it took."""
+    cuts, total = list(folders), len(source.pixels.labels)
+    shapes = row_shapes(prefix, source, cuts, precision)
+    builds = dict[int, StoreBuilder]()
+    seconds, computed = 0.0, 0
+    try:
+        for modules in cuts:
+            builds[modules] = StoreBuilder(folders[modules], *shapes[modules])
+
+        first = min(building.done for building in builds.values())
+        row_bytes = sum(building.row_bytes for building in builds.values())
+        for done, blocks, block_seconds in _computed(prefix, source, cuts, first, precision, row_bytes):
+            for building, rows in zip(builds.values(), blocks, strict=True):
+                if building.done < done:  # an interrupted build may have got further at one cut than at another
+                    building.append(rows)
+            seconds += block_seconds
+            computed += len(blocks[0])
+            progress(done, total)
+
+        for modules, building in builds.items():
+            building.publish({"seconds_per_image": _seconds_per_image(costs, modules, cuts[-1], seconds, computed)})
+    except (OSError, torch.OutOfMemoryError):
+        for building in builds.values():
+            building.drop()
+        raise
+    finally:
+        for building in builds.values():
+            building.close()
+    return seconds
+
+
+def _seconds_per_image(costs: Costs, modules: int, deepest: int, seconds: float, images: int) -> float:
+    """A cut's share of the time that `images` took up to the `deepest` cut."""
+    if not images:
+        return costs.compute[modules]
+
+    whole = costs.compute[deepest]
+    share = costs.compute[modules] / whole if whole else 1.0
+    return share * seconds / images
 
 
 def _computed(
-    prefix: SharedPrefix, source: Source, at: Sequence[int], first: int, precision: Precision, row_bytes: int
-) -> Any:
+    prefix: SharedPrefix, source: Source, cuts: Sequence[int], first: int, precision: Precision, row_bytes: int
+) -> Iterator[tuple[int, list[NDArray[Any]], float]]:
     """The number of images done, rows at each of the cuts, and seconds: block by block from image `first` on.
 
     `row_bytes` are those of an image at all cuts: blocks that wait to be written leave memory to others.
     """
     total, draws = len(source.pixels.labels), source.draws()
-    on_cpu = precision.device.type == "cpu"
     size = _block(source, precision)
     first -= first % size
 
-    def block(start: int) -> tuple[int, list[NDArray[Any]], float]:
-        x, started = source.images(slice(start, start + size), draws, precision.device), time.perf_counter()
+    def compute(start: int) -> tuple[int, list[NDArray[Any]], float]:
+        x = source.images(slice(start, start + size), draws, precision.device)
+        started = time.perf_counter()
         with precision.autocast(), torch.no_grad():
-            rows = [_as_rows(tap) for tap in prefix.taps(x, at)]
+            rows = [_as_rows(activations) for activations in prefix.activations(x, cuts)]
         return min(start + size, total), rows, time.perf_counter() - started
+
+    def use_one_thread() -> None:
+        if precision.device.type == "cpu":  # blocks are what runs in parallel
+            torch.set_num_threads(1)
 
     threads = precision.threads
     ahead = min(2 * threads, max(1, int(free_memory() / (size * row_bytes))))
-    at_start = lambda: torch.set_num_threads(1) if on_cpu else None  # noqa: E731
-    return in_order(block, range(first, total, size), threads, at_start, ahead)
+    return in_order(compute, range(first, total, size), threads, use_one_thread, ahead)
 
 
 def _block(source: Source, precision: Precision) -> int:
-    """Images that are computed at once."""
+    """How many images are computed at once."""
     if precision.device.type == "cpu":
         return _BLOCK
-    _, high, wide, _ = source.pixels.images.shape
-    return min(_GPU_BLOCK, max(SharedPrefix.CHUNK, _GPU_BLOCK * 224**2 // (high * wide)))
+
+    _, height, width, _ = source.pixels.images.shape
+    return min(_GPU_BLOCK, max(SharedPrefix.CHUNK, _GPU_BLOCK * 224**2 // (height * width)))
 
 
 def row_shapes(
-    prefix: SharedPrefix, source: Source, at: Sequence[int], precision: Precision
+    prefix: SharedPrefix, source: Source, cuts: Sequence[int], precision: Precision
 ) -> dict[int, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of one image's activations after so many modules."""
+    """Shape and dtype of one image's activations, by the number of modules before the cut."""
     x = source.images(slice(0, 1), None, precision.device)
     with precision.autocast(), torch.no_grad():
-        taps = prefix.taps(x, at)
+        activations = prefix.activations(x, cuts)
     return {
-        i: (_as_rows(tap).shape[1:], str(tap.dtype).removeprefix("torch.")) for i, tap in zip(at, taps, strict=True)
+        modules: (_as_rows(rows).shape[1:], str(rows.dtype).removeprefix("torch."))
+        for modules, rows in zip(cuts, activations, strict=True)
     }
 
 
 def _as_rows(x: Tensor) -> NDArray[Any]:
+    """Activations as a store holds them: N x H x W x C or N x features; bfloat16, which NumPy lacks, as uint16."""
     x = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).contiguous().cpu()
     return np.asarray((x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy())
 
@@ -179,8 +215,9 @@ def _as_rows(x: Tensor) -> NDArray[Any]:
 def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Costs:
     """Time each module of the prefix on a few images, and the disk."""
     count = SharedPrefix.CHUNK if precision.device.type == "cpu" else _block(source, precision)
-    seconds = [float("inf")] * len(prefix)
     images = source.images(slice(0, count), None, precision.device)
+    seconds = [float("inf")] * len(prefix)
+
     with precision.autocast(), torch.no_grad():
         for _ in range(3):
             x = images
@@ -188,6 +225,7 @@ def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, ca
                 start = _now(precision.device)
                 x = module(x)
                 seconds[i] = min(seconds[i], (_now(precision.device) - start) / len(images))
+
     return Costs(measure_disk(cache), cumulative(seconds), free_memory())
 
 

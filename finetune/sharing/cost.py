@@ -42,17 +42,17 @@ class Decision:
     reason: str
 
 
-def decide(costs: Costs, at: int, row_bytes: int, rows: int, passes: float) -> Decision:
+def decide(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float) -> Decision:
     """Compare the seconds an image with and without a store.
 
     Args:
         costs: Of this machine.
-        at: Modules before the cut.
-        row_bytes: Of one image's activations.
+        modules: How many lie before the cut.
+        row_bytes: The bytes of one image's activations.
         rows: Images to store.
         passes: How often each will be used, by all trials together.
     """
-    compute = costs.compute[at]
+    compute = costs.compute[modules]
     fits = rows * row_bytes < costs.memory
     read = row_bytes / (costs.disk.read if fits else costs.disk.cold)
     stored = compute + row_bytes / costs.disk.write + passes * read

@@ -1,6 +1,7 @@
-"""What the trials of a sweep find out once and hand on."""
+"""What the trials of a sweep find out once: facts on images, weights and stores, handed on from process to process."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,50 +13,120 @@ from finetune.network.weights import Weights, read_weights
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What one trial found out that others need not: plain values, by names of what they belong to."""
+class SplitFacts:
+    """The decoded images of one split."""
 
-    images: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, Any] = field(default_factory=dict)
-    """Checked weights without their values."""
-    stores: dict[str, tuple[bool, str]] = field(default_factory=dict)
-    """By name of a store: whether it is to be used, being there and whole, and why."""
-    folders: list[str] = field(default_factory=list)
-    """Of all stores in use, so that they are kept as long as they may be read."""
+    digest: str
+    """The pixel store's."""
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """A data set that was looked through and decoded."""
+
+    classes: tuple[str, ...]
+    """In label order."""
+    splits: Mapping[str, SplitFacts]
+    """`train` and `val`, and `test` where there is one."""
+    split_digest: str
+    """Names which image is in which split with which label."""
+    warnings: tuple[str, ...]
+    val_paths: tuple[str, ...]
+    """The validation images' files, in order."""
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """Weights that were read and checked; their values are not here."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digests: Mapping[str, str]
+    """SHA-256 of each tensor, by name."""
+
+
+@dataclass(frozen=True)
+class StoreChoice:
+    """Whether a store of activations is used, and why, in words."""
+
+    used: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known before a trial begins, so that it need not be found out again.
+
+    A trial that knows nothing, `Facts()`, finds out everything itself and comes to the same record.
+    """
+
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    """By `sharing.images.images_key`."""
+    weights: Mapping[str, WeightFacts] = field(default_factory=dict)
+    """By `weights_key`."""
+    stores: Mapping[str, StoreChoice] = field(default_factory=dict)
+    """By the name of the store."""
+    folders: tuple[str, ...] = ()
+    """The folders of all stores in use, so that they are kept as long as they may be read."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """Digests of the images and their labels: `DATASET_SPLIT`, each as the record of a trial on them has it."""
-        every = (
-            f"{'-'.join(digest for digest, _ in known['splits'].values())}_{known['split_digest']}"
-            for known in self.images.values()
-        )
-        return tuple(sorted(set(every)))
+        digests = set()
+        for images in self.images.values():
+            dataset = "-".join(split.digest for split in images.splits.values())
+            digests.add(f"{dataset}_{images.split_digest}")
+        return tuple(sorted(digests))
 
     @property
     def weight_digests(self) -> tuple[str, ...]:
         """Digests of the pretrained weights, each as the record of a trial that starts from them has it."""
-        return tuple(sorted({Weights({}, (), (), digests).digest for _, _, digests in self.weights.values()}))
+        return tuple(sorted({Weights({}, (), (), known.digests).digest for known in self.weights.values()}))
 
     def to_text(self) -> str:
-        """For another process."""
+        """These facts as JSON, for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_text(cls, text: str) -> "Shared":
-        """What `to_text` gave."""
-        return cls(**json.loads(text))
+    def from_text(cls, text: str) -> "Facts":
+        """The facts that `to_text` wrote."""
+        raw = json.loads(text)
+        return cls(
+            images={key: _image_facts(values) for key, values in raw["images"].items()},
+            weights={
+                key: WeightFacts(tuple(values["mean"]), tuple(values["std"]), values["digests"])
+                for key, values in raw["weights"].items()
+            },
+            stores={name: StoreChoice(**values) for name, values in raw["stores"].items()},
+            folders=tuple(raw["folders"]),
+        )
 
 
-def find_weights(model: ModelConfig, shared: Shared) -> Weights:
-    """The weights of a network, read and checked unless `shared` knows them; then it does.
+def _image_facts(raw: Mapping[str, Any]) -> ImageFacts:
+    splits = {split: SplitFacts(values["digest"], tuple(values["labels"])) for split, values in raw["splits"].items()}
+    return ImageFacts(
+        classes=tuple(raw["classes"]),
+        splits=splits,
+        split_digest=raw["split_digest"],
+        warnings=tuple(raw["warnings"]),
+        val_paths=tuple(raw["val_paths"]),
+    )
+
+
+def weights_key(model: ModelConfig) -> str:
+    """Equal where the same weights are meant, from a file that has not changed."""
+    return f"{model.backbone} {model.weights} {file_state(Path(model.weights).expanduser())}"
+
+
+def find_weights(model: ModelConfig, facts: Facts) -> Weights:
+    """The weights of a network: as `facts` knows them, without values, or read and checked.
 
     Raises:
         Refused: weights that cannot be used.
     """
-    name = f"{model.backbone} {model.weights} {file_state(Path(model.weights).expanduser())}"
-    if name not in shared.weights:
+    known = facts.weights.get(weights_key(model))
+    if known is None:
         weights = read_weights(backbone_shapes(model.backbone), model.weights)
-        shared.weights[name] = (weights.mean, weights.std, dict(weights.digests))
-    mean, std, digests = shared.weights[name]
-    return Weights({}, tuple(mean), tuple(std), digests)
+        return Weights({}, weights.mean, weights.std, weights.digests)
+    return Weights({}, known.mean, known.std, known.digests)

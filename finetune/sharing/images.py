@@ -1,8 +1,7 @@
-"""What the trials of a sweep find out once: images, decoded, and weights, checked and hashed."""
+"""The images of a trial and the network they meet: looked up among known facts, or found, checked and decoded."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,11 @@ from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet, load_samples
 from finetune.data.shapes import EMBEDDED, embedded_folder
 from finetune.errors import Refused
-from finetune.network.freeze import find_cut
-from finetune.sharing.facts import Shared, find_weights
-from finetune.storage.parallel import Progress
+from finetune.network.backbone import backbone_shapes
+from finetune.network.freeze import Cut, find_cut
+from finetune.network.weights import Weights
+from finetune.sharing.facts import Facts, ImageFacts, SplitFacts, find_weights
+from finetune.storage.parallel import Progress, no_progress
 from finetune.storage.store import open_store
 
 
@@ -28,7 +29,33 @@ class Images:
     split_digest: str
     warnings: tuple[str, ...]
     val_paths: tuple[str, ...]
-    """Of the validation images, in order."""
+    """The validation images' files, in order."""
+
+    @property
+    def facts(self) -> ImageFacts:
+        """What another trial on the same images need not find out again."""
+        splits = {split: SplitFacts(store.digest, tuple(store.labels.tolist())) for split, store in self.splits.items()}
+        return ImageFacts(self.classes, splits, self.split_digest, self.warnings, self.val_paths)
+
+
+def open_images(config: Config, facts: Facts, progress: Progress = no_progress) -> tuple[Images, Weights, Cut]:
+    """The images of a trial, what its network starts from, and where that is cut.
+
+    Raises:
+        Refused: images that cannot be used, or a network that cannot, before any image is decoded.
+    """
+    known = facts.images.get(images_key(config))
+    images = None if known is None else _reopen(config, known)
+    data = find_data(config) if images is None else None
+
+    model = config.model
+    weights = find_weights(model, facts)
+    cut = find_cut(backbone_shapes(model.backbone), model.freeze_depth, model.freeze_unit, model.frozen_bn)
+
+    if images is None:
+        assert data is not None
+        images = _decode(config, data, known, progress)
+    return images, weights, cut
 
 
 def find_data(config: Config) -> DataSet:
@@ -40,75 +67,97 @@ def find_data(config: Config) -> DataSet:
     data, root = config.data, config.data.root
     if root == EMBEDDED:
         root = str(embedded_folder(Path(config.cache.dir).expanduser()))
-    found = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
-    return found.with_val_in_train() if config.trainer.refit else found
+
+    samples = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+    return samples.with_val_in_train() if config.trainer.refit else samples
 
 
 def images_key(config: Config) -> str:
     """Equal where the same images are looked for, split and decoded in the same way."""
-    return digest_of([asdict(replace(config.data, batch_size=1, workers=0)), config.trainer.refit, config.cache.dir])
+    decides = asdict(replace(config.data, batch_size=1, workers=0))
+    return digest_of([decides, config.trainer.refit, config.cache.dir])
 
 
-def store_pixels(config: Config, data: DataSet, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
+def pixel_folder(config: Config, digest: str) -> Path:
+    """The folder of a pixel store."""
+    return Path(config.cache.dir).expanduser() / "pixels" / digest
+
+
+def decode_splits(config: Config, data: DataSet, progress: Progress = no_progress) -> dict[str, PixelStore]:
     """The images of every split decoded and resized; what the cache has already is not done again.
 
     Raises:
         Refused: unreadable images, by name, or no room for the pixels.
     """
     transform = Transform(config.data.size, config.data.resize, config.data.interpolation)
-    cache, threads = Path(config.cache.dir).expanduser(), config.data.workers or None
+    cache = Path(config.cache.dir).expanduser()
+    threads = config.data.workers or None
+    limit = int(config.cache.max_gb * 1e9)
 
-    def store(split: str) -> PixelStore:
+    def decode_split(split: str) -> PixelStore:
         def show(done: int, total: int) -> None:
             progress(f"decoding {split} images", done, total)
 
-        limit = int(config.cache.max_gb * 1e9)
         return pixel_store(data.splits[split], transform, cache, config.data.on_bad, threads, show, limit)
 
-    return {split: store(split) for split in data.splits}
+    return {split: decode_split(split) for split in data.splits}
 
 
-def find_images(config: Config, shared: Shared, progress: Progress = lambda what, done, total: None) -> Images:
-    """The data set of `config`, looked for and decoded unless `shared` knows it; then it does.
+def _reopen(config: Config, known: ImageFacts) -> Images | None:
+    """Images that were decoded before, from their stores; None where one is gone."""
+    splits = {}
+    for split, facts in known.splits.items():
+        store = open_store(pixel_folder(config, facts.digest), verify=False)
+        if store is None or len(store.rows) != len(facts.labels):
+            return None
+        splits[split] = PixelStore(store.rows, np.asarray(facts.labels, dtype=np.int64), facts.digest)
+
+    return Images(known.classes, splits, known.split_digest, known.warnings, known.val_paths)
+
+
+def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: Progress) -> Images:
+    """Decode the images, and look for any that lie in several splits.
+
+    `known` is what they were when the sweep began.
+    """
+    splits = decode_splits(config, data, progress)
+    if known is not None:
+        _refuse_changed(config, data, splits, known)
+
+    leakage = _leakage_warning(config, splits)
+    if leakage and config.data.on_leak == "refuse":
+        raise Refused(f"{leakage}; {LEAKAGE_REMEDY}")
+
+    warnings = [*data.warnings, *([leakage] if leakage else [])]
+    for store in splits.values():
+        warnings += store.warnings
+    val_paths = tuple(str(path) for path in data.splits["val"].paths if path in splits["val"].contents)
+    return Images(data.classes, splits, data.split_digest, tuple(warnings), val_paths)
+
+
+def _refuse_changed(config: Config, data: DataSet, splits: dict[str, PixelStore], known: ImageFacts) -> None:
+    """Make sure that the images are those that the sweep began with.
 
     Raises:
-        Refused: images that cannot be used, or a network that cannot, before any image is decoded.
+        Refused: they are not; the message names the file or folder that was the last to change.
     """
-    name = images_key(config)
-    pixels, known = Path(config.cache.dir).expanduser() / "pixels", shared.images.get(name)
-    if known is not None:
-        splits = {}
-        for split, (digest, labels) in known["splits"].items():
-            store = open_store(pixels / digest, verify=False)
-            if store is not None and len(store.rows) == len(labels):
-                splits[split] = PixelStore(store.rows, np.asarray(labels, dtype=np.int64), digest)
-        if splits.keys() == known["splits"].keys():
-            classes, warnings, paths = (tuple(known[name]) for name in ("classes", "warnings", "val_paths"))
-            return Images(classes, splits, known["split_digest"], warnings, paths)
-    data = find_data(config)
-    find_cut(config.model, find_weights(config.model, shared))  # what cannot be used is refused before the decoding
-    stores = store_pixels(config, data, progress)
-    if known is not None and [s.digest for s in stores.values()] != [digest for digest, _ in known["splits"].values()]:
-        as_many = [len(store.labels) for store in stores.values()] == [len(y) for _, y in known["splits"].values()]
-        places = {path if as_many else path.parent for s in data.splits.values() for path in s.paths}
-        newest = max(places, key=lambda place: place.stat().st_ctime_ns)
-        raise Refused(
-            f"the images are not those that this sweep began with, and those are no longer in {config.cache.dir}; "
-            f"{newest} was the last to change: restore it, or start another sweep"
-        )
-    apart = {split: store.contents for split, store in stores.items() if not (config.trainer.refit and split == "val")}
-    leaks = leaked_images(apart)
-    if leaks and config.data.on_leak == "refuse":
-        raise Refused(f"{leakage_warning(leaks)}; {LEAKAGE_REMEDY}")
-    told = [leakage_warning(leaks)] if leaks else []
-    paths = tuple(str(path) for path in data.splits["val"].paths if path in stores["val"].contents)
-    warnings = (*data.warnings, *told, *(text for store in stores.values() for text in store.warnings))
-    shared.images[name] = {
-        "classes": data.classes,
-        "splits": {split: (store.digest, store.labels.tolist()) for split, store in stores.items()},
-        "split_digest": data.split_digest,
-        "warnings": warnings,
-        "val_paths": paths,
-    }
-    shared.folders.extend(str(pixels / store.digest) for store in stores.values())
-    return Images(data.classes, stores, data.split_digest, warnings, paths)
+    if [store.digest for store in splits.values()] == [facts.digest for facts in known.splits.values()]:
+        return
+
+    # as many images as before: one was edited; otherwise one was added or removed, which changes its folder
+    as_many = [len(store.labels) for store in splits.values()] == [len(split.labels) for split in known.splits.values()]
+    places = {path if as_many else path.parent for samples in data.splits.values() for path in samples.paths}
+    newest = max(places, key=lambda place: place.stat().st_ctime_ns)
+    raise Refused(
+        f"the images are not those that this sweep began with, and those are no longer in {config.cache.dir}; "
+        f"{newest} was the last to change: restore it, or start another sweep"
+    )
+
+
+def _leakage_warning(config: Config, splits: dict[str, PixelStore]) -> str:
+    """A sentence on images that lie in several splits, byte for byte; empty without any."""
+    contents = {split: store.contents for split, store in splits.items()}
+    if config.trainer.refit:  # which trains on the validation images on purpose
+        contents.pop("val")
+    leaks = leaked_images(contents)
+    return leakage_warning(leaks) if leaks else ""

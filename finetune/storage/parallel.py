@@ -15,6 +15,10 @@ Progress = Callable[[str, int, int], None]
 """Called as long work goes on: with what is being done, how much of it is done, and the total."""
 
 
+def no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
 def in_order(
     work: Callable[[Input], Output],
     items: Iterable[Input],

@@ -1,4 +1,4 @@
-"""What a trial does beside Lightning's loop: heartbeat, saves, stops, a line an epoch."""
+"""What a trial does beside Lightning's loop: a sign of progress, saves, stops, a line an epoch."""
 
 import contextlib
 import json
@@ -18,10 +18,14 @@ from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.trial import signals
 from finetune.trial.module import FineTune
-from finetune.trial.resume import Unfinished, _put_back, _random_states, _state_of
+from finetune.trial.resume import Unfinished, random_states, restore, start_in_epoch, state_of
 
-_SECONDS = 1.0
-"""From one write to the next, at the least."""
+_HEARTBEAT_SECONDS = 1.0
+"""From one write of the heartbeat to the next, at the least."""
+_SAVING_SHARE = 1 / 50
+"""Share of a trial's time that saving its state may take."""
+_DISK_SPEED = 2e8
+"""Bytes a second that a disk is taken to write before the first save has shown it."""
 
 
 class Heartbeat:
@@ -33,141 +37,68 @@ class Heartbeat:
 
     def __init__(self, folder: Path):
         """`folder` is the trial's."""
-        self._file, self._count, self._next = folder / HEARTBEAT, 0, 0.0
+        self._file = folder / HEARTBEAT
+        self._count = 0
+        self._next_write = 0.0
 
-    def beat(self) -> None:
+    def count(self) -> None:
         """Count one more; the file is written at most once a second."""
         self._count += 1
         now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _SECONDS
-            with contextlib.suppress(OSError):  # a full disk ends no trial here
-                self._file.write_text(f"{self._count}\n")
+        if now < self._next_write:
+            return
+
+        self._next_write = now + _HEARTBEAT_SECONDS
+        with contextlib.suppress(OSError):  # a full disk ends no trial here
+            self._file.write_text(f"{self._count}\n")
 
     def end(self) -> None:
         """Remove the file."""
         self._file.unlink(missing_ok=True)
 
 
-_SHARE = 50
-"""Saving takes at most one part in so many of a trial's time."""
-_SPEED = 2e8
-"""Bytes a second that a disk is taken to write before the first save has shown it."""
+class TrialCallback(Callback):
+    """Everything of ours in Lightning's loop, in one callback, for Lightning takes a few microseconds a step for each.
 
-
-class Keeper:
-    """Keeps `last.ckpt` and the heartbeat up to date, goes on from the former, and ends a trial for a signal.
-
-    A save is due `every` seconds after the last one, and later where saving is slow; it happens at the end of a batch.
+    It prints a line an epoch and writes the epochs so far into `progress.json`, for whoever watches the sweep. It keeps
+    the heartbeat and `last.ckpt` up to date, and goes on from the latter. It ends the trial when the watcher leaves a
+    file named `stop`, or when a signal asks for it, at the end of a batch.
     """
 
     def __init__(
-        self, out: Path, heartbeat: Heartbeat, trial: Mapping[str, str], every: float, given: Unfinished | None = None
+        self,
+        out: Path,
+        heartbeat: Heartbeat,
+        identity: Mapping[str, str],
+        save_every: float,
+        unfinished: Unfinished | None = None,
     ):
-        """`out` is the trial's folder; `trial` names it; `given` is where it goes on from."""
-        self.heartbeat = heartbeat
-        self._out, self._trial, self._every = out, trial, every
-        self._given = given
-        self._before = 0.0 if given is None else given.seconds
-        self._started = self._due = 0.0
-        self._random: dict[str, Tensor] = {}
+        """
+        Args:
+            out: The trial's folder.
+            heartbeat: In it.
+            identity: What an attempt must have in common with this trial to go on with it.
+            save_every: Seconds from one save to the next, more where saving is slow; 0 saves after each batch.
+            unfinished: The state to go on from.
+        """
+        self._out, self._heartbeat, self._identity = out, heartbeat, identity
+        self._save_every = save_every
+        self._unfinished = unfinished
+        self._earlier_seconds = 0.0 if unfinished is None else unfinished.seconds
+        self._started = self._next_save = 0.0
+        self._random_before_validation: dict[str, Tensor] = {}
 
-    def begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Begin with the epoch to go on with: in the hook before the first one."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the epoch to go on with."""
         signals.listen_again()
         self._started = time.monotonic()
         # weights, the best ones, and two moments of an optimizer
-        size = 4 * sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-        self._due = self._started + self._pause(size / _SPEED)
-        if self._given is not None:
-            progress, done = trainer.fit_loop.epoch_progress, self._given.epoch
-            for counts in (progress.current, progress.total):
-                vars(counts).update(ready=done, started=done, processed=done, completed=done)
-            _log_again(trainer, self._given.values["history"])
+        size = 4 * sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+        self._next_save = self._started + self._pause(size / _DISK_SPEED)
 
-    def after_batch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save if it is time, or a signal asks for it: in the hook after a training batch.
-
-        Raises:
-            Interrupted: after a signal.
-        """
-        if self._given is not None:
-            _put_back(self._given, trainer, module)
-            self._given = None
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._random = _random_states()  # validation draws from them
-        if signals.asked() is not None:
-            self._stop(trainer, module, _random_states())
-        if time.monotonic() >= self._due:
-            self._save(trainer, module, _random_states())
-
-    def while_validating(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Beat; after a signal, save as of the last training batch.
-
-        Raises:
-            Interrupted: after a signal.
-        """
-        self.heartbeat.beat()
-        if signals.asked() is not None:
-            self._stop(trainer, module, self._random)
-
-    def while_testing(self) -> None:
-        """Beat.
-
-        Raises:
-            Interrupted: after a signal.
-        """
-        self.heartbeat.beat()
-        code = signals.asked()
-        if code is not None:
-            raise Interrupted(code)
-
-    def _stop(self, trainer: pl.Trainer, module: pl.LightningModule, random: dict[str, Tensor]) -> None:
-        with contextlib.suppress(OSError):  # the one before is there
-            self._save(trainer, module, random)
-        raise Interrupted(signals.asked() or 143)
-
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule, random: dict[str, Tensor]) -> None:
-        reach("checkpoint", self._out / LAST)
-        started = time.monotonic()
-        seconds = self._before + started - self._started
-        _state_of(trainer, module, random, seconds).save(self._out, self._trial)
-        now = time.monotonic()
-        self._due = now + self._pause(now - started)
-
-    def _pause(self, saving: float) -> float:
-        return max(self._every, _SHARE * saving) if self._every else 0.0
-
-
-def _log_again(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
-    """The epochs that are done, for a file of metrics, which Lightning begins anew, and for another W&B run."""
-    new = [x for x in trainer.loggers if isinstance(x, CSVLogger) or (isinstance(x, WandbLogger) and not _resumed(x))]
-    best = 0.0
-    for epoch in history:
-        best = max(best, epoch["val/acc"])
-        step = int(epoch["epoch"] + 1) * int(trainer.num_training_batches) - 1
-        for logger in new:
-            logger.log_metrics({**epoch, "val/acc_best": best}, step)
-
-
-def _resumed(logger: WandbLogger) -> bool:
-    return bool(logger.experiment.resumed)  # a run that was handed out again has them
-
-
-class EpochLines(Callback):
-    """One printed line an epoch, and the epochs so far in `progress.json` for whoever watches the sweep.
-
-    Ends the trial when the watcher leaves a file named `stop`, or a signal asks for it. It is the trial's only callback
-    of ours, for Lightning takes a few microseconds a step for each.
-    """
-
-    def __init__(self, out: Path, keeper: Keeper):
-        """`out` is the trial's folder."""
-        self.out, self.keeper = out, keeper
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on from where an earlier attempt stopped."""
-        self.keeper.begin(trainer, pl_module)
+        if self._unfinished is not None:
+            start_in_epoch(trainer, self._unfinished.epoch)
+            _log_again(trainer, self._unfinished.values["history"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """End here if the sweep says so.
@@ -175,27 +106,55 @@ class EpochLines(Callback):
         Raises:
             Pruned: with the sweep's reason.
         """
-        reach("step", self.out)
-        self.keeper.heartbeat.beat()
-        stop = self.out / STOP
+        reach("step", self._out)
+        self._heartbeat.count()
+        stop = self._out / STOP
         if stop.exists():
             raise Pruned(stop.read_text())
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save the trial's state when it is time to."""
-        self.keeper.after_batch(trainer, pl_module)
+        """Save the trial's state if it is time, or a signal asks for it.
+
+        Raises:
+            Interrupted: after a signal.
+        """
+        assert isinstance(pl_module, FineTune)
+        if self._unfinished is not None:
+            restore(self._unfinished, trainer, pl_module)
+            self._unfinished = None
+
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._random_before_validation = random_states()  # validation draws from them
+        if signals.requested() is not None:
+            self._save_and_stop(trainer, pl_module, random_states())
+        if time.monotonic() >= self._next_save:
+            self._save(trainer, pl_module, random_states())
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save and end here if a signal asked for it."""
-        self.keeper.while_validating(trainer, pl_module)
+        """After a signal, save as of the last training batch and end.
+
+        Raises:
+            Interrupted: after a signal.
+        """
+        assert isinstance(pl_module, FineTune)
+        self._heartbeat.count()
+        if signals.requested() is not None:
+            self._save_and_stop(trainer, pl_module, self._random_before_validation)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same, just before the module takes note of the epoch."""
-        self.keeper.while_validating(trainer, pl_module)
+        self.on_validation_batch_start(trainer, pl_module)
 
     def on_test_batch_start(self, *_: Any) -> None:
-        """End here if a signal asked for it."""
-        self.keeper.while_testing()
+        """End here if a signal asked for it.
+
+        Raises:
+            Interrupted: after a signal.
+        """
+        self._heartbeat.count()
+        code = signals.requested()
+        if code is not None:
+            raise Interrupted(code)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print and note the epoch that ended; the module has recorded it already."""
@@ -204,7 +163,45 @@ class EpochLines(Callback):
         done, total = int(epoch["epoch"]) + 1, trainer.max_epochs
         figures = (f"{name} {epoch[name]:.3f}" for name in ("train/loss", "train/acc", "val/loss", "val/acc"))
         print(f"epoch {done}/{total}  {'  '.join(figures)}  best {pl_module.best_acc:.3f}", flush=True)
+
         assert trainer.val_dataloaders is not None
         images = len(trainer.val_dataloaders.dataset)
-        state = {"epochs": total, "history": pl_module.history, "images": images}
-        write_durably(self.out / PROGRESS, json.dumps(state).encode())
+        progress = {"epochs": total, "history": pl_module.history, "images": images}
+        write_durably(self._out / PROGRESS, json.dumps(progress).encode())
+
+    def _save_and_stop(self, trainer: pl.Trainer, module: FineTune, random: dict[str, Tensor]) -> None:
+        with contextlib.suppress(OSError):  # the save before this one is there
+            self._save(trainer, module, random)
+        raise Interrupted(signals.requested() or 143)
+
+    def _save(self, trainer: pl.Trainer, module: FineTune, random: dict[str, Tensor]) -> None:
+        reach("checkpoint", self._out / LAST)
+        started = time.monotonic()
+        seconds = self._earlier_seconds + started - self._started
+        state_of(trainer, module, random, seconds).save(self._out, self._identity)
+
+        now = time.monotonic()
+        self._next_save = now + self._pause(now - started)
+
+    def _pause(self, saving: float) -> float:
+        """Seconds until the next save, where one takes `saving`."""
+        return max(self._save_every, saving / _SAVING_SHARE) if self._save_every else 0.0
+
+
+def _log_again(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
+    """Log the epochs that are done, to a file of metrics, which Lightning begins anew, and to another W&B run."""
+    loggers = [
+        logger
+        for logger in trainer.loggers
+        if isinstance(logger, CSVLogger) or (isinstance(logger, WandbLogger) and not _has_history(logger))
+    ]
+    best = 0.0
+    for epoch in history:
+        best = max(best, epoch["val/acc"])
+        step = int(epoch["epoch"] + 1) * int(trainer.num_training_batches) - 1
+        for logger in loggers:
+            logger.log_metrics({**epoch, "val/acc_best": best}, step)
+
+
+def _has_history(logger: WandbLogger) -> bool:
+    return bool(logger.experiment.resumed)  # a run that was handed out again

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.network.network import trained_entries
+from finetune.network.network import Network
 
 
 class FineTune(pl.LightningModule):
-    """prefix (frozen) → suffix (trained) → head (trained), on batches of pixels N x 3 x H x W and labels N.
+    """A network that is trained, on batches of normalised images N x 3 x H x W, or of activations, and labels N.
 
     Logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/acc_best`, `lr` and `test/acc` once an epoch;
     accuracies are top-1, 0..1. `history` holds the same, one dict per epoch.
@@ -22,9 +22,7 @@ class FineTune(pl.LightningModule):
 
     def __init__(
         self,
-        prefix: nn.Module,
-        suffix: nn.Module,
-        head: nn.Module,
+        network: Network,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         schedule: Callable[[float], float] = lambda progress: 1.0,
         label_smoothing: float = 0.0,
@@ -35,30 +33,25 @@ class FineTune(pl.LightningModule):
         The batches of the `stored` splits, of `train`, `val` and `test`, are what the prefix would have made of them.
         """
         super().__init__()
-        self._entry = {split: nn.Identity() if split in stored else prefix for split in ("train", "val", "test")}
-        self.prefix, self.suffix, self.head = prefix, suffix, head
+        self.network = network
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
+        self._logits = {
+            split: network.after_cut if split in stored else network.forward for split in ("train", "val", "test")
+        }
+
         self.train_figures, self.val_figures, self.test_figures = (_Figures() for _ in range(3))
         self.history: list[dict[str, float]] = []
         self.best_acc, self.best_epoch = -1.0, -1
         self.best_state: dict[str, Tensor] = {}
         self.best_probabilities = torch.empty(0)
-        """Of the best epoch, for the validation images in order: N x classes, float32, on the CPU."""
+        """The best epoch's, for the validation images in order: N x classes, float32, on the CPU."""
         self._epoch_logits: list[Tensor] = []
         self._losses = _Losses()
         self._learning_rate = 0.0
 
-    @classmethod
-    def of_parts(cls, prefix: nn.Module, suffix: nn.Module, head: nn.Module) -> "FineTune":
-        """A network to predict with, not to train."""
-        return cls(prefix, suffix, head, torch.optim.AdamW)
-
     def forward(self, x: Tensor) -> Tensor:
         """Logits, N x classes."""
-        return torch.as_tensor(self.head(self.suffix(self.prefix(x))))
-
-    def _logits(self, split: str, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(self.suffix(self._entry[split](x))))
+        return torch.as_tensor(self.network(x))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch.
@@ -68,7 +61,7 @@ class FineTune(pl.LightningModule):
         """
         x, y = batch
         self._refuse_divergence()
-        logits = self._logits("train", x)
+        logits = self._logits["train"](x)
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         self._losses.note(loss.detach())
         self.train_figures.update(loss.detach(), logits.detach(), y)
@@ -101,7 +94,7 @@ class FineTune(pl.LightningModule):
         self.history.append({"epoch": self.current_epoch, **epoch})
         if epoch["val/acc"] > self.best_acc:
             self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
-            self.best_state = self.trained_state()
+            self.best_state = self.network.trained_state()
             self.best_probabilities = torch.cat(self._epoch_logits).softmax(1).cpu()
         self._epoch_logits = []
         self.log_dict({**epoch, "val/acc_best": self.best_acc})
@@ -121,29 +114,10 @@ class FineTune(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """A copy, on the CPU, of what training changes: parameters with a gradient and BatchNorm statistics in use."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in trained_entries(self).items()}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `trained_state` returned.
-
-        Raises:
-            ValueError: the entries are not those of this network at this freeze depth.
-        """
-        own = trained_entries(self)
-        if own.keys() != state.keys():
-            raise ValueError(
-                f"the checkpoint is of another network or freeze depth: {sorted(own.keys() ^ state.keys())[0]}"
-            )
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state[name])
-
     def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that training has changed here by the end of a batch: tensors on the CPU, by name, and plain values."""
         tensors = {
-            **{f"trained.{name}": value for name, value in self.trained_state().items()},
+            **{f"trained.{name}": value for name, value in self.network.trained_state().items()},
             **{f"best.{name}": value for name, value in self.best_state.items()},
             "probabilities": self.best_probabilities,
             "loss": self.train_figures.loss.cpu(),
@@ -154,8 +128,8 @@ class FineTune(pl.LightningModule):
 
     def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Restore what `training_state` returned."""
-        self.load_trained_state(under("trained", tensors))
-        self.best_state, self.best_probabilities = under("best", tensors), tensors["probabilities"]
+        self.network.load_trained_state(tensors_named("trained", tensors))
+        self.best_state, self.best_probabilities = tensors_named("best", tensors), tensors["probabilities"]
         self.train_figures.loss.copy_(tensors["loss"])
         self.train_figures.right.copy_(tensors["right"])
         self.train_figures.count = values["count"]
@@ -164,7 +138,7 @@ class FineTune(pl.LightningModule):
 
     def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
-        logits = self._logits(split, x).float()
+        logits = self._logits[split](x).float()
         figures.update(F.cross_entropy(logits, y), logits, y)
         return logits
 
@@ -238,9 +212,10 @@ class _Figures(nn.Module):
         return values
 
 
-def under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those named `NAME.…`, without that."""
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+def tensors_named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors named `PREFIX.…`, by the rest of their names."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def cosine(progress: float, warmup: float) -> float:

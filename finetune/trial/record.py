@@ -1,7 +1,8 @@
 """What is told of a trial: its record, and its summary on a dashboard."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,26 +11,43 @@ import torchvision
 
 from finetune.compose import override_values
 from finetune.config import Config, flat, trial_key
-from finetune.network.backbone import build_backbone
+from finetune.data.augment import Preprocess
+from finetune.network.backbone import backbone_shapes
 from finetune.network.device import Precision
-from finetune.network.freeze import depth_table
-from finetune.network.network import Network
+from finetune.network.freeze import Cut, depth_table
+from finetune.network.weights import Weights
 from finetune.records.result import Result
-from finetune.trial.inputs import Inputs
+from finetune.sharing.images import Images
+from finetune.sharing.plan import Activations
 from finetune.trial.module import FineTune
 from finetune.trial.trainer import device_name, peak_memory_mb
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended."""
+
+    status: str
+    """One of `records.result.STATUSES`."""
+    reason: str = ""
+    """Why it did not end well; empty otherwise."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Figures on the test set, by name."""
+    error: BaseException | None = None
 
 
 def result_of(
     config: Config,
     overrides: Sequence[str],
-    given: Inputs,
+    *,
+    images: Images,
+    cut: Cut,
     module: FineTune,
     precision: Precision,
+    digests: dict[str, str],
+    cache: dict[str, Any],
     seconds: dict[str, float],
-    status: str,
-    reason: str,
-    test: dict[str, float],
+    ending: Ending,
     warnings: list[str],
 ) -> Result:
     """What a trial leaves, at whatever point it ended.
@@ -37,21 +55,24 @@ def result_of(
     Args:
         config: The trial's.
         overrides: What it was composed from.
-        given: What it trained on and with.
+        images: What it trained on.
+        cut: What was frozen.
         module: What was trained.
-        precision: And where.
+        precision: On which device, and in what format.
+        digests: As `digests_of` gives them.
+        cache: As `cache_account` gives it.
         seconds: By phase.
-        status: One of `result.STATUSES`.
-        reason: Why it did not end well; empty otherwise.
-        test: Figures on the test set, by name.
+        ending: How training ended.
         warnings: Sentences.
     """
     validated = bool(module.history) and not config.trainer.refit
+    last_epoch = module.history[-1] if module.history else {}
+    trained_images = len(images.splits["train"].images) * len(module.history)
     return Result(
         key=trial_key(config),
-        status=status,
-        reason=reason,
-        freeze_depth=given.network.cut.plan.depth,
+        status=ending.status,
+        reason=ending.reason,
+        freeze_depth=cut.freeze_depth,
         freeze_unit=config.model.freeze_unit,
         seed=config.seed,
         val_acc_best=module.best_acc if validated else None,
@@ -60,13 +81,13 @@ def result_of(
         params=_params(config, overrides),
         config=flat(config),
         history=module.history,
-        last={**(module.history[-1] if module.history else {}), **test},
-        classes=list(given.images.classes),
+        last={**last_epoch, **ending.test},
+        classes=list(images.classes),
         seconds=seconds,
-        images_per_second=round(len(given.images.splits["train"].images) * len(module.history) / seconds["train"], 1),
+        images_per_second=round(trained_images / seconds["train"], 1),
         peak_memory_mb=peak_memory_mb(precision.device),
-        digests=digests_of(given),
-        cache=_cache(given, len(module.history), bool(test)),
+        digests=digests,
+        cache=cache,
         versions=_versions(),
         host=platform.node(),
         device=device_name(precision.device),
@@ -74,22 +95,46 @@ def result_of(
     )
 
 
-def digests_of(given: Inputs) -> dict[str, str]:
-    """Of all that decides what comes out, besides the settings."""
+def digests_of(images: Images, weights: Weights, cut: Cut, preprocess: Preprocess) -> dict[str, str]:
+    """Digests of all that decides what comes out, besides the settings."""
     return {
-        "weights": given.network.weights.digest,
-        "frozen": given.network.cut.frozen_digest,
-        "dataset": "-".join(store.digest for store in given.images.splits.values()),
-        "split": given.images.split_digest,
-        "augmentation": given.preprocess.augment.digest,
+        "weights": weights.digest,
+        "frozen": weights.digest_of(cut.frozen_part),
+        "dataset": "-".join(store.digest for store in images.splits.values()),
+        "split": images.split_digest,
+        "augmentation": preprocess.augment.digest,
     }
 
 
-def summary_of(config: Config, network: Network, result: Result) -> dict[str, Any]:
+def cache_account(
+    mode: str, images: Images, activations: Activations, preprocess: Preprocess, epochs: int, tested: bool
+) -> dict[str, Any]:
+    """What became of the activations, with the seconds that they saved a trial of so many epochs.
+
+    Args:
+        mode: `cache.mode`.
+        images: By split.
+        activations: What was stored of them.
+        preprocess: Whose augmented views were repeated, if they were.
+        epochs: How many were trained.
+        tested: Whether the test set was gone through.
+    """
+    used = {split: "stored" if split in activations.rows else "computed" for split in images.splits}
+    account: dict[str, Any] = {"mode": mode, **used, "reason": activations.reason}
+    if preprocess.views is not None and preprocess.augment.random:
+        account["views"] = preprocess.views
+
+    if activations.saves:
+        passes = {"train": epochs, "val": epochs, "test": int(tested)}
+        saved = sum(seconds * passes[split] for split, seconds in activations.saves.items())
+        account["saved_seconds"] = round(max(0.0, saved - activations.seconds), 3)
+    return account
+
+
+def summary_of(config: Config, cut: Cut, result: Result) -> dict[str, Any]:
     """What a dashboard shows of a run besides its metrics: its cost, and its row of the depth table."""
-    with torch.device("meta"):
-        table = depth_table(build_backbone(config.model.backbone), config.model.freeze_unit, config.data.size)
-    row = table[network.cut.plan.depth]
+    table = depth_table(backbone_shapes(config.model.backbone), config.model.freeze_unit, config.data.size)
+    row = table[cut.freeze_depth]
     return {
         **result.figures(),
         "frozen/last": row.name,
@@ -97,15 +142,6 @@ def summary_of(config: Config, network: Network, result: Result) -> dict[str, An
         "frozen/parameter_share": row.parameter_share,
         "frozen/flop_share": row.flop_share,
     }
-
-
-def _cache(given: Inputs, epochs: int, tested: bool) -> dict[str, Any]:
-    """What became of the activations, with the seconds that they saved a trial of so many epochs."""
-    if not given.saves:
-        return given.cache
-    times = {"train": epochs, "val": epochs, "test": int(tested)}
-    saved = sum(seconds * times[split] for split, seconds in given.saves.items()) - given.spent
-    return {**given.cache, "saved_seconds": round(max(0.0, saved), 3)}
 
 
 def _params(config: Config, overrides: Sequence[str]) -> dict[str, Any]:

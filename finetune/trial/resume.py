@@ -24,7 +24,7 @@ from torch import Tensor
 
 from finetune.records.layout import LAST
 from finetune.storage.durable import write_durably
-from finetune.trial.module import FineTune, under
+from finetune.trial.module import FineTune, tensors_named
 
 
 @dataclass(frozen=True)
@@ -74,66 +74,102 @@ class Unfinished:
             return None
 
 
-def _state_of(trainer: pl.Trainer, module: pl.LightningModule, random: dict[str, Tensor], seconds: float) -> Unfinished:
-    assert isinstance(module, FineTune)
-    loop = trainer.fit_loop.epoch_loop
-    optimizer = trainer.optimizers[0].state_dict()
-    slots = {f"{i}.{name}": value for i, entry in optimizer["state"].items() for name, value in entry.items()}
+def state_of(trainer: pl.Trainer, module: FineTune, random: dict[str, Tensor], seconds: float) -> Unfinished:
+    """What training has changed by the end of a batch, to be called in the hook after it.
+
+    Args:
+        trainer: Lightning's.
+        module: What it trains.
+        random: `random_states` at the end of that batch.
+        seconds: Spent on training so far, by all attempts.
+    """
     tensors, values = module.training_state()
     tensors |= {f"random.{name}": state for name, state in random.items()}
-    tensors |= {
-        f"optimizer.{name}": value.cpu().contiguous() for name, value in slots.items() if isinstance(value, Tensor)
-    }
+
+    optimizer = trainer.optimizers[0].state_dict()
+    for i, slots in optimizer["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{i}.{name}"] = value.cpu().contiguous()
+
     values |= {
         "epoch": trainer.current_epoch,
-        "batches": loop.batch_progress.current.ready,
+        "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready,
         "steps": trainer.global_step,
         "groups": optimizer["param_groups"],
         "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-        "stopping": [[s.wait_count, float(s.best_score)] for s in _stopping(trainer)],
+        "stopping": [[stopping.wait_count, float(stopping.best_score)] for stopping in _early_stopping(trainer)],
         "seconds": seconds,
     }
     return Unfinished(tensors, values)
 
 
-def _put_back(state: Unfinished, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    """Make everything as it was when `state` was saved, in the hook of the same batch."""
-    assert isinstance(module, FineTune)
+def restore(state: Unfinished, trainer: pl.Trainer, module: FineTune) -> None:
+    """Make everything as it was when `state` was saved, in the hook after the same batch."""
     module.load_training_state(state.tensors, state.values)
-    optimizer, slots = trainer.optimizers[0], defaultdict[int, dict[str, Tensor]](dict)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in under("optimizer", state.tensors).items():
-        i, _, slot = name.partition(".")
-        own = parameters[int(i)].detach()
-        if value.shape == own.shape:  # a fused optimizer takes the memory's order to be the parameter's
-            value = torch.empty_like(own).copy_(value)
-        slots[int(i)][slot] = value
-    optimizer.load_state_dict({"state": dict(slots), "param_groups": state.values["groups"]})
+    _restore_optimizer(trainer.optimizers[0], state)
     trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state.values["schedule"])
-    for stopping, (count, best) in zip(_stopping(trainer), state.values["stopping"], strict=True):
+
+    for stopping, (count, best) in zip(_early_stopping(trainer), state.values["stopping"], strict=True):
         stopping.wait_count, stopping.best_score = count, torch.tensor(best)
-    loop, done, steps = trainer.fit_loop.epoch_loop, state.batches, int(state.values["steps"])
-    last = done >= trainer.num_training_batches
-    batches = loop.batch_progress
-    vars(batches.current).update(ready=done, started=done, processed=done, completed=done - 1)  # counted after the hook
-    batches.is_last_batch = last
-    loop.automatic_optimization.optim_progress.optimizer.step.total.completed = steps
-    loop._batches_that_stepped = steps - 1
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    fetcher.fetched, fetcher.done = done, last
+
+    _restore_position(trainer, state.batches, int(state.values["steps"]))
     torch.set_rng_state(state.tensors["random.cpu"])
     if "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"])
 
 
-def _random_states() -> dict[str, Tensor]:
-    """Of torch's generators; nothing else draws while a trial trains."""
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Unfinished) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots = defaultdict[int, dict[str, Tensor]](dict)
+    for name, value in tensors_named("optimizer", state.tensors).items():
+        i, _, slot = name.partition(".")
+        own = parameters[int(i)].detach()
+        if value.shape == own.shape:  # a fused optimizer takes the memory's order to be the parameter's
+            value = torch.empty_like(own).copy_(value)
+        slots[int(i)][slot] = value
+
+    optimizer.load_state_dict({"state": dict(slots), "param_groups": state.values["groups"]})
+
+
+def start_in_epoch(trainer: pl.Trainer, epoch: int) -> None:
+    """Let Lightning's loop begin with `epoch`, in the hook before the first one."""
+    counts = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
+    progress = trainer.fit_loop.epoch_progress
+    progress.current.load_state_dict(counts)
+    progress.total.load_state_dict(counts)
+
+
+def _restore_position(trainer: pl.Trainer, batches: int, steps: int) -> None:
+    """Let Lightning's loop stand behind so many of the epoch's batches and steps in all, in the hook after a batch.
+
+    Lightning can begin with a batch inside an epoch only from a checkpoint of its own, which is a pickle. What is set
+    here is what its loops save and load themselves, but for two counts of the fetcher, which have no public name: the
+    one private attribute that this project uses. tests/trial/test_resume.py says with which versions that was tried.
+    """
+    last = batches >= trainer.num_training_batches
+    loop = trainer.fit_loop.epoch_loop
+
+    # Lightning counts a batch as completed after the hook in which this is called
+    loop.batch_progress.current.load_state_dict(
+        {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+    )
+    loop.batch_progress.is_last_batch = last
+    loop.automatic_optimization.optim_progress.optimizer.step.total.load_state_dict({"completed": steps})
+    loop.on_load_checkpoint({"_batches_that_stepped": steps - 1})
+
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    fetcher.fetched, fetcher.done = batches, last
+
+
+def random_states() -> dict[str, Tensor]:
+    """The states of torch's generators; nothing else draws while a trial trains."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
+def _early_stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
     return [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]

@@ -1,15 +1,16 @@
-"""One trial, from config to record: the composition root, which sees the whole config and hands its parts on."""
+"""One trial, from config to record: `train` reads from top to bottom, sees the whole config and hands its parts on."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from finetune.config import Config, flat, trial_key
 from finetune.console import stages
@@ -17,36 +18,50 @@ from finetune.data.batches import PixelData
 from finetune.errors import Interrupted, Pruned, Refused, one_line
 from finetune.network.checkpoint import InputSpec, save_checkpoint
 from finetune.network.device import Precision
-from finetune.network.network import Network
+from finetune.network.network import Network, build_network
+from finetune.network.parts import FrozenPrefix, SharedPrefix, Suffix, arrange_in_memory, first_contiguous
+from finetune.network.weights import Weights
 from finetune.records.layout import CHECKPOINT, CONFIG, HYDRA, LAST, OVERRIDES, STOP
 from finetune.records.metric import Incumbent
 from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
-from finetune.sharing.facts import Shared
-from finetune.sharing.images import Images
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import Images, open_images
+from finetune.sharing.plan import open_activations, preprocess_of, requests_of
 from finetune.storage.durable import remove_leftovers, write_durably
 from finetune.storage.faults import reach
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
-from finetune.trial.callback import Heartbeat, Keeper
-from finetune.trial.inputs import Inputs, gather
+from finetune.trial.callback import Heartbeat, TrialCallback
 from finetune.trial.module import FineTune
-from finetune.trial.record import digests_of, result_of, summary_of
+from finetune.trial.record import Ending, cache_account, digests_of, result_of, summary_of
 from finetune.trial.resume import Unfinished
-from finetune.trial.trainer import build_module, build_trainer, close_loggers, logger_warnings, peak_memory_mb, quieten
+from finetune.trial.trainer import (
+    build_module,
+    build_trainer,
+    close_loggers,
+    logger_warnings,
+    peak_memory_mb,
+    quieten,
+)
 
 
 def train(
-    config: Config, overrides: Sequence[str] = (), shared: Shared | None = None, incumbent: Incumbent | None = None
+    config: Config, overrides: Sequence[str] = (), facts: Facts | None = None, incumbent: Incumbent | None = None
 ) -> Result:
     """Run one trial in this process and leave its record and checkpoint in `config.out`.
 
     It goes on from where an unfinished attempt in that folder stopped.
 
+    ```python
+    result = train(compose_config(["experiment=embedded", "model.freeze_depth=8", "out=runs/one"]))
+    print(result.val_acc_best)
+    ```
+
     Args:
         config: The trial's.
         overrides: What it was composed from.
-        shared: What other trials found out about data, weights and stores.
+        facts: What other trials found out about data, weights and stores.
         incumbent: What the trial must be better than for its checkpoint to be kept.
 
     Raises:
@@ -54,34 +69,58 @@ def train(
             written to it.
         BaseException: whatever stopped the training, after it was recorded as the reason.
     """
-    clock = _Clock()
-    out = Path(config.out)
+    clock, out = _Clock(), Path(config.out)
+    facts = facts or Facts()
     _refuse_another(out, trial_key(config))
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    # 1. What it trains on, and where the network is cut
     heartbeat = Heartbeat(out)
-    given = _gather(config, shared or Shared(), heartbeat)
+    with _preparing(heartbeat) as progress:
+        images, weights, cut = open_images(config, facts, progress)
+        preprocess = preprocess_of(config, weights)
+
+        # The frozen prefix is a pure function of the images, so its output may come from a store that another trial
+        # filled: the losses are the same either way (tests/sharing/test_activations.py).
+        requests = requests_of(config, images, weights, cut, preprocess)
+        activations = open_activations(cut, requests, facts, progress)
+
+        # 2. What it trains
+        with_prefix = images.splits.keys() != activations.rows.keys()
+        network = build_network(config.model, weights, cut, len(images.classes), config.seed, with_prefix)
+
+    warnings = [*images.warnings, *activations.warnings]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"activations: {activations.reason}")
     clock.stop("data")
-    network, precision = given.network, Precision.of(config.trainer)
-    module = build_module(given.prefix, network.suffix, network.head, config.optim, frozenset(given.stored))
-    trial = _identity(config, given, precision)
-    unfinished = Unfinished.load(out, trial)
-    keeper = Keeper(out, heartbeat, trial, config.trainer.save_every, unfinished)
-    trainer = build_trainer(config.trainer, config.logger, out, precision, keeper)
-    batches = PixelData(given.images.splits, given.preprocess, config.data.batch_size, config.seed, given.stored)
+
+    precision = Precision.of(config.trainer)
+    network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
+    module = build_module(network, config.optim, frozenset(activations.rows))
+
+    # 3. Where it goes on from, and who looks after it while Lightning does the loop
+    digests = digests_of(images, weights, cut, preprocess)
+    identity = {"key": trial_key(config), **digests, "precision": precision.name, "torch": str(torch.__version__)}
+    unfinished = Unfinished.load(out, identity)
+    callback = TrialCallback(out, heartbeat, identity, config.trainer.save_every, unfinished)
+    trainer = build_trainer(config.trainer, config.logger, out, precision, callback)
+    batches = PixelData(images.splits, preprocess, config.data.batch_size, config.seed, activations.rows)
     if unfinished is not None:
-        batches.start = unfinished.epoch, unfinished.batches - 1
+        batches.start = unfinished.epoch, unfinished.batches - 1  # the last batch is repeated: trial/resume.py
         print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
     _open_folder(out, config, overrides)
     clock.stop("setup")
 
+    # 4. Train, test, and keep the model if it is the best so far
     def work() -> dict[str, float]:
         test = _fit(config, module, trainer, batches)
         if incumbent is None or incumbent.improved_by(module.history):
-            _save_best(out, config, module, given.images, network)
+            _save_best(out, config, module, images, weights, cut.freeze_depth, digests["frozen"])
         return test
 
-    signals.hold(True)
+    signals.defer(True)
     ending = _ending_of(work)
     clock.stop("train")
     clock.add("train", unfinished.seconds if unfinished else 0.0)
@@ -89,14 +128,28 @@ def train(
         if augmenting := batches.augmenting.seconds:
             clock.seconds["augment"] = round(augmenting, 3)
             print(f"augmentation took {augmenting:.1f} of {clock.seconds['train']:.1f} s of training")
-    told = ending.status, ending.reason, ending.test, [*given.warnings, *logger_warnings(trainer)]
-    result = result_of(config, overrides, given, module, precision, clock.seconds, *told)
+
+    # 5. The record
+    epochs, tested = len(module.history), bool(ending.test)
+    result = result_of(
+        config,
+        overrides,
+        images=images,
+        cut=cut,
+        module=module,
+        precision=precision,
+        digests=digests,
+        cache=cache_account(config.cache.mode, images, activations, preprocess, epochs, tested),
+        seconds=clock.seconds,
+        ending=ending,
+        warnings=[*warnings, *logger_warnings(trainer)],
+    )
     result.save(out)
     if ending.status != "interrupted":
         (out / LAST).unlink(missing_ok=True)
     heartbeat.end()
-    signals.hold(False)
-    close_loggers(trainer, ending.error, lambda: summary_of(config, network, result))
+    signals.defer(False)
+    close_loggers(trainer, ending.error, lambda: summary_of(config, cut, result))
     if ending.error is not None:
         raise ending.error
     return result
@@ -109,55 +162,42 @@ def _refuse_another(out: Path, key: str) -> None:
             raise Refused(f"out={out} holds the record of another trial, {there.key}; give another folder")
 
 
-def _gather(config: Config, shared: Shared, heartbeat: Heartbeat) -> Inputs:
-    """What the trial trains on and with; a heartbeat for each step of it."""
+@contextlib.contextmanager
+def _preparing(heartbeat: Heartbeat) -> Iterator[Progress]:
+    """Show what comes before training; each step of it is a sign of progress."""
+
+    def show_and_count(what: str, done: int, total: int) -> None:
+        heartbeat.count()
+        show(what, done, total)
+
     try:
-        with stages() as progress:
-            given = gather(config, shared, _beating(progress, heartbeat))
+        with stages() as show:
+            yield show_and_count
     except BaseException:
         heartbeat.end()
         raise
-    for text in given.warnings:
-        print(f"warning: {text}", file=sys.stderr)
-    print(f"activations: {given.cache['reason']}")
-    return given
 
 
-def _beating(progress: Progress, heartbeat: Heartbeat) -> Progress:
-    def beat(what: str, done: int, total: int) -> None:
-        heartbeat.beat()
-        progress(what, done, total)
-
-    return beat
-
-
-def _identity(config: Config, given: Inputs, precision: Precision) -> dict[str, str]:
-    """All that an unfinished attempt must have in common with this one for it to go on."""
-    digests = digests_of(given)
-    return {"key": trial_key(config), **digests, "precision": precision.name, "torch": str(torch.__version__)}
+def _as_it_runs(network: Network, modules: int, config: Config, precision: Precision, with_prefix: bool) -> Network:
+    """The network arranged for speed, its prefix, of so many modules, folded; without one where all is stored."""
+    assert isinstance(network.prefix, FrozenPrefix)
+    assert isinstance(network.suffix, Suffix)
+    first = first_contiguous(config.model.backbone, config.data.size, precision)
+    arrange_in_memory(network.suffix, None if first is None else first - modules)
+    prefix = SharedPrefix.of(network.prefix, first) if with_prefix else nn.Identity()
+    return Network(prefix, network.suffix, network.head)
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """How training ended."""
-
-    status: str
-    reason: str = ""
-    test: dict[str, float] = field(default_factory=dict)
-    """Figures on the test set, by name."""
-    error: BaseException | None = None
-
-
-def _ending_of(work: Callable[[], dict[str, float]]) -> _Ending:
+def _ending_of(work: Callable[[], dict[str, float]]) -> Ending:
     """Do `work`, which returns the figures on the test set."""
     try:
-        return _Ending("complete", test=work())
+        return Ending("complete", test=work())
     except Interrupted as interrupt:
-        return _Ending("interrupted", f"stopped by a signal (exit {interrupt.code})", error=interrupt)
+        return Ending("interrupted", f"stopped by a signal (exit {interrupt.code})", error=interrupt)
     except Pruned as pruned:
-        return _Ending("pruned", str(pruned))
+        return Ending("pruned", str(pruned))
     except Exception as failure:
-        return _Ending("failed", one_line(failure), error=failure)
+        return Ending("failed", one_line(failure), error=failure)
 
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
@@ -168,6 +208,7 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
     """Train; then, where there is a test set, the figures of the best epoch on it."""
     for logger in trainer.loggers:
         logger.log_hyperparams(flat(config))
+
     torch.manual_seed(config.seed)  # dropout draws the same whatever was computed before
     try:
         trainer.fit(module, datamodule=batches)
@@ -179,38 +220,51 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
             f"model.freeze_depth={config.model.freeze_depth}, {peak_memory_mb(trainer.strategy.root_device):.0f} MiB "
             "were in use at the most; lower data.batch_size or freeze more"
         ) from error
-    if config.trainer.refit:
-        module.best_state = module.trained_state()
+
+    if config.trainer.refit:  # whose last epoch counts, for its validation images were trained on
+        module.best_state = module.network.trained_state()
     if "test" not in batches.stores:
         return {}
-    module.load_trained_state(module.best_state)
+
+    module.network.load_trained_state(module.best_state)
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
 
 
-def _save_best(out: Path, config: Config, module: FineTune, images: Images, network: Network) -> None:
-    model = replace(config.model, freeze_depth=network.cut.plan.depth)
-    pixels = config.data.size, config.data.resize, config.data.interpolation
-    given_to = InputSpec(*pixels, network.weights.mean, network.weights.std)
+def _save_best(
+    out: Path,
+    config: Config,
+    module: FineTune,
+    images: Images,
+    weights: Weights,
+    freeze_depth: int,
+    frozen_digest: str,
+) -> None:
+    """Write the checkpoint of the best epoch, and what that said of the validation images."""
     reach("checkpoint", out / CHECKPOINT)
-    frozen = network.cut.frozen_digest
-    save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen, given_to)
+    model = replace(config.model, freeze_depth=freeze_depth)  # `all` as a number
+    data = config.data
+    preprocessing = InputSpec(data.size, data.resize, data.interpolation, weights.mean, weights.std)
+    save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen_digest, preprocessing)
+
     if not config.trainer.refit:  # whose weights are of the last epoch, and whose validation images were trained on
         _save_predictions(out, config, module, images)
 
 
 def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:
-    """What the best epoch said of each validation image, for the report on the winner."""
-    val, root, paths = images.splits["val"], config.data.root, list(map(Path, images.val_paths))
+    """Write what the best epoch said of each validation image, for the report on the winner."""
+    val, root = images.splits["val"], config.data.root
+    paths = list(map(Path, images.val_paths))
     folder = Path(root).expanduser() if root and Path(root).expanduser().is_dir() else None
-    predictions_of(module.best_probabilities.numpy(), val.labels, paths, folder, lambda i: val.images[i]).save(out)
+    probabilities = module.best_probabilities.numpy()
+    predictions_of(probabilities, val.labels, paths, folder, lambda i: val.images[i]).save(out)
 
 
 def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
     (out / HYDRA).mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     (out / STOP).unlink(missing_ok=True)  # meant for an earlier attempt
-    given = {CONFIG: OmegaConf.structured(config), OVERRIDES: OmegaConf.create(list(overrides))}
-    for name, values in given.items():
+    documents = {CONFIG: OmegaConf.structured(config), OVERRIDES: OmegaConf.create(list(overrides))}
+    for name, values in documents.items():
         write_durably(out / HYDRA / name, OmegaConf.to_yaml(values).encode())
 
 
@@ -228,6 +282,6 @@ class _Clock:
         self.last = now
 
     def add(self, phase: str, seconds: float) -> None:
-        """Of an earlier attempt."""
+        """Add an earlier attempt's seconds."""
         for name in (phase, "total"):
             self.seconds[name] = round(self.seconds[name] + seconds, 3)

@@ -12,7 +12,7 @@ _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.S
 
 class _State:
     listening = False
-    held = False
+    deferred = False
     code: int | None = None
 
 
@@ -27,7 +27,7 @@ def listen() -> None:
     for number in _CODES:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script, or under nohup
             signal.signal(number, _on_signal)
-    _state.listening, _state.held, _state.code = True, False, None
+    _state.listening, _state.deferred, _state.code = True, False, None
 
 
 def listen_again() -> None:
@@ -36,14 +36,14 @@ def listen_again() -> None:
         signal.signal(signal.SIGTERM, _on_signal)
 
 
-def hold(on: bool) -> None:
-    """While on, a signal is only noted: `asked` tells of it, and training ends at the end of a batch."""
-    _state.held = on
+def defer(on: bool) -> None:
+    """While on, a signal is only noted: `requested` returns it, and training ends at the end of a batch."""
+    _state.deferred = on
     if on:
         _state.code = None
 
 
-def asked() -> int | None:
+def requested() -> int | None:
     """The exit code that a signal has asked for; None as long as none came."""
     return _state.code
 
@@ -52,7 +52,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _state.code = _state.code or _CODES[signal.Signals(number)]
-    if not _state.held:
+    if not _state.deferred:
         raise Interrupted(_state.code)
     if number == signal.SIGINT:
         os.write(2, b"\nstopping after this batch; Ctrl-C again to stop at once\n")

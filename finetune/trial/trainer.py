@@ -20,7 +20,8 @@ from torch import nn
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.errors import Interrupted
 from finetune.network.device import Precision
-from finetune.trial.callback import EpochLines, Keeper
+from finetune.network.network import Network
+from finetune.trial.callback import TrialCallback
 from finetune.trial.module import FineTune, constant, cosine
 from finetune.trial.wandb_logger import PatientLogger
 
@@ -54,27 +55,21 @@ def build_optimizer(optim: OptimConfig, parameters: list[nn.Parameter]) -> torch
     return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=True)
 
 
-def build_module(
-    prefix: nn.Module,
-    suffix: nn.Module,
-    head: nn.Module,
-    optim: OptimConfig,
-    stored: frozenset[str] = frozenset(),
-) -> FineTune:
-    """The module to train; `stored` splits skip the prefix."""
+def build_module(network: Network, optim: OptimConfig, stored: frozenset[str] = frozenset()) -> FineTune:
+    """The module that trains `network`; the batches of `stored` splits are activations."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
-    return FineTune(prefix, suffix, head, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
+    return FineTune(network, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
 
 
 def build_trainer(
-    settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision, keeper: Keeper
+    settings: TrainerConfig, logger: LoggerConfig, out: Path, precision: Precision, callback: TrialCallback
 ) -> pl.Trainer:
-    """A Trainer on one device that prints a line an epoch and keeps its files in `out`, with the help of `keeper`."""
+    """A Trainer on one device that keeps its files in `out`, with all that is ours in one `callback`."""
     if precision.device.type == "cpu":
         # AdamW asks in each step whether there is a GPU; NVML, which Lightning has it ask, takes 0.2 ms to answer
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     terminal = sys.stdout.isatty()
-    callbacks: list[Callback] = [EpochLines(out, keeper)]
+    callbacks: list[Callback] = [callback]
     if settings.patience is not None:
         callbacks.append(EarlyStopping("val/acc", mode="max", patience=settings.patience))
     if terminal:

@@ -141,9 +141,9 @@ def test_fault_20_a_kill_while_the_best_is_saved_costs_no_record(tmp_path: Path,
     assert [result.status for _, result in sweep.finished] == ["complete", "complete"]
     assert len(sweep.notes) == 1
     assert sweep.best is not None
-    module, _, classes = load_checkpoint(tmp_path / "s" / "trials" / sweep.best.key / CHECKPOINT)
+    network, classes = load_checkpoint(tmp_path / "s" / "trials" / sweep.best.key / CHECKPOINT)
     assert len(classes) == 3
-    assert not module.training
+    assert not network.training
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
 
 

@@ -14,13 +14,12 @@ from finetune.compose import as_overrides, compose_config
 from finetune.config import trial_key
 from finetune.data import pixels
 from finetune.network.backbone import build_backbone
-from finetune.network.freeze import find_cut
 from finetune.records.layout import LOG, RECORD
 from finetune.records.result import Result
 from finetune.sharing import activations
-from finetune.sharing.facts import Shared, find_weights
-from finetune.sharing.images import find_images
-from finetune.sharing.plan import preprocess_of, wants_of
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import open_images
+from finetune.sharing.plan import preprocess_of, requests_of
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.run import Options, run_sweep
@@ -60,10 +59,10 @@ def named(tmp_path: Path, fast: list[str]) -> Callable[..., tuple[set[str], set[
     base = [*fast, f"cache.dir={tmp_path / 'cache'}", f"model.weights={tmp_path / 'w.safetensors'}"]
 
     def names(*words: str) -> tuple[set[str], set[str]]:
-        config, shared = compose_config([*base, "model.freeze_depth=9", *words]), Shared()
-        images, weights = find_images(config, shared), find_weights(config.model, shared)
-        wants = wants_of(config, images, find_cut(config.model, weights), preprocess_of(config, weights))
-        return {store.digest for store in images.splits.values()}, {want.key for want in wants}
+        config = compose_config([*base, "model.freeze_depth=9", *words])
+        images, weights, cut = open_images(config, Facts())
+        requests = requests_of(config, images, weights, cut, preprocess_of(config, weights))
+        return {store.digest for store in images.splits.values()}, {request.key for request in requests}
 
     return names
 

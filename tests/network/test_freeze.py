@@ -8,7 +8,7 @@ from torch import nn
 from finetune.config import FREEZE_UNITS
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
-from finetune.network.freeze import boundaries, depth_table, plan_freeze
+from finetune.network.freeze import boundaries, depth_table, find_cut
 from finetune.network.parts import split_at
 from finetune.network.weights import load_state
 from tests.network.test_backbone import scrambled
@@ -35,31 +35,31 @@ def test_suffix_of_prefix_is_torchvisions_forward_for_every_k(resnet50: tuple[Ba
     with torch.no_grad():
         expected = theirs(x)
         for k in range(RANGES[unit] + 1):
-            plan = plan_freeze(backbone, k, unit)
-            prefix, suffix = split_at(backbone, plan)
-            if plan.cut not in seen:  # depths that share a cut share both halves
-                seen[plan.cut] = suffix.eval()(prefix(x))
-            torch.testing.assert_close(seen[plan.cut], expected, rtol=0, atol=0)
-    assert len(seen) == len({plan_freeze(backbone, k, unit).cut for k in range(RANGES[unit] + 1)})
+            cut = find_cut(backbone, k, unit)
+            prefix, suffix = split_at(backbone, cut)
+            if cut.modules not in seen:  # depths that share a cut share both halves
+                seen[cut.modules] = suffix.eval()(prefix(x))
+            torch.testing.assert_close(seen[cut.modules], expected, rtol=0, atol=0)
+    assert len(seen) == len({find_cut(backbone, k, unit).modules for k in range(RANGES[unit] + 1)})
 
 
 @pytest.mark.parametrize("unit", FREEZE_UNITS)
 def test_ranges_of_resnet50(resnet50: tuple[Backbone, nn.Module], unit: str) -> None:
     backbone, _ = resnet50
     assert len(boundaries(backbone, unit)) - 1 == RANGES[unit]
-    assert plan_freeze(backbone, "all", unit) == plan_freeze(backbone, RANGES[unit], unit)
-    assert plan_freeze(backbone, 0, unit).frozen == frozenset()
+    assert find_cut(backbone, "all", unit) == find_cut(backbone, RANGES[unit], unit)
+    assert find_cut(backbone, 0, unit).frozen == frozenset()
     everything = {name for name, _ in backbone.model.named_parameters()}
-    assert plan_freeze(backbone, "all", unit).frozen == everything
+    assert find_cut(backbone, "all", unit).frozen == everything
     for k in (-1, RANGES[unit] + 1):
         with pytest.raises(Refused, match=rf"freeze_depth={k} is out of range .* 0..{RANGES[unit]}, or all"):
-            plan_freeze(backbone, k, unit)
+            find_cut(backbone, k, unit)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 33, 99, 100, 101, 158, 159])
 def test_tensor_k_is_what_list_parameters_k_freezes(resnet50: tuple[Backbone, nn.Module], k: int) -> None:
     backbone, theirs = resnet50
-    split_at(backbone, plan_freeze(backbone, k, "tensor"))
+    split_at(backbone, find_cut(backbone, k, "tensor"))
     theirs = copy.deepcopy(theirs)
     for parameter in list(theirs.parameters())[:k]:
         parameter.requires_grad_(False)
@@ -68,40 +68,40 @@ def test_tensor_k_is_what_list_parameters_k_freezes(resnet50: tuple[Backbone, nn
 
 def test_first_100_tensors_end_inside_layer3_2_and_are_cut_before_it(resnet50: tuple[Backbone, nn.Module]) -> None:
     backbone, _ = resnet50
-    plan = plan_freeze(backbone, 100, "tensor")
-    assert list(backbone.units)[plan.cut] == "layer3.2"
-    inside = {name for name in plan.frozen if name.startswith("layer3.2")}
+    cut = find_cut(backbone, 100, "tensor")
+    assert list(backbone.units)[cut.modules] == "layer3.2"
+    inside = {name for name in cut.frozen if name.startswith("layer3.2")}
     assert "layer3.2.conv3.weight" in inside
-    assert "layer3.2.bn3.weight" not in plan.frozen
-    assert {"layer3.2.bn1", "layer3.2.bn2"} <= plan.pinned
-    assert "layer3.2.bn3" not in plan.pinned
+    assert "layer3.2.bn3.weight" not in cut.frozen
+    assert {"layer3.2.bn1", "layer3.2.bn2"} <= cut.pinned
+    assert "layer3.2.bn3" not in cut.pinned
 
 
 def test_units_agree_where_they_meet(resnet50: tuple[Backbone, nn.Module]) -> None:
     backbone, _ = resnet50
     for unit, k, other, same in (("stage", 3, "block", 8), ("block", 11, "layer", 34), ("layer", 53, "tensor", 159)):
-        assert plan_freeze(backbone, k, unit).frozen == plan_freeze(backbone, same, other).frozen
+        assert find_cut(backbone, k, unit).frozen == find_cut(backbone, same, other).frozen
 
 
 def test_training_mode_leaves_prefix_and_pinned_batchnorms_in_eval(resnet50: tuple[Backbone, nn.Module]) -> None:
     backbone, _ = resnet50
-    plan = plan_freeze(backbone, 100, "tensor")
-    prefix, suffix = split_at(backbone, plan)
+    cut = find_cut(backbone, 100, "tensor")
+    prefix, suffix = split_at(backbone, cut)
     nn.ModuleDict({"prefix": prefix, "suffix": suffix}).train()
     norms = {n: m for n, m in backbone.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    assert {name for name, norm in norms.items() if not norm.training} == plan.pinned
+    assert {name for name, norm in norms.items() if not norm.training} == cut.pinned
     assert not any(module.training for module in prefix.modules())
 
 
 def test_frozen_batchnorm_policies(resnet50: tuple[Backbone, nn.Module]) -> None:
     backbone, _ = resnet50
-    plans = {policy: plan_freeze(backbone, 5, "block", policy) for policy in ("eval", "stats", "train")}
-    assert plans["eval"].cut == 5
-    assert plans["stats"].cut == plans["train"].cut == 0
-    assert plans["stats"].pinned == plans["train"].pinned == frozenset()
-    assert plans["stats"].frozen == plans["eval"].frozen
-    freed = plans["eval"].frozen - plans["train"].frozen
-    assert freed == {f"{norm}.{part}" for norm in plans["eval"].pinned for part in ("weight", "bias")}
+    cuts = {policy: find_cut(backbone, 5, "block", policy) for policy in ("eval", "stats", "train")}
+    assert cuts["eval"].modules == 5
+    assert cuts["stats"].modules == cuts["train"].modules == 0
+    assert cuts["stats"].pinned == cuts["train"].pinned == frozenset()
+    assert cuts["stats"].frozen == cuts["eval"].frozen
+    freed = cuts["eval"].frozen - cuts["train"].frozen
+    assert freed == {f"{norm}.{part}" for norm in cuts["eval"].pinned for part in ("weight", "bias")}
 
 
 def test_depth_table_of_resnet50(resnet50: tuple[Backbone, nn.Module]) -> None:
@@ -122,3 +122,16 @@ def test_depth_table_of_resnet50(resnet50: tuple[Backbone, nn.Module]) -> None:
     assert at["layer2.3"].same == {"block": "8", "stage": "3", "layer": "24", "tensor": "72"}
     hundred = depth_table(build_backbone("resnet50"), "tensor", 224)[100]
     assert (hundred.name, hundred.same["block"]) == ("layer3.2.conv3.weight", "10+")
+
+
+def test_a_cut_names_what_its_prefix_holds(resnet50: tuple[Backbone, nn.Module]) -> None:
+    backbone, _ = resnet50
+    for k, unit in ((0, "block"), (5, "block"), ("all", "block"), (100, "tensor")):
+        cut = find_cut(backbone, k, unit)
+        whole = {name for name in backbone.model.state_dict() if not name.endswith("num_batches_tracked")}
+        units = list(backbone.units)[: cut.modules]
+        before = {name for name in whole if not name.startswith("layer") and "stem" in units}
+        before |= {name for name in whole if ".".join(name.split(".")[:2]) in units}
+        assert {name for name in cut.prefix if not name.endswith("num_batches_tracked")} == before
+        assert cut.prefix <= cut.frozen_part
+    assert find_cut(backbone, "all", "block").modules == len(backbone.units) + 1, "the pooling is one of them"

@@ -6,8 +6,8 @@ from torch import nn
 
 from finetune.network.backbone import build_backbone
 from finetune.network.device import Precision
-from finetune.network.freeze import plan_freeze
-from finetune.network.parts import SharedPrefix, contiguous_from, lay_out, split_at
+from finetune.network.freeze import find_cut
+from finetune.network.parts import SharedPrefix, arrange_in_memory, first_contiguous, split_at
 
 CPU = Precision(torch.device("cpu"), bf16=False)
 
@@ -30,20 +30,20 @@ def lies(part: nn.Module) -> set[torch.memory_format]:
     ],
 )
 def test_units_of_many_weights_and_few_values_are_contiguous(name: str, size: int, first: int | None) -> None:
-    assert contiguous_from(name, size, CPU) == first
+    assert first_contiguous(name, size, CPU) == first
 
 
 def test_bf16_and_gpus_have_channels_last_alone() -> None:
-    assert contiguous_from("resnet18", 96, Precision(torch.device("cpu"), bf16=True)) is None
-    assert contiguous_from("resnet18", 96, Precision(torch.device("meta"), bf16=False)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("cpu"), bf16=True)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=False)) is None
 
 
 @pytest.mark.parametrize("cut", [0, 5, 7])
 def test_a_laid_out_suffix_computes_and_learns_the_same(cut: int) -> None:
     backbone = build_backbone("resnet18")
-    prefix, suffix = split_at(backbone, plan_freeze(backbone, cut, "block"))
+    prefix, suffix = split_at(backbone, find_cut(backbone, cut, "block"))
     plain = copy.deepcopy(suffix)
-    lay_out(suffix, 6 - cut)
+    arrange_in_memory(suffix, 6 - cut)
     x = prefix(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     found, expected = suffix(x.contiguous(memory_format=torch.channels_last)), plain(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -60,9 +60,9 @@ def test_a_laid_out_suffix_computes_and_learns_the_same(cut: int) -> None:
 
 def test_a_laid_out_prefix_gives_the_same_activations() -> None:
     backbone = build_backbone("resnet18")
-    prefix, _ = split_at(backbone, plan_freeze(backbone, "all", "block"))
+    prefix, _ = split_at(backbone, find_cut(backbone, "all", "block"))
     x = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     plain, laid_out = SharedPrefix.of(prefix), SharedPrefix.of(prefix, 6)
-    for ours, theirs in zip(laid_out.taps(x, [4, 7, 10]), plain.taps(x, [4, 7, 10]), strict=True):
+    for ours, theirs in zip(laid_out.activations(x, [4, 7, 10]), plain.activations(x, [4, 7, 10]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert lies(laid_out[8]) == {torch.contiguous_format}

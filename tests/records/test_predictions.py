@@ -9,8 +9,8 @@ from finetune.compose import compose_config
 from finetune.records.layout import PREDICTIONS
 from finetune.records.predictions import THUMBNAIL, Predictions, confident_mistakes, predictions_of
 from finetune.records.result import Result
-from finetune.sharing.facts import Shared
-from finetune.sharing.images import find_images
+from finetune.sharing.facts import Facts
+from finetune.sharing.plan import prepare
 from finetune.storage.durable import write_durably
 from finetune.train import train
 
@@ -80,11 +80,10 @@ def test_a_trial_of_a_sweep_names_images_without_looking_for_them(
     bad = images / "val" / "class0" / "1.png"
     bad.write_bytes(b"")
     words = [*fast, "data.on_bad=skip", "model.freeze_depth=all", "trainer.epochs=1"]
-    shared = Shared()
-    find_images(compose_config(words), shared)
+    facts = prepare([(compose_config(words), 1)], stores=False)
     there = [str(path) for path in sorted((images / "val").rglob("*.png")) if path != bad]
     shutil.rmtree(images)
-    train(compose_config([*words, f"out={tmp_path / 'run'}"]), shared=Shared.from_text(shared.to_text()))
+    train(compose_config([*words, f"out={tmp_path / 'run'}"]), facts=Facts.from_text(facts.to_text()))
     found = Predictions.load(tmp_path / "run")
     assert found is not None
     assert list(found.paths) == there

@@ -10,25 +10,31 @@ import pytest
 import torch
 
 from finetune.compose import compose_config
-from finetune.config import ModelConfig
+from finetune.config import Config, ModelConfig
 from finetune.data.batches import as_tensor
 from finetune.network.backbone import backbone_shapes, build_backbone
 from finetune.network.device import Precision
-from finetune.network.freeze import find_cut, plan_freeze
+from finetune.network.freeze import find_cut
 from finetune.network.network import build_network
-from finetune.network.parts import SharedPrefix, split_at
-from finetune.network.weights import load_state
+from finetune.network.parts import FrozenPrefix, SharedPrefix, split_at
+from finetune.network.weights import load_state, read_weights
 from finetune.records.result import Result
 from finetune.sharing import plan as activation_plan
 from finetune.sharing.activations import Source, build, measure_costs, row_shapes
 from finetune.sharing.cost import Costs, Decision
-from finetune.sharing.facts import Shared, find_weights
-from finetune.sharing.images import find_images
-from finetune.sharing.plan import planned_stores, prepare, preprocess_of, wants_of
+from finetune.sharing.facts import Facts
+from finetune.sharing.images import open_images
+from finetune.sharing.plan import (
+    Activations,
+    open_activations,
+    planned_stores,
+    prepare,
+    preprocess_of,
+    requests_of,
+)
 from finetune.storage import parallel
 from finetune.storage.store import open_store
-from finetune.trial import record as account
-from finetune.trial.inputs import gather
+from finetune.trial.record import cache_account
 from finetune.trial.run import train
 from tests.network.test_backbone import scrambled
 
@@ -119,7 +125,7 @@ def test_what_is_no_pure_function_is_not_stored(fast: list[str], tmp_path: Path,
 def test_folding_stays_within_a_ten_thousandth(name: str) -> None:
     backbone = build_backbone(name)
     load_state(backbone, scrambled(backbone))
-    prefix, _ = split_at(backbone, plan_freeze(backbone, "all", "block"))
+    prefix, _ = split_at(backbone, find_cut(backbone, "all", "block"))
     x = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected, found = prefix(x), SharedPrefix.of(prefix)(x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
@@ -135,13 +141,23 @@ def test_an_image_has_the_same_activations_in_any_batch() -> None:
 
 
 def shared_prefix(depth: int | str) -> SharedPrefix:
-    return SharedPrefix.of(build_network(ModelConfig("narrow_resnet50", "SHAPES60_V1", depth), 3).prefix)
+    model, backbone = ModelConfig("narrow_resnet50", "SHAPES60_V1", depth), backbone_shapes("narrow_resnet50")
+    cut = find_cut(backbone, depth, "block")
+    network = build_network(model, read_weights(backbone, model.weights), cut, classes=3)
+    assert isinstance(network.prefix, FrozenPrefix)
+    return SharedPrefix.of(network.prefix)
 
 
 def source(fast: list[str], split: str = "train") -> Source:
     config = compose_config(fast)
-    given = gather(config, Shared())
-    return Source(split, given.images.splits[split], given.preprocess, 0, None)
+    images, weights, _ = open_images(config, Facts())
+    return Source(split, images.splits[split], preprocess_of(config, weights), 0, None)
+
+
+def opened(config: Config, facts: Facts) -> Activations:
+    """The activations that a trial reads."""
+    images, weights, cut = open_images(config, facts)
+    return open_activations(cut, requests_of(config, images, weights, cut, preprocess_of(config, weights)), facts)
 
 
 def test_one_pass_stores_what_each_cut_would_have_stored_alone(fast: list[str], tmp_path: Path) -> None:
@@ -154,7 +170,7 @@ def test_one_pass_stores_what_each_cut_would_have_stored_alone(fast: list[str], 
         alone = build(prefix, images, {i: tmp_path / f"alone{i}"}, CPU, costs)[0][i]
         assert alone.rows[:].tobytes() == together[i].rows[:].tobytes()
         stored = as_tensor(alone.rows, slice(None))
-        expected = prefix.taps(x, [i])[0]
+        expected = prefix.activations(x, [i])[0]
         assert torch.equal(stored.permute(0, 3, 1, 2) if stored.ndim == 4 else stored, expected)
         shape, dtype = row_shapes(prefix, images, [i], CPU)[i]
         assert (alone.rows.shape[1:], alone.rows.dtype) == (shape, dtype)
@@ -216,7 +232,7 @@ def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypat
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "augment=standard", "cache.views=2", "trainer.epochs=3"]
     asked = []
 
-    def pays(costs: Costs, at: int, row_bytes: int, rows: int, passes: float) -> Decision:
+    def pays(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float) -> Decision:
         asked.append((rows, passes))
         return Decision(True, "it does")
 
@@ -230,12 +246,12 @@ def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypat
     ):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         asked.clear()
-        given = gather(compose_config([*words, "model.freeze_depth=9", f"cache.max_gb={limit / 1e9:.9f}"]), Shared())
+        given = opened(compose_config([*words, "model.freeze_depth=9", f"cache.max_gb={limit / 1e9:.9f}"]), Facts())
         assert sorted(asked) == [(12, 3.0), (48, 1.5)]
-        assert set(given.stored) == stored
+        assert set(given.rows) == stored
         views = len(list((tmp_path / "cache" / "activations").glob("*/manifest.json")))
         assert views == (3 if "train" in stored else 1)
-        assert ("it does" if "train" in stored else "do not fit into cache.max_gb") in given.cache["reason"]
+        assert ("it does" if "train" in stored else "do not fit into cache.max_gb") in given.reason
 
 
 def test_a_cache_that_cannot_be_made_is_done_without(fast: list[str], tmp_path: Path) -> None:
@@ -248,8 +264,13 @@ def test_a_cache_that_cannot_be_made_is_done_without(fast: list[str], tmp_path: 
 
 def test_what_is_saved_is_told_of_the_epochs_that_ran(fast: list[str], tmp_path: Path) -> None:
     config = compose_config([*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "model.freeze_depth=9"])
-    given = replace(gather(config, Shared()), saves={"train": 2.0, "val": 1.0, "test": 7.0}, spent=4.0)
-    told = [account._cache(given, *ran)["saved_seconds"] for ran in ((0, False), (1, False), (3, False), (3, True))]
+    images, weights, _ = open_images(config, Facts())
+    preprocess = preprocess_of(config, weights)
+    activations = replace(opened(config, Facts()), saves={"train": 2.0, "val": 1.0, "test": 7.0}, seconds=4.0)
+    told = [
+        cache_account("on", images, activations, preprocess, epochs, tested)["saved_seconds"]
+        for epochs, tested in ((0, False), (1, False), (3, False), (3, True))
+    ]
     assert told == [0, 0, 5, 12]
 
 
@@ -293,10 +314,9 @@ def test_a_store_is_named_by_everything_upstream_and_nothing_downstream(fast: li
 
     def names(*words: str) -> set[str]:
         config = compose_config([*base, *words])
-        shared = Shared()
-        images, found = find_images(config, shared), find_weights(config.model, shared)
-        cut = find_cut(config.model, found)
-        return {want.key for want in wants_of(config, images, cut, preprocess_of(config, found))}
+        images, weights, cut = open_images(config, Facts())
+        requests = requests_of(config, images, weights, cut, preprocess_of(config, weights))
+        return {request.key for request in requests}
 
     assert len(names()) == 2
     for same in (
@@ -327,23 +347,24 @@ def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
 ) -> None:
     base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"]
     configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 5, 17)]
-    shared = Shared()
-    prepare([(config, 2) for config in configs], True, shared, lambda what, done, total: None)
+    facts = prepare([(config, 2) for config in configs], stores=True)
     assert len(list((tmp_path / "cache" / "activations").glob("*/manifest.json"))) == 4
 
-    frozen = [build_network(config.model, 3).cut.frozen_digest for config in configs]
+    weights = read_weights(backbone_shapes("narrow_resnet50"), "SHAPES60_V1")
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this was done before")
 
-    for name in ("shared.load_samples", "shared.pixel_store", "activation_plan.measure_costs", "activation_plan.build"):
-        monkeypatch.setattr(f"finetune.{name}", never)
+    for name in ("images.load_samples", "images.pixel_store", "plan.measure_costs", "plan.build"):
+        monkeypatch.setattr(f"finetune.sharing.{name}", never)
     monkeypatch.setattr("finetune.network.weights._tensor_digest", never)
     monkeypatch.setattr("finetune.storage.store._is_whole", never)
-    for config, digest in zip(configs, frozen, strict=True):
-        given = gather(config, Shared.from_text(shared.to_text()))
-        assert set(given.stored) == (set() if config.model.freeze_depth == 0 else {"train", "val"})
-        assert given.network.cut.frozen_digest == digest
+    known = Facts.from_text(facts.to_text())
+    assert known == facts
+    for config in configs:
+        assert set(opened(config, known).rows) == (set() if config.model.freeze_depth == 0 else {"train", "val"})
+        _, found, cut = open_images(config, known)
+        assert found.digest_of(cut.frozen_part) == weights.digest_of(cut.frozen_part)
 
 
 def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
@@ -355,7 +376,7 @@ def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
         "activations after 4 blocks of narrow_resnet50, 64 px",
         "activations after 8 blocks of narrow_resnet50, 64 px",
     ]
-    prepare([(config, 1) for config in configs], True, Shared(), lambda what, done, total: None)
+    prepare([(config, 1) for config in configs], stores=True)
     on_disk = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*") if file.is_file())
     assert on_disk == pytest.approx(sum(planned.values()), rel=0.05)
 
@@ -374,15 +395,14 @@ def test_views_are_planned_as_they_will_be_stored(fast: list[str]) -> None:
 
 def test_a_store_that_vanished_since_is_no_failure(fast: list[str], tmp_path: Path) -> None:
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "model.freeze_depth=9"]
-    config, shared = compose_config(words), Shared()
-    prepare([(config, 1)], True, shared, lambda what, done, total: None)
-    expected = gather(config, shared)
+    config = compose_config(words)
+    facts = prepare([(config, 1)], stores=True)
+    expected = opened(config, facts)
     for folder in (tmp_path / "cache" / "activations").glob("*/"):
         if open_store(folder) is not None:
             folder.rename(folder.with_name("elsewhere" + folder.name))
-    given = gather(config, shared)
-    assert (set(expected.stored), set(given.stored)) == ({"train", "val"}, set())
-    assert given.cache["train"] == "computed"
+    given = opened(config, facts)
+    assert (set(expected.rows), set(given.rows)) == ({"train", "val"}, set())
 
 
 def test_shapes_of_a_backbone_are_not_its_values() -> None:

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.config import HeadConfig, ModelConfig, OptimConfig
+from finetune.network.backbone import backbone_shapes
+from finetune.network.freeze import find_cut
 from finetune.network.network import Network, build_network
+from finetune.network.weights import read_weights
 from finetune.trial.module import FineTune, constant, cosine
 from finetune.trial.trainer import build_module
 from tests.models import plain_trainer
@@ -15,15 +18,19 @@ from tests.models import plain_trainer
 X, Y = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
 
+BACKBONE = backbone_shapes("narrow_resnet50")
+
+
 def network(depth: int | str, unit: str = "block", frozen_bn: str = "eval", hidden: tuple[int, ...] = ()) -> Network:
     torch.manual_seed(0)
     head = HeadConfig(hidden=list(hidden))
     model = ModelConfig("narrow_resnet50", "SHAPES60_V1", depth, unit, frozen_bn=frozen_bn, head=head)
-    return build_network(model, num_classes=3)
+    weights = read_weights(BACKBONE, model.weights)
+    return build_network(model, weights, find_cut(BACKBONE, depth, unit, frozen_bn), classes=3)
 
 
 def fitted(parts: Network, epochs: int = 1, optim: OptimConfig | None = None) -> FineTune:
-    module = build_module(parts.prefix, parts.suffix, parts.head, optim or OptimConfig(lr=0.01, warmup=0))
+    module = build_module(parts, optim or OptimConfig(lr=0.01, warmup=0))
     batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8)
     trainer = plain_trainer(epochs)
     trainer.fit(module, batches, batches)
@@ -41,8 +48,9 @@ def test_the_frozen_part_is_bit_equal_after_training_and_the_rest_is_not(depth: 
     fitted(parts)
     after = state_of(parts)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert not changed & parts.cut.plan.part
-    moving = {name for name in after if not name.endswith("num_batches_tracked")} - parts.cut.plan.part
+    frozen_part = find_cut(BACKBONE, depth, unit).frozen_part
+    assert not changed & frozen_part
+    moving = {name for name in after if not name.endswith("num_batches_tracked")} - frozen_part
     assert moving <= changed
 
 
@@ -64,8 +72,8 @@ def test_the_optimizer_holds_what_trains_and_nothing_frozen(depth: int | str, un
     optimizer = module.trainer.optimizers[0]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in parts_named(parts)}
-    assert {names[i] for i in held} == {name for name, _ in parts_named(parts)} - parts.cut.plan.frozen
-    assert all(p.grad is None for name, p in parts_named(parts) if name in parts.cut.plan.frozen)
+    assert {names[i] for i in held} == {name for name, _ in parts_named(parts)} - find_cut(BACKBONE, depth, unit).frozen
+    assert all(p.grad is None for name, p in parts_named(parts) if name in find_cut(BACKBONE, depth, unit).frozen)
 
 
 def parts_named(parts: Network) -> list[tuple[str, nn.Parameter]]:
@@ -116,7 +124,7 @@ def test_training_equals_a_plain_loop() -> None:
 def test_gradients_are_clipped_together_to_a_norm(limit: float | None, factor: float) -> None:
     head = nn.Linear(2, 2)
     head.weight.grad, head.bias.grad = torch.full((2, 2), 2.0), torch.tensor([3.0, 0.0])  # of norm 5
-    module = FineTune.of_parts(nn.Identity(), nn.Identity(), head)
+    module = FineTune(Network(nn.Identity(), nn.Identity(), head), torch.optim.AdamW)
     module.configure_gradient_clipping(torch.optim.SGD(head.parameters(), 0.1), limit)
     torch.testing.assert_close(head.weight.grad, torch.full((2, 2), 2.0 * factor))
     torch.testing.assert_close(head.bias.grad, torch.tensor([3.0 * factor, 0.0]))
@@ -145,13 +153,13 @@ def test_validation_figures_are_over_images_not_batches() -> None:
 
 def test_trained_state_holds_what_trains_and_restores_it() -> None:
     module = fitted(network(100, "tensor"))
-    state = module.trained_state()
-    trained = {id(p) for p in module.parameters() if p.requires_grad}
-    assert {n for n, p in module.named_parameters() if id(p) in trained} <= set(state)
-    assert not any(n in state for n, p in module.named_parameters() if id(p) not in trained)
+    network_ = module.network
+    state = network_.trained_state()
+    trained = {id(p) for p in network_.parameters() if p.requires_grad}
+    assert {n for n, p in network_.named_parameters() if id(p) in trained} <= set(state)
+    assert not any(n in state for n, p in network_.named_parameters() if id(p) not in trained)
     assert not any(name.startswith("prefix.") for name in state)
-    fresh_parts = network(100, "tensor")
-    fresh = build_module(fresh_parts.prefix, fresh_parts.suffix, fresh_parts.head, OptimConfig())
+    fresh = network(100, "tensor")
     fresh.load_trained_state(state)
     torch.testing.assert_close(fresh.eval()(X), module.eval()(X), rtol=0, atol=0)
     with pytest.raises(ValueError, match="another network or freeze depth"):

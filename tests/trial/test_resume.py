@@ -1,17 +1,14 @@
-import itertools
 import os
 import pickle
+import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from finetune.records.layout import LAST
-from finetune.trial import resume as unfinished
-from finetune.trial.callback import Heartbeat, Keeper
 from finetune.trial.resume import Unfinished
 
 WHOSE = {"key": "0123456789ab", "torch": "2"}
@@ -75,27 +72,9 @@ def test_no_byte_of_it_can_be_damaged_unnoticed_and_nothing_is_unpickled(tmp_pat
     assert not (tmp_path / "ran").exists()
 
 
-def test_saving_takes_at_most_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, saves = 1000.0, list[float]()
-
-    def save(*_: Any) -> None:
-        nonlocal now
-        saves.append(now)
-        now += cost
-
-    monkeypatch.setattr(unfinished, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(unfinished, "_state_of", lambda *_: SimpleNamespace(save=save))
-    trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=None)))
-    trainer.fit_loop.epoch_loop.batch_progress = SimpleNamespace(is_last_batch=False)
-    for weights, cost, expected in ((1000, 0.01, 5.0), (1000, 1.0, 50.0), (2_500_000, 0.01, 5.0)):
-        module: Any = nn.Linear(weights, 1)
-        saves.clear()
-        keeper = Keeper(tmp_path, Heartbeat(tmp_path), {}, every=5.0)
-        begun = now
-        keeper.begin(trainer, module)
-        while len(saves) < 4:
-            now += 0.5
-            keeper.after_batch(trainer, module)
-        first = 10.0 if weights > 1000 else 5.0  # 16 bytes a weight, 200 MB/s, fifty times
-        assert saves[0] - begun == pytest.approx(first, abs=1)
-        assert [b - a - cost for a, b in itertools.pairwise(saves)] == pytest.approx([expected] * 3, abs=1)
+def test_lightning_is_one_that_going_on_was_tried_with() -> None:
+    """`_restore_position` sets what Lightning's loops count; raise the bound in pyproject.toml after trying another."""
+    tried = ("2.6.",)
+    assert pl.__version__.startswith(tried)
+    bounds = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "pytorch-lightning>=2.6.6,<2.7" in bounds

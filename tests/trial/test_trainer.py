@@ -12,14 +12,14 @@ from finetune.compose import compose_config
 from finetune.config import LoggerConfig, TrainerConfig, flat
 from finetune.errors import Refused
 from finetune.network.device import Precision
-from finetune.trial.callback import Heartbeat, Keeper
+from finetune.trial.callback import Heartbeat, TrialCallback
 from finetune.trial.run import train
 from finetune.trial.trainer import build_loggers, build_trainer
 
 
 def built(settings: TrainerConfig, out: Path) -> pl.Trainer:
     return build_trainer(
-        settings, LoggerConfig("none"), out, Precision.of(settings), Keeper(out, Heartbeat(out), {}, 5.0)
+        settings, LoggerConfig("none"), out, Precision.of(settings), TrialCallback(out, Heartbeat(out), {}, 5.0)
     )
 
 
