@@ -24,7 +24,7 @@ from finetune.network.weights import read_weights
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, RECORD
 from finetune.records.predictions import Predictions
 from finetune.report.serve import server
-from finetune.sharing.images import find_data, store_pixels
+from finetune.sharing.images import decode_splits, find_data
 from finetune.storage.cache import locked
 from finetune.storage.store import MANIFEST, StoreBuilder, open_store
 from finetune.train import prepare
@@ -179,14 +179,14 @@ def test_fault_47_a_store_folder_that_others_can_write_is_refused(
 ) -> None:
     cache, file = tmp_path / "cache", sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
     words = [*fast[:4], f"cache.dir={cache}", "trainer.accelerator=cpu", f"out={tmp_path / 'r'}"]
-    store_pixels(compose_config(words), find_data(compose_config(words)))
+    decode_splits(compose_config(words), find_data(compose_config(words)))
     assert file.is_file()
     places = [place for place in cache.glob(open_to_all) if place.is_dir()] if open_to_all else [cache]
     assert places
     for place in places:
         place.chmod(mode)
     if accepted:
-        store_pixels(compose_config(words), find_data(compose_config(words)))
+        decode_splits(compose_config(words), find_data(compose_config(words)))
     else:
         with pytest.raises(Refused, match=r"can be written by everybody, .*`chmod o-w /.*set cache\.dir to a folder"):
             train(compose_config(words), words)

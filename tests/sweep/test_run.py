@@ -24,7 +24,7 @@ from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD
 from finetune.records.metric import Incumbent
 from finetune.records.read import finished_record
 from finetune.records.result import Result, outcome
-from finetune.sharing.facts import Shared
+from finetune.sharing.facts import Facts, ImageFacts, SplitFacts
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
@@ -476,8 +476,8 @@ def test_records_that_another_rule_or_other_labels_or_weights_made_do_not_count(
 
 def test_labels_count_as_data_of_a_sweep() -> None:
     def datasets(split: str) -> tuple[str, ...]:
-        splits = {"train": ("pixels", [0, 1]), "val": ("others", [0, 1])}
-        return Shared(images={"x": {"splits": splits, "split_digest": split}}).datasets
+        splits = {"train": SplitFacts("pixels", (0, 1)), "val": SplitFacts("others", (0, 1))}
+        return Facts(images={"x": ImageFacts(("a", "b"), splits, split, (), ())}).datasets
 
     assert datasets("labels") == ("pixels-others_labels",)
     assert datasets("corrected") != datasets("labels")
