@@ -1,4 +1,4 @@
-"""The terminal: tables, and long work under way."""
+"""The terminal: what is printed, tables, and bars for long work."""
 
 import contextlib
 import sys
@@ -14,18 +14,22 @@ from finetune.storage.parallel import Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-console = Console(soft_wrap=True, highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+# Names of files and classes, and errors, are printed as they are: "[/usr/lib/x.so]" is no markup, ":cat:" no emoji.
+# Lines are not wrapped, so that a command can be copied; a pipe has no width of its own.
+console = Console(
+    soft_wrap=True, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120
+)
 
 
 def plain_stage(what: str, done: int, total: int) -> None:
-    """A line when a stage ends."""
+    """Print a line when a stage ends."""
     if done == total:
         console.print(f"{what}: {total}")
 
 
 @contextlib.contextmanager
 def stages() -> Iterator[Progress]:
-    """Work that comes before training: a bar for each kind of it on a terminal, a line when it ends elsewhere."""
+    """Show the work that comes before training: a bar for each stage on a terminal, a line when it ends elsewhere."""
     if not console.is_terminal:
         yield plain_stage
         return
@@ -37,19 +41,21 @@ def stages() -> Iterator[Progress]:
 
 
 def stage_bars(display: "Bars") -> Progress:
-    """A bar for each stage, which vanishes when the stage ends."""
+    """A bar for each stage, which becomes a line when the stage ends."""
     bars: dict[str, Any] = {}
 
-    def live(what: str, done: int, total: int) -> None:
+    def show(what: str, done: int, total: int) -> None:
         if what not in bars and done < total:
             bars[what] = display.add_task(what, total=total)
-        if what in bars:
-            display.update(bars[what], completed=done)
-            if done == total:
-                display.remove_task(bars.pop(what))
-                plain_stage(what, done, total)
+        if what not in bars:
+            return
 
-    return live
+        display.update(bars[what], completed=done)
+        if done == total:
+            display.remove_task(bars.pop(what))
+            plain_stage(what, done, total)
+
+    return show
 
 
 def plain_table(title: str) -> RichTable:

@@ -1,4 +1,4 @@
-"""What to do with images before training."""
+"""What to look at before training: the images, and what each freeze depth freezes."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +10,8 @@ from finetune.console import console, plain_table
 from finetune.errors import Refused
 
 if TYPE_CHECKING:
-    pass
+    from finetune.config import Config
+    from finetune.data.check import Inspection
 
 
 def check(
@@ -24,45 +25,64 @@ def check(
     Counts classes, reads every image whole, and names unreadable files, copies across the split, imbalance and odd
     formats. Ends with 2 when training would be refused, else with 0.
     """
+    from finetune.compose import compose_config, override
+
+    key = "data.csv" if data.endswith(".csv") else "data.root"
+    settings = [override(key, data), *(overrides or ())]
+    config = compose_config(settings)
+    inspection = _inspect(config)
+    _print_images(data, inspection)
+
+    for path, why in inspection.unreadable.items():
+        console.print(f"unreadable: {path} ({why})")
+    for sentence in inspection.caveats(config.data.size):
+        console.print(f"caveat: {sentence}")
+
+    refusals = inspection.refusals(config.data.on_bad, config.data.on_leak)
+    for reason in refusals:
+        console.print(f"training would be refused: {reason}")
+    if refusals:
+        return 2
+
+    console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(settings)}")
+    return 0
+
+
+def _inspect(config: "Config") -> "Inspection":
+    """Read the images that a trial with this config would train on."""
     from rich.progress import Progress
 
-    from finetune.compose import compose_config, override
-    from finetune.data.check import inspect_images, range_and_median
+    from finetune.data.check import inspect_images
     from finetune.data.samples import load_samples
     from finetune.data.shapes import EMBEDDED, embedded_folder
 
-    key = "data.csv" if data.endswith(".csv") else "data.root"
-    config = compose_config([override(key, data), *(overrides or ())])
-    given = config.data
-    root = str(embedded_folder(Path(config.cache.dir).expanduser())) if given.root == EMBEDDED else given.root
-    found = load_samples(root, given.csv, given.val_fraction, given.split_seed, given.use_val_as)
+    data = config.data
+    root = str(embedded_folder(Path(config.cache.dir).expanduser())) if data.root == EMBEDDED else data.root
+    samples = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
+
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         bar = display.add_task("reading images")
-        inspection = inspect_images(found, lambda done, total: display.update(bar, completed=done, total=total))
-    counts = inspection.counts
-    table = plain_table(f"{data}: {len(found.classes)} classes")
+        return inspect_images(samples, lambda done, total: display.update(bar, completed=done, total=total))
+
+
+def _print_images(data: str, inspection: "Inspection") -> None:
+    """Print how many images each class has in each split, and what kinds of images they are."""
+    from finetune.data.check import range_and_median
+
+    counts, classes = inspection.counts, inspection.data.classes
+    table = plain_table(f"{data}: {len(classes)} classes")
     table.add_column("class")
     for split in counts:
         table.add_column(split, justify="right")
-    for label, name in enumerate(found.classes):
+    for label, name in enumerate(classes):
         table.add_row(name, *(str(counts[split][label]) for split in counts))
     table.add_row("all", *(str(sum(counts[split])) for split in counts), style="bold")
     console.print(table)
-    good = list(inspection.readable.values())
-    console.print(f"width in pixels:  {range_and_median([image.width for image in good])}")
-    console.print(f"height in pixels: {range_and_median([image.height for image in good])}")
+
+    readable = list(inspection.readable.values())
+    console.print(f"width in pixels:  {range_and_median([image.width for image in readable])}")
+    console.print(f"height in pixels: {range_and_median([image.height for image in readable])}")
     console.print("kinds of pixels:  " + ", ".join(f"{count} {mode}" for mode, count in inspection.modes.most_common()))
-    for path, why in inspection.unreadable.items():
-        console.print(f"unreadable: {path} ({why})")
-    for doubt in inspection.caveats(given.size):
-        console.print(f"doubt: {doubt}")
-    refusals = inspection.refusals(given.on_bad, given.on_leak)
-    for reason in refusals:
-        console.print(f"training would be refused: {reason}")
-    if not refusals:
-        words = [override(key, data), *(overrides or ())]
-        console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(words)}")
-    return 2 if refusals else 0
 
 
 def depths(
@@ -77,23 +97,26 @@ def depths(
     from finetune.config import BACKBONES, FREEZE_UNITS
     from finetune.errors import nearest
 
-    for name, given, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
-        if given not in known:
-            raise Refused(f"{name} {given!r} is not known; {nearest(given, known)}")
+    for name, value, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
+        if value not in known:
+            raise Refused(f"{name} {value!r} is not known; {nearest(value, known)}")
 
     from finetune.network.backbone import build_backbone
     from finetune.network.freeze import depth_table
 
-    table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
     others = [other for other in FREEZE_UNITS if other != unit]
-    columns = ["k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)]
-    for name in columns:
+    table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
+    for name in ("k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)):
         table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=name != "last frozen")
     for row in depth_table(build_backbone(backbone), unit, size):
-        shape = "×".join(map(str, row.shape))
-        shares = (f"{row.parameter_share:.1%}", f"{row.flop_share:.1%}")
         table.add_row(
-            str(row.k), row.name, f"{row.parameters:,}", *shares, shape, *(row.same[other] for other in others)
+            str(row.k),
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.parameter_share:.1%}",
+            f"{row.flop_share:.1%}",
+            "×".join(map(str, row.shape)),
+            *(row.same[other] for other in others),
         )
     console.print(table)
     return 0

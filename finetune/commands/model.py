@@ -10,7 +10,9 @@ from finetune.console import console
 from finetune.errors import Refused
 
 if TYPE_CHECKING:
+    from finetune.export.classifier import Classifier
     from finetune.records.result import Result
+    from finetune.report.winner import Winner
 
 
 Model = Annotated[
@@ -31,37 +33,53 @@ def best(
     The winner is the configuration with the highest mean accuracy over its seeds; the command repeats it. With
     --refit it is trained once more, on training and validation images together.
     """
-    from finetune.compose import override
-    from finetune.records.layout import CHECKPOINT, REFIT, SWEEP, TRIALS
-    from finetune.records.repeat import repeat_overrides
-    from finetune.report.table import verdict
+    from finetune.records.layout import REFIT
     from finetune.report.winner import find_winner
 
     winner = find_winner(folder)
-    again = repeat_overrides(winner.best.config)
-    console.print(verdict(winner.table))
+    _print_winner(folder, winner)
+    if refit:
+        return _refit(winner, out or folder / REFIT)
+
+    console.print(f"train it on all images: finetune best {folder} --refit")
+    console.print(f"use it: finetune export {folder} OUT, or finetune predict {folder} IMAGES")
+    return 0
+
+
+def _print_winner(folder: Path, winner: "Winner") -> None:
+    from finetune.records.layout import CHECKPOINT, TRIALS
+    from finetune.records.repeat import repeat_command
+    from finetune.report.table import winner_sentence
+
+    console.print(winner_sentence(winner.table))
     for trial in winner.trials:
-        kept = folder / TRIALS / trial.key / CHECKPOINT
-        where = f"  {kept}" if kept.is_file() else ""
-        console.print(f"  seed {trial.seed}: val/acc {trial.val_acc_best:.3f}, {trial.key}{where}")
+        checkpoint = folder / TRIALS / trial.key / CHECKPOINT
+        where = f"  {checkpoint}" if checkpoint.is_file() else ""
+        console.print(f"  seed {trial.seed}: val/acc {trial.accuracy:.3f}, {trial.key}{where}")
+
     console.print(f"repeat it (seed {winner.best.seed}, the best of {len(winner.trials)}):")
-    console.print(f"  python -m finetune.train {shlex.join(again)}")
-    given = {"trainer.refit": True, "trainer.epochs": winner.epochs, "trainer.patience": None}
-    words = repeat_overrides({**winner.best.config, **given})
-    place = out or folder / REFIT
-    words.append(override("out", str(place)))
-    if not refit:
-        console.print(f"train it on all images: finetune best {folder} --refit")
-        console.print(f"use it: finetune export {folder} OUT, or finetune predict {folder} IMAGES")
-        return 0
-    if (place / SWEEP).exists():
-        raise Refused(f"--out {place} is the folder of a sweep; give a new one")
-    console.print(f"on all images, for {winner.epochs} epochs:\n  python -m finetune.train {shlex.join(words)}")
+    console.print(f"  {repeat_command(winner.best.config)}")
+
+
+def _refit(winner: "Winner", out: Path) -> int:
+    """Train the winner on all images, into `out`; returns the exit code."""
+    from finetune.compose import override
+    from finetune.records.layout import SWEEP
+    from finetune.records.repeat import repeat_overrides
+
+    if (out / SWEEP).exists():
+        raise Refused(f"--out {out} is the folder of a sweep; give a new one")
+
+    # No image is left to choose the epoch by, so their number is what its seeds needed.
+    changes = {"trainer.refit": True, "trainer.epochs": winner.epochs, "trainer.patience": None}
+    overrides = [*repeat_overrides({**winner.best.config, **changes}), override("out", str(out))]
+    console.print(f"on all images, for {winner.epochs} epochs:\n  python -m finetune.train {shlex.join(overrides)}")
+
     from finetune.train import run_trial
 
-    code = run_trial(words)
+    code = run_trial(overrides)
     if code == 0:
-        console.print(f"use it: finetune export {place} OUT, or finetune predict {place} IMAGES")
+        console.print(f"use it: finetune export {out} OUT, or finetune predict {out} IMAGES")
     return code
 
 
@@ -74,38 +92,63 @@ def export(
     OUT gets model.onnx, model.pt2, model.safetensors (torchvision's layout), classes.json and a model card, README.md,
     with the code to use them.
     """
-    from dataclasses import asdict, replace
+    from finetune.export.write import CARD
+    from finetune.export.write import export as write
+
+    classifier, record, file = load_model(model)
+    write(classifier, out, _card(classifier, record, file))
+
+    for path in sorted(out.iterdir()):
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    console.print(f"{out / CARD} says how to use them")
+    return 0
+
+
+def _card(classifier: "Classifier", record: "Result | None", file: Path) -> str:
+    """The text of the model card of the classifier that was read from `file`."""
+    from dataclasses import asdict
 
     import torchvision
 
     from finetune.export.card import model_card, torchvision_code
-    from finetune.export.classifier import load_classifier
-    from finetune.export.write import export as write
     from finetune.records.repeat import repeat_overrides
-    from finetune.report.winner import model_file, sweep_verdict
+    from finetune.report.winner import sweep_verdict
+
+    backbone, classes = classifier.model.backbone, classifier.classes
+    code = ""
+    if backbone in torchvision.models.list_models():
+        layers = [f"torch.nn.{layer!r}" for layer in classifier.head]
+        code = torchvision_code(backbone, classifier.backbone.classifier, layers, len(classes))
+
+    return model_card(
+        classifier.model,
+        classes,
+        asdict(classifier.preprocessing),
+        code,
+        record,
+        chosen=sweep_verdict(file.parent) if record else "",
+        command=repeat_overrides(record.config) if record else [],
+    )
+
+
+def load_model(model: Path) -> "tuple[Classifier, Result | None, Path]":
+    """The classifier that `model` stands for, the record of its trial where it lies beside it, and the file."""
+    from dataclasses import replace
+
+    from finetune.export.classifier import load_classifier
+    from finetune.report.winner import model_file
 
     file, note = model_file(model)
     if note:
         console.print(f"note: {note}")
-    classifier, result = load_classifier(file), record_of(file)
-    if result is not None:
-        classifier = replace(classifier, refit=bool(result.config.get("trainer.refit")))
-    name, classes = classifier.model.backbone, classifier.classes
-    known = name in torchvision.models.list_models()
-    layers = [f"torch.nn.{layer!r}" for layer in classifier.head]
-    code = torchvision_code(name, classifier.backbone.classifier, layers, len(classes)) if known else ""
-    command = repeat_overrides(result.config) if result else []
-    chosen = sweep_verdict(file.parent) if result else ""
-    card = model_card(classifier.model, classes, asdict(classifier.preprocessing), code, result, chosen, command)
-    write(classifier, out, card)
-    for path in sorted(out.iterdir()):
-        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    console.print(f"{out / 'README.md'} says how to use them")
-    return 0
+
+    classifier, record = load_classifier(file), _record_beside(file)
+    if record is not None:  # an export says itself whether it is a refit, a checkpoint's record does
+        classifier = replace(classifier, refit=bool(record.config.get("trainer.refit")))
+    return classifier, record, file
 
 
-def record_of(file: Path) -> "Result | None":
-    """The record of the trial whose checkpoint `file` is; None where it lies alone."""
+def _record_beside(file: Path) -> "Result | None":
     from finetune.records.result import Result
 
     try:

@@ -2,21 +2,30 @@
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.commands.model import Model, record_of
+from finetune.commands.model import Model, load_model
 from finetune.console import console, plain_table
 from finetune.errors import Refused, counted
 
 if TYPE_CHECKING:
-    from finetune.export.classifier import Classifier
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from finetune.export.classifier import Classifier
+    from finetune.records.scores import Confusion
 
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
+
+_WIDEST = 12
+"""Classes of which the whole confusion matrix is printed; of more, only the most frequent mistakes."""
+_MISTAKES = 15
+"""How many of these."""
 
 
 def predict(
@@ -34,34 +43,29 @@ def predict(
     Each image gets its most probable classes with their softmax probabilities. Files that cannot be read are named and
     left out.
     """
-    from rich.progress import track
-
-    from finetune.export.predict import image_files, probabilities_of
+    from finetune.export.predict import image_files
 
     _refuse_folder(csv_file)
     files = image_files(images)
     classifier = _load(model, device)
-    header = ["file", "prediction", "probability", *classifier.classes]
+    classes = classifier.classes
     rows: list[list[Any]] = []
-    unread = 0
-    answers = probabilities_of(classifier, files, batch_size, device)
-    for path, row in track(
-        answers, "predicting", len(files), console=console, transient=True, disable=not console.is_terminal
-    ):
-        if isinstance(row, str):
-            unread += 1
-            console.print(f"left out {path}: {row}")
+    for path, probabilities in _predictions(classifier, files, batch_size, device, "predicting"):
+        if probabilities is None:
             continue
-        order = row.argsort()[::-1]
-        seen = "  ".join(f"{classifier.classes[i]} {row[i]:.3f}" for i in order[:top])
-        console.print(f"{path}  {seen}")
-        rows.append([path, classifier.classes[order[0]], f"{row[order[0]]:.6f}", *(f"{p:.6f}" for p in row)])
+        best_first = probabilities.argsort()[::-1]
+        shown = "  ".join(f"{classes[i]} {probabilities[i]:.3f}" for i in best_first[:top])
+        console.print(f"{path}  {shown}")
+        first = best_first[0]
+        rows.append([path, classes[first], f"{probabilities[first]:.6f}", *(f"{p:.6f}" for p in probabilities)])
+
     if not rows:
         raise Refused(f"none of {counted(len(files), 'file')} could be read; give images")
-    if unread:
-        console.print(f"predicted {counted(len(rows), 'image')}, left out {unread} that could not be read")
+    unreadable = len(files) - len(rows)
+    if unreadable:
+        console.print(f"predicted {counted(len(rows), 'image')}, left out {unreadable} that could not be read")
     if csv_file is not None:
-        _write_csv(csv_file, [header, *rows])
+        _write_csv(csv_file, [["file", "prediction", "probability", *classes], *rows])
     return 0
 
 
@@ -83,33 +87,16 @@ def test(
 
     Prints the accuracy with its interval, precision and recall of each class, and the confusion matrix.
     """
-    from rich.progress import track
-
     from finetune.data.folders import labelled_images
-    from finetune.export.predict import probabilities_of
-    from finetune.records.scores import Confusion
-    from finetune.report.winner import model_file
 
     _refuse_folder(csv_file)
     name, labelled = labelled_images(data, split)
     classifier = _load(model, device)
-    confusion = Confusion.empty(classifier.classes, sorted({label for _, label in labelled}), str(data))
-    answers = probabilities_of(classifier, [path for path, _ in labelled], batch_size, device)
-    unread = 0
-    for (path, row), (_, label) in zip(
-        track(answers, "testing", len(labelled), console=console, transient=True, disable=not console.is_terminal),
-        labelled,
-        strict=True,
-    ):
-        if isinstance(row, str):
-            unread += 1
-            console.print(f"left out {path}: {row}")
-        else:
-            confusion.add(label, int(row.argmax()))
+    confusion = _measure(classifier, labelled, str(data), batch_size, device)
     if not confusion.images:
         raise Refused(f"{data}: none of {counted(len(labelled), 'image')} could be read; give others")
-    record = record_of(model_file(model)[0])
-    if name != "test" and (classifier.refit or (record is not None and record.config.get("trainer.refit"))):
+
+    if name != "test" and classifier.refit:
         console.print("note: this is a refit, which may have trained on these images; only a test set can measure it")
     low, high = confusion.interval
     console.print(
@@ -117,6 +104,52 @@ def test(
         f"{counted(confusion.images, 'image')}{f' of {name}/' if name else ''}; "
         f"mean recall of the classes {confusion.mean_recall:.3f}"
     )
+    _print_classes(confusion)
+    _print_confusion(confusion)
+    if csv_file is not None:
+        counts = zip(confusion.classes, confusion.counts.tolist(), strict=True)
+        _write_csv(csv_file, [["true \\ predicted", *confusion.classes], *([true, *row] for true, row in counts)])
+    return 0
+
+
+def _predictions(
+    classifier: "Classifier", files: Sequence[Path], batch_size: int, device: str, what: str
+) -> "Iterator[tuple[Path, NDArray[np.float32] | None]]":
+    """The probabilities of each file, in order; None for one that cannot be read, which is named."""
+    from rich.progress import track
+
+    from finetune.export.predict import probabilities_of
+
+    predictions = probabilities_of(classifier, files, batch_size, device)
+    hidden = not console.is_terminal
+    for path, row in track(predictions, what, len(files), console=console, transient=True, disable=hidden):
+        if isinstance(row, str):
+            console.print(f"left out {path}: {row}")
+        yield path, None if isinstance(row, str) else row
+
+
+def _measure(
+    classifier: "Classifier", labelled: Sequence[tuple[Path, str]], where: str, batch_size: int, device: str
+) -> "Confusion":
+    """What the images that can be read are taken for."""
+    import numpy as np
+
+    from finetune.records.scores import Confusion, class_numbers
+
+    files = [path for path, _ in labelled]
+    numbers = class_numbers([label for _, label in labelled], classifier.classes, where)
+
+    true: list[int] = []
+    predicted: list[int] = []
+    predictions = _predictions(classifier, files, batch_size, device, "testing")
+    for (_, probabilities), number in zip(predictions, numbers.tolist(), strict=True):
+        if probabilities is not None:
+            true.append(number)
+            predicted.append(int(probabilities.argmax()))
+    return Confusion(classifier.classes, np.array(true, np.int64), np.array(predicted, np.int64))
+
+
+def _print_classes(confusion: "Confusion") -> None:
     table = plain_table("")
     for column in ("class", "images", "right", "precision", "recall", "F1"):
         table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
@@ -125,46 +158,35 @@ def test(
         cells = ("–" if share is None else f"{share:.3f}" for share in shares)
         table.add_row(figures.name, str(figures.images), str(figures.right), *cells)
     console.print(table)
-    _print_confusion(confusion.classes, confusion.counts.tolist())
-    if csv_file is not None:
-        lines = [[n, *row] for n, row in zip(confusion.classes, confusion.counts.tolist(), strict=True)]
-        _write_csv(csv_file, [["true \\ predicted", *confusion.classes], *lines])
-    return 0
 
 
-_WIDEST = 12
-"""Classes of which the whole confusion matrix is printed; of more, only the mistakes."""
-
-
-def _print_confusion(classes: tuple[str, ...], counts: list[list[int]]) -> None:
-    if len(classes) <= _WIDEST:
-        table = plain_table("confusion: rows are the true classes, columns what the model said")
-        table.add_column("")
-        for i in range(len(classes)):
-            table.add_column(str(i), justify="right")
-        for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
-            table.add_row(f"{i} {name}", *(str(n) if n else "·" for n in row))
-        console.print(table)
+def _print_confusion(confusion: "Confusion") -> None:
+    classes = confusion.classes
+    if len(classes) > _WIDEST:
+        console.print("most frequent mistakes (--csv FILE has the whole matrix):")
+        for mistake in confusion.mistakes[:_MISTAKES]:
+            true, predicted = classes[mistake.true], classes[mistake.predicted]
+            console.print(f"  {mistake.images} × {true} taken for {predicted}")
         return
-    wrong = [(n, classes[i], classes[j]) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
-    console.print("most frequent mistakes (--csv FILE has the whole matrix):")
-    for n, true, said in sorted(wrong, reverse=True)[:15]:
-        console.print(f"  {n} × {true} taken for {said}")
+
+    table = plain_table("confusion: rows are the true classes, columns what the model said")
+    table.add_column("")
+    for i in range(len(classes)):
+        table.add_column(str(i), justify="right")
+    for i, row in enumerate(confusion.counts.tolist()):
+        table.add_row(f"{i} {classes[i]}", *(str(count) if count else "·" for count in row))
+    console.print(table)
 
 
 def _load(model: Path, device: str) -> "Classifier":
     import torch
 
-    from finetune.export.classifier import load_classifier
-    from finetune.report.winner import model_file
-
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         why = "torch finds no GPU here" if device == "cuda" else "it is not known"
         raise Refused(f"--device {device}: {why}; give auto, cpu or cuda")
-    file, note = model_file(model)
-    if note:
-        console.print(f"note: {note}")
-    return load_classifier(file)
+
+    classifier, _, _ = load_model(model)
+    return classifier
 
 
 def _refuse_folder(csv_file: Path | None) -> None:
@@ -172,7 +194,7 @@ def _refuse_folder(csv_file: Path | None) -> None:
         raise Refused(f"--csv {csv_file} is a folder; give the name of a file")
 
 
-def _write_csv(path: Path, rows: list[list[Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     from finetune.storage.durable import write_durably
 
     text = io.StringIO()

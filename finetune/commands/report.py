@@ -1,4 +1,4 @@
-"""What a sweep found: in the terminal, as a page, as a picture."""
+"""What a sweep shows: in the terminal, as a page, as a picture, beside another sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,11 @@ from finetune.console import console, plain_table
 from finetune.errors import Refused
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from finetune.records.result import Result
+    from finetune.report.table import Table
+    from finetune.report.verdict import Depth
 
 
 def report(
@@ -25,7 +29,7 @@ def report(
 ) -> int:
     """Say what a sweep found, and write its page.
 
-    The verdict, how sure it is and what to doubt, here and in report.html.
+    The verdict, how sure it is and its caveats, here and in report.html.
     """
     from finetune.records.read import read_all
     from finetune.report.page.page import write_report
@@ -34,12 +38,14 @@ def report(
 
     if png is not None and png.suffix.lower() != ".png":
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
+
     records = read_all(folders)
-    name = ", ".join(folder.resolve().name for folder in folders)
     print_conclusions(folders, records)
     if png is not None:
-        write_png(png, records, tabulate(records), f"Validation accuracy against freeze depth: {name}")
+        names = ", ".join(folder.resolve().name for folder in folders)
+        write_png(png, records, tabulate(records), f"Validation accuracy against freeze depth: {names}")
         console.print(f"picture: {png}")
+
     if serve:
         _serve(folders, port)
     else:
@@ -48,37 +54,50 @@ def report(
 
 
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
-    """The table of depths, the verdict and the doubts, as on the page."""
-    from finetune.report.caveats import doubts
-    from finetune.report.page.page import predictions_of
-    from finetune.report.table import accuracy_text, label, tabulate
+    """Print the table of depths, the verdict and the caveats, as on the page."""
+    from finetune.report.caveats import caveats
+    from finetune.report.page.page import kept_predictions
+    from finetune.report.table import tabulate
     from finetune.report.verdict import conclude
 
     table = tabulate(records)
-    found = conclude(records, table)
+    conclusions = conclude(records, table)
     console.print(", ".join(f"{count} {status}" for status, count in table.counts.items()))
-    if found.depths:
-        shown = plain_table("validation accuracy per freeze depth")
-        for column in ("freeze depth", "trials", "best val/acc", "s a trial"):
-            shown.add_column(column, justify="right", no_wrap=True)
-        shown.add_column("with")
-        shown.add_column("beyond noise?", no_wrap=True)
-        words = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
-        for depth in found.depths:
-            group = depth.group
-            trials = sum(len(g.accuracies) for g in table.groups if g.freeze_depth == group.freeze_depth)
-            cells = (str(group.freeze_depth), str(trials), accuracy_text(group), f"{group.seconds:.1f}")
-            style = "bold" if depth.standing == "best" else None
-            shown.add_row(*cells, label(group.params, table.swept), words[depth.standing], style=style)
-        console.print(shown)
-    for sentence in found.sentences:
+    if conclusions.depths:
+        console.print(_depths_table(conclusions.depths, table))
+    for sentence in conclusions.sentences:
         console.print(sentence)
-    kept = predictions_of(folders, records, table)
-    doubted = doubts(records, table, kept[1] if kept else None)
-    if doubted:
-        console.print("Doubts:")
-    for sentence in doubted:
+
+    kept = kept_predictions(folders, records, table)
+    sentences = caveats(records, table, kept[1] if kept else None)
+    if sentences:
+        console.print("Caveats:")
+    for sentence in sentences:
         console.print(f"- {sentence}")
+
+
+def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
+    from finetune.report.table import accuracy_text, label
+    from finetune.report.verdict import STANDINGS
+
+    rows = plain_table("validation accuracy per freeze depth")
+    for column in ("freeze depth", "trials", "best val/acc", "s a trial"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    rows.add_column("with")
+    rows.add_column("beyond noise?", no_wrap=True)
+
+    for depth in depths:
+        group = depth.group
+        rows.add_row(
+            str(group.freeze_depth),
+            str(table.trials_at(group.freeze_depth)),
+            accuracy_text(group),
+            f"{group.seconds:.1f}",
+            label(group.params, table.swept),
+            STANDINGS[depth.standing],
+            style="bold" if depth.standing == "best" else None,
+        )
+    return rows
 
 
 def _serve(folders: Sequence[Path], port: int) -> None:
@@ -101,22 +120,26 @@ def compare(
     Depth by depth, winner against winner, and which settings differ.
     """
     from finetune.records.read import read_all
-    from finetune.report.compare import compare as rows_of
+    from finetune.report.compare import compare as compare_depths
     from finetune.report.compare import conclusions, setting_lines
     from finetune.report.table import accuracy_text
 
     ours, theirs = read_all([a]), read_all([b])
-    names = (str(a), str(b))
-    shown = plain_table(f"best validation accuracy per freeze depth: A is {a}, B is {b}")
+    rows = plain_table(f"best validation accuracy per freeze depth: A is {a}, B is {b}")
     for column in ("freeze depth", "A", "B", "B - A", "95 % interval", "p"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for row in rows_of(ours, theirs):
-        found = [accuracy_text(group) if group else "–" for group in (row.a, row.b)]
-        gap = f"{row.b.mean - row.a.mean:+.3f}" if row.a and row.b else ""
-        ends = f"{row.ahead.low:+.3f}..{row.ahead.high:+.3f}" if row.ahead else ""
-        shown.add_row(str(row.freeze_depth), *found, gap, ends, "" if row.p is None else f"{row.p:.2g}")
-    console.print(shown)
-    for sentence in conclusions(names, ours, theirs):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for row in compare_depths(ours, theirs):
+        rows.add_row(
+            str(row.freeze_depth),
+            accuracy_text(row.a) if row.a else "–",
+            accuracy_text(row.b) if row.b else "–",
+            f"{row.b.mean - row.a.mean:+.3f}" if row.a and row.b else "",
+            f"{row.ahead.low:+.3f}..{row.ahead.high:+.3f}" if row.ahead else "",
+            "" if row.p is None else f"{row.p:.2g}",
+        )
+    console.print(rows)
+
+    for sentence in conclusions((str(a), str(b)), ours, theirs):
         console.print(sentence)
     lines = setting_lines(ours, theirs)
     if lines:

@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,10 @@ from finetune.console import console
 from finetune.errors import Interrupted, Refused, counted
 
 if TYPE_CHECKING:
+    from finetune.config import Config
+    from finetune.records.result import Result
     from finetune.sweep.state import Sweep
+    from finetune.sweep.stopping import Hyperband
 
 
 def sweep(
@@ -70,12 +74,10 @@ def sweep(
 
 
 def _conclude(ended: "Sweep") -> int:
-    """Say what a sweep found and what comes next; returns the exit code."""
-    from finetune.data.shapes import EMBEDDED
+    """Say how a sweep ended, what it found and what comes next; returns the exit code."""
     from finetune.records.read import read_records
     from finetune.report.page.page import write_report
 
-    folder = ended.folder
     for note in ended.notes:
         console.print(f"warning: {note}")
     if ended.taken:
@@ -85,33 +87,41 @@ def _conclude(ended: "Sweep") -> int:
     if not ended.finished:
         console.print("no trial finished; the same command continues: " + this_command())
         return 4
-    records = read_records(folder)
-    print_conclusions([folder], records)
-    console.print(f"plot and table: {write_report(folder, records)}")
+
+    records = read_records(ended.folder)
+    print_conclusions([ended.folder], records)
+    console.print(f"plot and table: {write_report(ended.folder, records)}")
     if ended.best is None:
-        reason = ended.finished[0][1].reason
-        mended = "(mended? --retry-failed runs them again)"
-        console.print(f"no trial succeeded; the first reason: {reason} {mended}")
+        _, first = ended.finished[0]
+        console.print(f"no trial succeeded; the first reason: {first.reason} (mended? --retry-failed runs them again)")
         return 4
-    if not ended.spec.metric.startswith("val/acc"):
-        name, best = ended.spec.metric, ended.best
-        console.print(
-            f"the sweep was for {name}: by that k={best.freeze_depth}, trial {best.key}, is the best, and its model is "
-            "kept; the conclusions above compare accuracies"
-        )
-    console.print(f"the winner, its command and its model: finetune best {folder}")
-    if any(key == f"data={EMBEDDED}" or key == "experiment=embedded" for key in ended.spec.fixed):
-        console.print("the same on your own images: make sweep-local DATA=FOLDER")
-        console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
+
+    _print_next_steps(ended, ended.best)
+    failed = sum(result.status == "failed" for _, result in ended.finished)
     if ended.out_of_time:
         console.print("to go on, run the same command again: " + this_command())
         return 4
-    failed = sum(result.status == "failed" for _, result in ended.finished)
     if failed:
         console.print(
-            f"{failed} failed: finetune status {folder} says why; once mended, --retry-failed runs them again"
+            f"{failed} failed: finetune status {ended.folder} says why; once mended, --retry-failed runs them again"
         )
-    return 3 if failed else 0
+        return 3
+    return 0
+
+
+def _print_next_steps(ended: "Sweep", best: "Result") -> None:
+    from finetune.data.shapes import EMBEDDED
+
+    spec = ended.spec
+    if not spec.metric.startswith("val/acc"):
+        console.print(
+            f"the sweep was for {spec.metric}: by that k={best.freeze_depth}, trial {best.key}, is the best, and its "
+            "model is kept; the conclusions above compare accuracies"
+        )
+    console.print(f"the winner, its command and its model: finetune best {ended.folder}")
+    if any(key in (f"data={EMBEDDED}", "experiment=embedded") for key in spec.fixed):
+        console.print("the same on your own images: make sweep-local DATA=FOLDER")
+        console.print("      or from anywhere:      finetune sweep explore.yaml data.root=FOLDER")
 
 
 def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]) -> int:
@@ -121,37 +131,50 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     """
     from finetune.records.layout import RECORD, TRIALS
     from finetune.records.read import read_records
-    from finetune.report.table import label, tabulate, verdict
+    from finetune.report.table import label, tabulate, winner_sentence
     from finetune.sweep.folder import is_running, planned
-    from finetune.sweep.records import overrides_of, progress_of, trials_under_way
+    from finetune.sweep.records import trials_under_way
 
+    # A sweep that has just begun has a plan and no record yet; a folder with neither is refused.
     plan = planned(folder)
-    records = [] if plan and not any((folder / TRIALS).glob(f"*/{RECORD}")) else read_records(folder)
+    begun = any((folder / TRIALS).glob(f"*/{RECORD}"))
+    records = read_records(folder) if begun or not plan else []
     table = tabulate(records)
     total, keys = plan or (0, ["model.freeze_depth", *table.swept])
     total = max(total, len(records))  # a later call may have asked for fewer
-    running = is_running(folder)
-    under_way = trials_under_way(folder) if running else []
+
     finished = sum(count for name, count in table.counts.items() if name != "interrupted")
     by_status = ", ".join(f"{count} {name}" for name, count in table.counts.items())
     console.print(f"{finished} of {total} finished" + (f": {by_status}" if by_status else ""))
-    for trial in under_way:
-        state, words = progress_of(trial), overrides_of(trial)
-        settings = label({key: words[key] for key in keys if key in words}, keys)
-        how_far = "in its first epoch"
-        if state:
-            how_far = f"epoch {len(state['history'])}/{state['epochs']}, val/acc {state['history'][-1]['val/acc']:.3f}"
-        console.print(f"under way: {settings}  {how_far}")
+
+    running = is_running(folder)
+    for trial in trials_under_way(folder) if running else []:
+        console.print(f"under way: {_how_far(trial, keys)}")
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
         console.print(f"failed {record.key} ({label(record.params, keys)}): {record.reason}")
     if failed:
         console.print("once that is mended, the same command with --retry-failed runs them again")
+
     if records:
-        console.print(verdict(table))
+        console.print(winner_sentence(table))
     if not running and finished < total:
         console.print("nobody runs it now; the command that began it goes on")
     return 0
+
+
+def _how_far(trial: Path, keys: Sequence[str]) -> str:
+    """The swept settings of a trial under way, and its epochs so far."""
+    from finetune.report.table import label
+    from finetune.sweep.records import overrides_of, progress_of
+
+    overrides, progress = overrides_of(trial), progress_of(trial)
+    settings = label(overrides, keys)
+    if not progress:
+        return f"{settings}  in its first epoch"
+
+    history = progress["history"]
+    return f"{settings}  epoch {len(history)}/{progress['epochs']}, val/acc {history[-1]['val/acc']:.3f}"
 
 
 def plan(
@@ -170,26 +193,33 @@ def plan(
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
     configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
-    trials = counted(size(spec), "trial")
-    console.print(f"{spec.name}: {spec.method}, {trials}, {spec.goal} {spec.metric}")
+
+    console.print(f"{spec.name}: {spec.method}, {counted(size(spec), 'trial')}, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():
         console.print(f"  {key}: {distribution.text}")
     if isinstance(spec.stopping, Hyperband):
-        longest = max(config.trainer.epochs for config in configs)
-        bands = [str(band) for band in spec.stopping.bands if band < longest]
-        at = f"after {', '.join(bands)} of {longest} epochs" if bands else f"never, in {longest} epochs"
-        console.print(f"  stops trials behind the best 1/{spec.stopping.eta:g} {at}")
+        console.print(f"  {_stopping_line(spec.stopping, configs)}")
     if all(config.data.root or config.data.csv for config in configs):
         from finetune.sharing.plan import planned_stores
 
         for what, count in planned_stores(configs).items():
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
+
     search = Search(spec, seed)
-    for trial in filter(None, [search.propose() for _ in range(1 if spec.method == "bayes" else 3)]):
-        console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)))
+    for _ in range(1 if spec.method == "bayes" else 3):  # what bayes proposes next depends on the first's outcome
+        trial = search.propose()
+        if trial is not None:
+            console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)))
     for problem in spec.not_for_agents:
         console.print(f"W&B's own agents cannot run this file: {problem}")
     return 0
+
+
+def _stopping_line(hyperband: "Hyperband", configs: "Sequence[Config]") -> str:
+    longest = max(config.trainer.epochs for config in configs)
+    bands = [str(band) for band in hyperband.bands if band < longest]
+    when = f"after {', '.join(bands)} of {longest} epochs" if bands else f"never, in {longest} epochs"
+    return f"stops trials behind the best 1/{hyperband.eta:g} {when}"
 
 
 def _seconds(option: str, text: str) -> float:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.commands.display import print_table
+from finetune.commands.report import print_conclusions
 from finetune.console import console
 from finetune.errors import Refused, counted
 
@@ -22,14 +22,14 @@ def agent(
     As `wandb agent`, but a trial starts in a second instead of a cold process.
     """
     from finetune.records.read import read_records
-    from finetune.report.table import tabulate
     from finetune.sweep.agent import run_agents
 
     folder = run_agents(sweep, gpus, workers, trials_per_gpu, count)
     if not folder.is_dir():
         console.print("the sweep had no trial left")
         return 0
-    print_table(tabulate(read_records(folder)))
+
+    print_conclusions([folder], read_records(folder))
     console.print(f"records of the trials run here: {folder}")
     return 0
 
@@ -49,8 +49,12 @@ def sync(
     entity, _, name = project.rpartition("/")
     with Progress(console=console, transient=True) as display:
         bar = display.add_task("uploading")
-        show = lambda done, total: display.update(bar, completed=done, total=total)  # noqa: E731
+
+        def show(done: int, total: int) -> None:
+            display.update(bar, completed=done, total=total)
+
         uploaded = sync_records(folder, name, entity or None, show)
+
     last = f", the last as {uploaded[-1]}" if uploaded else ""
     console.print(f"uploaded {counted(len(uploaded), 'trial')}{last}")
     return 0
@@ -66,7 +70,9 @@ def dashboard(project: Annotated[str, typer.Argument(metavar="PROJECT", help="EN
     entity, _, name = project.partition("/")
     if not entity or not name or "/" in name:
         raise Refused(f"{project} is not a project; give ENTITY/PROJECT")
+
     console.print(write_dashboard(entity, name))
-    if renamed := rename_old_column(entity, name):
+    renamed = rename_old_column(entity, name)
+    if renamed:
         console.print(f"{counted(renamed, 'run')} of an earlier version got the column freeze_depth")
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.compose import override
-from finetune.config import NOT_MEANINGFUL, Config, flat
+from finetune.config import Config, flat, is_meaningful
 
 
 def repeat_overrides(config: Mapping[str, Any]) -> list[str]:
@@ -13,16 +13,19 @@ def repeat_overrides(config: Mapping[str, Any]) -> list[str]:
 
     Args:
         config: A record's, by dotted key.
+
+    >>> repeat_overrides({"seed": 1, "optim.lr": 0.01, "optim.name": "adamw", "out": "runs/mine"})
+    ['seed=1', 'optim.lr=0.01']
     """
-    usual = flat(Config())
-    skipped = tuple(f"{name}." for name in NOT_MEANINGFUL)
-    return [
-        override(key, value)
-        for key, value in config.items()
-        if not f"{key}.".startswith(skipped) and (key not in usual or usual[key] != value)
-    ]
+    defaults = flat(Config())
+    deciding = {key: value for key, value in config.items() if is_meaningful(key)}
+    return [override(key, value) for key, value in deciding.items() if key not in defaults or defaults[key] != value]
 
 
 def repeat_command(config: Mapping[str, Any]) -> str:
-    """A line for a shell that trains the same trial again."""
+    """A line for a shell that trains the same trial again.
+
+    >>> repeat_command({"model.freeze_depth": 9, "data.root": "my images"})
+    "python -m finetune.train model.freeze_depth=9 'data.root=my images'"
+    """
     return shlex.join(["python", "-m", "finetune.train", *repeat_overrides(config)])

@@ -1,4 +1,4 @@
-"""The record of one trial, and where it lies."""
+"""The record of one trial: what came out, what it cost, and all that decided it."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,21 +12,32 @@ FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
 STATUSES = ("complete", "pruned", "failed", "interrupted")
+"""How a trial can end. An interrupted one goes on when it is started again; the others have ended for good."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one trial found and what it cost. Accuracies are 0..1, times seconds."""
+    """What came out of one trial and what it cost. Accuracies are 0..1, times seconds.
+
+    >>> result = Result.load(Path("runs/local/trials/000000000000"))
+    >>> result.status, result.freeze_depth, result.reason
+    ('failed', 0, 'out of memory <b>')
+    """
 
     key: str
+    """The trial's key: twelve hex digits, equal for equal meaningful settings."""
     status: str
+    """One of `STATUSES`."""
     reason: str
+    """Why the trial did not end well; empty otherwise."""
     freeze_depth: int | None
     """k as a number, also where `all` was asked for; None when the trial died before it was known."""
     freeze_unit: str
     seed: int
     val_acc_best: float | None
+    """The best epoch's; None for a trial without an epoch, and for a refit, which trains on these images too."""
     best_epoch: int | None
+    """Counted from 0."""
     trained_parameters: int
     params: dict[str, Any]
     """The overrides this trial was given, by dotted key: in a sweep, the swept and the fixed ones."""
@@ -42,7 +53,7 @@ class Result:
     images_per_second: float | None = None
     """Training images over the time of the training phase, validation included."""
     peak_memory_mb: float | None = None
-    """Of the device that trained: the GPU's allocator, or the process's resident set."""
+    """MiB of the device that trained: the GPU's allocator, or the process's resident set."""
     digests: dict[str, str] = field(default_factory=dict)
     """`weights`, `frozen`, `dataset`, `split`, `augmentation`."""
     cache: dict[str, Any] = field(default_factory=dict)
@@ -54,8 +65,18 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
+    @property
+    def accuracy(self) -> float:
+        """`val_acc_best` to sort and plot by: 0 where there is none."""
+        return self.val_acc_best or 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """The trial's time, all phases together; 0 where it never began."""
+        return self.seconds.get("total", 0.0)
+
     def figures(self) -> dict[str, Any]:
-        """What a dashboard shows of a trial besides its metrics."""
+        """What a dashboard shows of a trial besides its metrics, by name of the column."""
         return {
             **{f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()},
             "images_per_second": self.images_per_second,

@@ -18,8 +18,10 @@ def importance(records: Sequence[Result], keys: Sequence[str]) -> dict[str, floa
 
     Optuna's PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) over the complete trials; empty for fewer than five.
 
-    >>> importance(read_records(Path("runs/local")), ["model.freeze_depth", "optim.lr"])  # doctest: +SKIP
-    {'model.freeze_depth': 0.81, 'optim.lr': 0.19}
+    >>> from pathlib import Path
+    >>> from finetune.records.read import read_records
+    >>> importance(read_records(Path("runs/local")), ["model.freeze_depth", "optim.lr"])
+    {'optim.lr': 0.7..., 'model.freeze_depth': 0.2...}
     """
     complete = [r for r in records if r.status == "complete" and all(key in r.params for key in keys)]
     varied = [key for key in keys if len({repr(r.params[key]) for r in complete}) > 1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
 from finetune.report.figures.base import BLUE, ORANGE, TICKS, accuracy_range
-from finetune.report.table import Table
+from finetune.report.table import Table, ranked
 from finetune.storage.durable import write_durably
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ _NAMED = 12
 def write_png(path: Path, records: Sequence[Result], table: Table, title: str) -> None:
     """Write validation accuracy against freeze depth as a picture of 1600 × 1000 pixels.
 
-    >>> write_png(Path("curve.png"), records, tabulate(records), "Photographs of birds")  # doctest: +SKIP
+    >>> from finetune.records.read import read_records
+    >>> from finetune.report.table import tabulate
+    >>> records = read_records(Path("runs/local"))
+    >>> write_png(Path("curve.png"), records, tabulate(records), "Photographs of birds")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -51,7 +54,7 @@ def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figur
     axes = figure.add_subplot()
     axes.set_title(title[:90], loc="left", pad=12, parse_math=False)  # a folder's name may hold a $
 
-    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
+    complete = ranked(records)
     if complete:
         _plot(axes, complete, table)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -65,8 +68,8 @@ def _plot(axes: "Axes", complete: Sequence[Result], table: Table) -> None:
     best = table.best_per_depth
     widths = [group.half_width for group in best]
     interval = "" if all(width is None for width in widths) else ", 95 % interval over seeds"
-    accuracies = [r.val_acc_best or 0.0 for r in complete]
-    depths = [r.freeze_depth or 0 for r in complete]
+    accuracies = [record.accuracy for record in complete]
+    depths = [record.freeze_depth or 0 for record in complete]
 
     axes.scatter(depths, accuracies, s=30, facecolors="none", edgecolors=BLUE, linewidths=1.5, label="trial")
     axes.errorbar(

@@ -1,7 +1,7 @@
-"""Records to what they say: per freeze depth the best configuration, its mean and interval. Imports no torch."""
+"""Records to a table: the configurations of each freeze depth with their means and intervals. Imports no torch."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,13 @@ from finetune.config import digest_of, is_meaningful
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
 
-_APART = {"seed", "model.freeze_depth"}
-"""Settings that have a column of their own."""
+_OWN_COLUMNS = {"seed", "model.freeze_depth"}
+"""Settings that tables have a column for."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that differ in their seed alone, or in settings that change no result."""
+    """The trials of one configuration: they differ in their seed alone, or in settings that change no result."""
 
     freeze_depth: int
     params: dict[str, Any]
@@ -25,9 +25,9 @@ class Group:
     seconds: float
     """Mean per trial."""
     seeds: tuple[int, ...] = ()
-    """Of each accuracy, ascending."""
+    """The seed of each accuracy, ascending."""
     keys: tuple[str, ...] = ()
-    """Of each trial."""
+    """The key of each trial."""
 
     @property
     def scores(self) -> dict[int, float]:
@@ -41,13 +41,13 @@ class Group:
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % interval of the mean (Student's t over seeds); None for a single seed."""
+        """Half of the 95 % interval of the mean (Student's t over seeds); None for a single seed."""
         return half_width(self.accuracies)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the records of one sweep say."""
+    """The configurations of a sweep."""
 
     groups: tuple[Group, ...]
     """Sorted by freeze depth, best first within one."""
@@ -69,67 +69,110 @@ class Table:
         """The configuration with the highest mean accuracy; of equals, the deepest frozen, which is the cheapest."""
         return max(self.groups, key=lambda group: (group.mean, group.freeze_depth), default=None)
 
+    @property
+    def accuracies(self) -> list[float]:
+        """The accuracy of every complete trial."""
+        return [accuracy for group in self.groups for accuracy in group.accuracies]
+
+    def trials_at(self, freeze_depth: int) -> int:
+        """How many complete trials have this depth."""
+        return sum(len(group.accuracies) for group in self.groups if group.freeze_depth == freeze_depth)
+
 
 def tabulate(records: Sequence[Result]) -> Table:
-    """Group complete trials by configuration and rank them."""
-    complete = [r for r in records if r.status == "complete" and r.val_acc_best is not None]
-    by_config: dict[str, list[Result]] = {}
-    for record in complete:
-        others = {key: value for key, value in record.params.items() if key not in _APART and is_meaningful(key)}
-        by_config.setdefault(digest_of([record.freeze_depth, others]), []).append(record)
-    groups = [_group(sorted(members, key=lambda r: (r.seed, r.key))) for members in by_config.values()]
-    tried = [*complete, *(record for record in records if record.status == "pruned")]
-    keys = sorted({key for record in tried for key in record.params} - _APART)
-    told = [key for key in keys if is_meaningful(key)]
-    swept = [key for key in told if len({repr(record.params.get(key)) for record in tried}) > 1]
+    """Group the complete trials by configuration and rank the groups.
+
+    >>> from pathlib import Path
+    >>> from finetune.records.read import read_records
+    >>> table = tabulate(read_records(Path("runs/local")))
+    >>> [(group.freeze_depth, round(group.mean, 2)) for group in table.best_per_depth]
+    [(0, 0.55), (11, 0.84), (17, 0.64)]
+    >>> table.winner.params
+    {'model.freeze_depth': 11, 'optim.lr': 0.01}
+    """
+    members: dict[str, list[Result]] = {}
+    for record in ranked(records):
+        members.setdefault(_configuration(record), []).append(record)
+    groups = [_group(sorted(trials, key=lambda r: (r.seed, r.key))) for trials in members.values()]
+    groups.sort(key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
+
     statuses = [record.status for record in records]
     counts = {status: statuses.count(status) for status in STATUSES if status in statuses}
-    ranked = sorted(groups, key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
-    return Table(tuple(ranked), tuple(swept), counts)
+    return Table(tuple(groups), _swept(records), counts)
 
 
-def _group(members: Sequence[Result]) -> Group:
+def ranked(records: Sequence[Result]) -> list[Result]:
+    """The trials that can be compared: complete ones; a refit has no accuracy, for it trains on all images."""
+    return [record for record in records if record.status == "complete" and record.val_acc_best is not None]
+
+
+def _configuration(record: Result) -> str:
+    """Equal for trials of one group."""
+    settings = {key: value for key, value in record.params.items() if key not in _OWN_COLUMNS and is_meaningful(key)}
+    return digest_of([record.freeze_depth, settings])
+
+
+def _group(trials: Sequence[Result]) -> Group:
+    params = trials[0].params
     return Group(
-        freeze_depth=int(members[0].freeze_depth or 0),
-        params=_without_seed(members[0].params),
-        accuracies=tuple(float(r.val_acc_best or 0) for r in members),
-        seconds=statistics.fmean(r.seconds.get("total", 0.0) for r in members),
-        seeds=tuple(r.seed for r in members),
-        keys=tuple(r.key for r in members),
+        freeze_depth=int(trials[0].freeze_depth or 0),
+        params={key: value for key, value in params.items() if key != "seed"},
+        accuracies=tuple(trial.accuracy for trial in trials),
+        seconds=statistics.fmean(trial.total_seconds for trial in trials),
+        seeds=tuple(trial.seed for trial in trials),
+        keys=tuple(trial.key for trial in trials),
     )
 
 
+def _swept(records: Sequence[Result]) -> tuple[str, ...]:
+    # A trial that failed says nothing of what was searched: it may have died before its settings were known.
+    trials = [*ranked(records), *(record for record in records if record.status == "pruned")]
+    keys = sorted({key for trial in trials for key in trial.params if key not in _OWN_COLUMNS and is_meaningful(key)})
+    return tuple(key for key in keys if len({repr(trial.params.get(key)) for trial in trials}) > 1)
+
+
+def setting(record: Result, key: str) -> Any:
+    """A trial's value of a setting, whether it was an override or not; None where its record does not have it."""
+    return record.config.get(key, record.params.get(key))
+
+
 def short(key: str) -> str:
-    """A dotted key's last name: `optim.lr` is `lr`; `model.head.hidden` keeps `head.hidden`."""
+    """A dotted key without the group that everybody knows.
+
+    >>> short("optim.lr"), short("model.head.hidden")
+    ('lr', 'head.hidden')
+    """
     return key.removeprefix("model.").removeprefix("optim.").removeprefix("trainer.")
 
 
-def label(params: dict[str, Any], keys: Sequence[str]) -> str:
-    """`lr=0.001 head.hidden=[]` for the `keys` there are."""
-    return " ".join(f"{short(key)}={_brief(params[key])}" for key in keys if key in params)
+def label(params: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Settings in a few words, as far as `params` has the `keys`.
+
+    >>> label({"optim.lr": 0.001, "model.head.hidden": []}, ["optim.lr", "model.head.hidden"])
+    'lr=0.001 head.hidden=[]'
+    """
+    return " ".join(f"{short(key)}={value_text(params[key])}" for key in keys if key in params)
+
+
+def value_text(value: Any) -> str:
+    """A setting's value, numbers to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def accuracy_text(group: Group) -> str:
-    """`0.812 ± 0.021` or `0.812`."""
+    """`0.812 ± 0.021`, or `0.812` for a single seed."""
     width = group.half_width
     return f"{group.mean:.3f}" if width is None else f"{group.mean:.3f} ± {width:.3f}"
 
 
-def verdict(table: Table) -> str:
-    """The winner in one sentence."""
+def winner_sentence(table: Table) -> str:
+    """The winner: `Best: freeze_depth=11 lr=0.01 with val/acc 0.735 ± 0.015, mean of 3 seeds with …`."""
     winner = table.winner
     if winner is None:
         return "No trial is complete yet."
-    how = label(winner.params, table.swept)
+
+    settings = label(winner.params, table.swept)
+    where = f"freeze_depth={winner.freeze_depth} {settings}".strip()
     seeds = len(winner.accuracies)
-    over = f", mean of {seeds} seeds with its 95 % interval" if seeds > 1 else ", one seed: no interval"
-    where = " ".join(part for part in (f"freeze_depth={winner.freeze_depth}", how) if part)
-    return f"Best: {where} with val/acc {accuracy_text(winner)}{over}."
-
-
-def _brief(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _without_seed(params: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in params.items() if key != "seed"}
+    basis = f"mean of {seeds} seeds with its 95 % interval" if seeds > 1 else "one seed: no interval"
+    return f"Best: {where} with val/acc {accuracy_text(winner)}, {basis}."

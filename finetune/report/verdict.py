@@ -1,8 +1,9 @@
-"""Records to conclusions in words: what is best, what is worse beyond the noise of seeds, what is cheap."""
+"""Records to conclusions, in words: what is best, what is worse beyond the noise of seeds, what is cheap."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune.errors import counted
 from finetune.records.result import Result
 from finetune.report.depths import deepest
 from finetune.report.stats import (
@@ -11,12 +12,15 @@ from finetune.report.stats import (
     REPEATS,
     Difference,
     any_difference,
+    corrected,
     difference,
-    holm,
     rounding_step,
     runs_to_settle,
 )
-from finetune.report.table import Group, Table, accuracy_text, label, verdict
+from finetune.report.table import Group, Table, accuracy_text, label, winner_sentence
+
+STANDINGS = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
+"""How a depth compares with the best of all, and what a table says in its column "beyond noise?"."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,54 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
 
     Depth matters only if an analysis of variance over all depths says so at 5 %; then each depth is worse than the
     best if its own test says so at 5 % after Holm's correction.
+
+    >>> from pathlib import Path
+    >>> from finetune.records.read import read_records
+    >>> from finetune.report.table import tabulate
+    >>> records = read_records(Path("runs/local"))
+    >>> conclusions = conclude(records, tabulate(records))
+    >>> [(depth.group.freeze_depth, depth.standing) for depth in conclusions.depths]
+    [(0, 'worse'), (11, 'best'), (17, 'worse')]
+    >>> conclusions.sentences[-1]
+    'It cost 59 s of trial time in 19 trials.'
     """
     best = table.winner
     if best is None:
-        return Conclusions((verdict(table), *_cost(records)), (), None)
+        return Conclusions((winner_sentence(table), *_cost(records)), (), None)
+
     depths = compare_depths(table, best)
     cheapest = _cheapest(depths, best)
-    words = [verdict(table), *_about_depth(depths), *_about_cheapest(cheapest, best, depths, table.swept)]
-    return Conclusions((*words, *_about_head(records, depths, best), *_cost(records)), depths, cheapest)
+    sentences = [
+        winner_sentence(table),
+        *_about_depth(depths),
+        *_about_cheapest(cheapest, best, depths, table.swept),
+        *_about_head(records, depths, best),
+        *_cost(records),
+    ]
+    return Conclusions(tuple(sentences), depths, cheapest)
 
 
 def compare_depths(table: Table, best: Group) -> tuple[Depth, ...]:
-    """Each depth's best configuration against the best of all."""
+    """Each depth's best configuration against the best of all, in order of depth."""
     groups = table.best_per_depth
-    step = rounding_step([accuracy for group in table.groups for accuracy in group.accuracies])
-    found = {g.freeze_depth: difference(best.scores, g.scores, step) for g in groups if g != best}
-    known = {depth: behind for depth, behind in found.items() if behind is not None}
-    corrected = dict(zip(known, holm([behind.p for behind in known.values()]), strict=True))
-    overall = any_difference([g.scores for g in groups if g == best or g.freeze_depth in known], step)
+    step = rounding_step(table.accuracies)
+    behind = {group.freeze_depth: difference(best.scores, group.scores, step) for group in groups if group != best}
+    p = corrected(behind)
+
+    # One test of all depths comes first: where it finds nothing, no single depth is called worse.
+    tested = [group.scores for group in groups if group == best or group.freeze_depth in p]
+    overall = any_difference(tested, step)
+    depth_matters = overall is not None and overall < ALPHA
 
     def standing(group: Group) -> str:
-        p = corrected.get(group.freeze_depth)
         if group == best:
             return "best"
-        if p is None:
+        if group.freeze_depth not in p:
             return "few"
-        return "worse" if overall is not None and overall < ALPHA and p < ALPHA else "open"
+        return "worse" if depth_matters and p[group.freeze_depth] < ALPHA else "open"
 
     return tuple(
-        Depth(g, found.get(g.freeze_depth), corrected.get(g.freeze_depth), standing(g)) for g in table.best_per_depth
+        Depth(group, behind.get(group.freeze_depth), p.get(group.freeze_depth), standing(group)) for group in groups
     )
 
 
@@ -89,37 +112,48 @@ def missing_runs(depths: Sequence[Depth]) -> int:
 def _about_depth(depths: Sequence[Depth]) -> list[str]:
     if len(depths) < 2:
         return ["One freeze depth was tried, so nothing is said about depth."]
-    by = {standing: [d for d in depths if d.standing == standing] for standing in ("worse", "open", "few")}
-    compared = len(by["worse"]) + len(by["open"])
-    best = next(d.group for d in depths if d.standing == "best")
-    missing = missing_runs(depths)
-    seeds = f"{REPEATS} seeds for the best configuration of each depth are {missing} more run{'s' * (missing != 1)}"
+
+    worse = [depth for depth in depths if depth.standing == "worse"]
+    undecided = [depth for depth in depths if depth.standing == "open"]
+    few = [depth for depth in depths if depth.standing == "few"]
+    compared = len(worse) + len(undecided)
+    missing = counted(missing_runs(depths), "more run")
+    seeds = f"{REPEATS} seeds for the best configuration of each depth are {missing}"
     if not compared:
         return [f"No verdict on depth: too few repeats to tell a difference from the noise of seeds. {seeds}."]
-    words = []
-    if by["worse"]:
-        each = "; ".join(f"k={d.group.freeze_depth} by {_size(d)}" for d in by["worse"])
-        words.append(
-            f"Depth matters: worse than k={best.freeze_depth} beyond the noise of seeds {_are(by['worse'])} {each} "
-            f"({_test(by['worse'])}, corrected for {compared} depths)."
-        )
-    else:
-        words.append(
-            f"No depth is distinguishably worse than k={best.freeze_depth}; which does not prove that none is."
-        )
-    words += [f"k={d.group.freeze_depth} cannot be told from the best: {_open(d, compared)}." for d in by["open"]]
-    if by["few"]:
-        names = ", ".join(f"k={d.group.freeze_depth}" for d in by["few"])
-        words.append(f"No verdict on {names}: fewer than {REPEATS} seeds. {seeds}.")
-    return words
+
+    best = next(depth.group for depth in depths if depth.standing == "best")
+    sentences = [_worse_sentence(worse, best, compared)]
+    sentences += [
+        f"k={depth.group.freeze_depth} cannot be told from the best: {_what_settles(depth, compared)}."
+        for depth in undecided
+    ]
+    if few:
+        names = ", ".join(f"k={depth.group.freeze_depth}" for depth in few)
+        sentences.append(f"No verdict on {names}: fewer than {REPEATS} seeds. {seeds}.")
+    return sentences
+
+
+def _worse_sentence(worse: Sequence[Depth], best: Group, compared: int) -> str:
+    if not worse:
+        return f"No depth is distinguishably worse than k={best.freeze_depth}; which does not prove that none is."
+
+    each = "; ".join(f"k={depth.group.freeze_depth} by {_size(depth)}" for depth in worse)
+    tests = {"paired over seeds" if depth.behind and depth.behind.paired else "Welch" for depth in worse}
+    test = " or ".join(sorted(tests, reverse=True))
+    return (
+        f"Depth matters: worse than k={best.freeze_depth} beyond the noise of seeds "
+        f"{'is' if len(worse) == 1 else 'are'} {each} ({test}, corrected for {compared} depths)."
+    )
 
 
 def _size(depth: Depth) -> str:
     assert depth.behind is not None
-    return f"{depth.behind.mean:.3f} [{depth.behind.low:.3f}..{depth.behind.high:.3f}], {_p(depth.p)}"
+    return f"{depth.behind.mean:.3f} [{depth.behind.low:.3f}..{depth.behind.high:.3f}], {p_text(depth.p)}"
 
 
-def _open(depth: Depth, compared: int) -> str:
+def _what_settles(depth: Depth, compared: int) -> str:
+    """How far a depth is behind, and how many seeds would show whether it is."""
     assert depth.behind is not None
     more = runs_to_settle(depth.behind, compared)
     if depth.behind.mean == 0:
@@ -127,26 +161,21 @@ def _open(depth: Depth, compared: int) -> str:
     elif more is None:
         advice = f"more than {MANY} seeds would be needed to settle that"
     else:
-        advice = f"{more} more seed{'s' * (more > 1)} at both would probably settle it"
+        advice = f"{counted(more, 'more seed')} at both would probably settle it"
     return f"{_size(depth)}; {advice}"
 
 
-def _p(p: float | None) -> str:
-    return "" if p is None else "p<0.001" if p < 0.001 else f"p={p:.2g}"
-
-
-def _are(depths: Sequence[Depth]) -> str:
-    return "is" if len(depths) == 1 else "are"
-
-
-def _test(depths: Sequence[Depth]) -> str:
-    kinds = {"paired over seeds" if d.behind and d.behind.paired else "Welch" for d in depths}
-    return " or ".join(sorted(kinds, reverse=True))
+def p_text(p: float | None) -> str:
+    """`p=0.02`, `p<0.001`, or nothing."""
+    if p is None:
+        return ""
+    return "p<0.001" if p < 0.001 else f"p={p:.2g}"
 
 
 def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:
-    equal = [d.group for d in depths if d.standing == "open"]
-    if not equal and not any(d.standing == "worse" for d in depths):
+    """The one with the least time a trial; of equals, the deepest frozen."""
+    equal = [depth.group for depth in depths if depth.standing == "open"]
+    if not equal and not any(depth.standing == "worse" for depth in depths):
         return None
     return min([best, *equal], key=lambda group: (group.seconds, -group.freeze_depth))
 
@@ -156,39 +185,42 @@ def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth]
         return []
     if cheapest == best:
         return ["The best is also the cheapest of the depths that are not distinguishably worse."]
-    behind = next(d.behind for d in depths if d.group == cheapest)
+
+    behind = next(depth.behind for depth in depths if depth.group == cheapest)
     assert behind is not None
+    settings = label(cheapest.params, swept)
     return [
         f"The cheapest depth not distinguishably worse is k={cheapest.freeze_depth} "
-        f"({label(cheapest.params, swept)}: {accuracy_text(cheapest)}) in {_share(cheapest, best)} of the best's time; "
+        f"({settings}: {accuracy_text(cheapest)}) in {_share_of_time(cheapest, best)} of the best's time; "
         f"a loss of up to {max(0.0, behind.high):.3f} is not ruled out."
     ]
 
 
-def _share(group: Group, best: Group) -> str:
+def _share_of_time(group: Group, best: Group) -> str:
     return f"{group.seconds / best.seconds:.0%}" if best.seconds else "an unknown share"
 
 
 def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group) -> list[str]:
-    every = head_only_depth(records)
-    found = [d for d in depths if d.group.freeze_depth == every]
-    if not found:
+    """How the head alone fares, which needs the least training; nothing where it was not tried."""
+    deepest_depth = head_only_depth(records)
+    head = next((depth for depth in depths if depth.group.freeze_depth == deepest_depth), None)
+    if head is None:
         return []
-    (head,) = found
     if head.standing == "best":
-        return [f"The best trains the head alone (k={every})."]
+        return [f"The best trains the head alone (k={deepest_depth})."]
+
     gap = best.mean - head.group.mean
-    sure = {
+    certainty = {
         "worse": "more than the noise of seeds",
         "open": "not more than the noise of seeds",
         "few": "with too few seeds to say whether that is noise",
     }[head.standing]
-    time = _share(head.group, best)
-    return [f"The head alone (k={every}) is {gap:.3f} behind, {sure}, in {time} of the best's time."]
+    time = _share_of_time(head.group, best)
+    return [f"The head alone (k={deepest_depth}) is {gap:.3f} behind, {certainty}, in {time} of the best's time."]
 
 
 def head_only_depth(records: Sequence[Result]) -> int | None:
-    """The freeze depth that leaves the head alone to train; None where the records do not tell."""
+    """The freeze depth that leaves only the head to train; None where the records do not tell."""
     depths = {_deepest(record) for record in records if record.status == "complete"}
     return depths.pop() if len(depths) == 1 else None
 
@@ -200,13 +232,13 @@ def _deepest(record: Result) -> int | None:
 
 
 def _cost(records: Sequence[Result]) -> list[str]:
-    spent = sum(record.seconds.get("total", 0.0) for record in records)
-    words = f"It cost {duration(spent)} of trial time in {len(records)} trial{'s' if len(records) != 1 else ''}"
-    saved = sum(float(_number(record.cache, "saved_seconds")) for record in records)
-    shared = sum(1 for record in records if _number(record.cache, "saved_seconds") > 0)
-    if shared:
-        words += f"; sharing the frozen layers' work saved {duration(saved)} in {shared} of them"
-    return [f"{words}."]
+    spent = duration(sum(record.total_seconds for record in records))
+    sentence = f"It cost {spent} of trial time in {counted(len(records), 'trial')}"
+
+    saved = [seconds for record in records if (seconds := _number(record.cache, "saved_seconds")) > 0]
+    if saved:
+        sentence += f"; sharing the frozen layers' work saved {duration(sum(saved))} in {len(saved)} of them"
+    return [f"{sentence}."]
 
 
 def _number(values: Mapping[str, object], name: str) -> float:
@@ -215,7 +247,11 @@ def _number(values: Mapping[str, object], name: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `12 min` or `3.4 h`."""
+    """A time as a person says it.
+
+    >>> duration(48.2), duration(700), duration(12345)
+    ('48 s', '12 min', '3.4 h')
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

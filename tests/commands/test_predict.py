@@ -93,9 +93,7 @@ def test_figures_of_many_classes_against_scikit_learn_and_wilson() -> None:
     classes = tuple(f"c{i}" for i in range(7))
     true = rng.integers(0, 6, 400)  # the last class has no images
     said = np.where(rng.random(400) < 0.6, true, rng.integers(0, 5, 400))
-    confusion = Confusion.empty(classes, classes, "x")
-    for t, s in zip(true, said, strict=True):
-        confusion.add(classes[t], int(s))
+    confusion = Confusion(classes, true, said)
     assert confusion.counts.tolist() == confusion_matrix(true, said, labels=range(7)).tolist()
     assert confusion.accuracy == pytest.approx(accuracy_score(true, said))
     assert confusion.mean_recall == pytest.approx(balanced_accuracy_score(true, said))

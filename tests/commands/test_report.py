@@ -32,9 +32,9 @@ def test_the_terminal_says_what_the_page_says(
     page = (sweep / "report.html").read_text()
     assert "Depth matters: worse than k=11 beyond the noise of seeds" in out
     assert "18 complete, 1 failed" in out
-    doubts = [line[2:] for line in out.splitlines() if line.startswith("- ")]
-    assert "The best lr, 0.01, is at the highest end of what was tried: try larger ones." in doubts
-    assert all(doubt.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#x27;") in page for doubt in doubts)
+    caveats = [line[2:] for line in out.splitlines() if line.startswith("- ")]
+    assert "The best lr, 0.01, is at the highest end of what was tried: try larger ones." in caveats
+    assert all(caveat.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#x27;") in page for caveat in caveats)
     assert f"page: {sweep / 'report.html'}" in out
 
 

@@ -28,13 +28,13 @@ def test_a_sound_folder_is_ready(
     assert re.search(r"^ *all +24 +12 *$", said, re.M)
     assert "width in pixels:  40 to 40, median 40" in said
     assert "kinds of pixels:  36 RGB" in said
-    assert "doubt: fewer than 10 training images of class0, class1, class2" in said
-    assert "doubt: 12 validation images: one of them is 8.3% of accuracy" in said
-    assert said.count("doubt:") == 2
+    assert "caveat: fewer than 10 training images of class0, class1, class2" in said
+    assert "caveat: 12 validation images: one of them is 8.3% of accuracy" in said
+    assert said.count("caveat:") == 2
     assert f"ready to train: finetune sweep explore.yaml data.root={images}" in said
 
 
-def test_every_doubt_is_told_with_an_example(
+def test_every_caveat_is_told_with_an_example(
     images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_, val = images / "train", images / "val"
@@ -49,13 +49,13 @@ def test_every_doubt_is_told_with_an_example(
     code, said = check(monkeypatch, capfd, images)
     assert code == 0
     for told in (
-        r"doubt: .*ignored 1 file that is no image \(notes.txt\)",
-        r"doubt: 1 image lies in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
-        r"doubt: 1 image has two labels: .*class1/0.png = .*class2/other.png",
-        r"doubt: 3 more files are copies of others: .*1.png = .*not.jpg; .*0.png = .*other.png; .*1.png = .*copy.png",
-        r"doubt: 1 file is not what its name says \(read anyway\): .*not.jpg is PNG",
-        r"doubt: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
-        r"doubt: \d+ images are smaller than data.size=224 and enlarged",
+        r"caveat: .*ignored 1 file that is no image \(notes.txt\)",
+        r"caveat: 1 image lies in several splits, so validation is too kind: .*class0/0.png = .*class0/same.png",
+        r"caveat: 1 image has two labels: .*class1/0.png = .*class2/other.png",
+        r"caveat: 3 more files are copies of others: .*1.png = .*not.jpg; .*0.png = .*other.png; .*1.png = .*copy.png",
+        r"caveat: 1 file is not what its name says \(read anyway\): .*not.jpg is PNG",
+        r"caveat: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
+        r"caveat: \d+ images are smaller than data.size=224 and enlarged",
         r"kinds of pixels: .*1 CMYK",
     ):
         assert re.search(told, said), (told, said)
@@ -71,8 +71,8 @@ def test_a_file_twice_in_training_and_once_in_validation_is_told_whole(
     code, said = check(monkeypatch, capfd, images)
     assert code == 0
     same = " = ".join(map(str, places))
-    assert f"doubt: 1 image lies in several splits, so validation is too kind: {same}\n" in said
-    assert f"doubt: 1 more file is a copy of others: {same}\n" in said
+    assert f"caveat: 1 image lies in several splits, so validation is too kind: {same}\n" in said
+    assert f"caveat: 1 more file is a copy of others: {same}\n" in said
 
 
 def test_a_table_that_names_a_file_twice_is_seen_through(
@@ -89,7 +89,7 @@ def test_a_table_that_names_a_file_twice_is_seen_through(
     assert "more file" not in said
     other = next(file.parent.name for file in files if file.parent != files[1].parent)
     table.write_text("\n".join(["path,label,split", *lines, f"{files[1]},{other},train"]))
-    assert f"doubt: 1 image has two labels: {files[1]}" in check(monkeypatch, capfd, table)[1]
+    assert f"caveat: 1 image has two labels: {files[1]}" in check(monkeypatch, capfd, table)[1]
 
 
 FAULTS = {

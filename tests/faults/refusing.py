@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.records.read import read_records
-from finetune.report.caveats import doubts
+from finetune.report.caveats import caveats
 from finetune.report.table import tabulate
 from tests.faults.invariants import sweep_file
 from tests.models import finetune
@@ -41,11 +41,11 @@ class Sweeps:
         return lines[0]
 
     def warned(self, words: Sequence[object]) -> list[str]:
-        """What the report says in doubt of a sweep that ran all the same."""
+        """The report's caveats on a sweep that ran all the same."""
         code, out, err = self.run(words)
         assert code == 0, out + err
         records = read_records(self.folder)
         assert [record.status for record in records] == ["complete"]
-        told = doubts(records, tabulate(records))
+        told = caveats(records, tabulate(records))
         assert set(records[0].warnings) <= set(told)
         return told

@@ -24,7 +24,7 @@ from finetune.errors import Refused
 from finetune.records.layout import RECORD
 from finetune.records.read import finished_record, read_records
 from finetune.records.result import Result
-from finetune.report.caveats import doubts
+from finetune.report.caveats import caveats
 from finetune.report.table import tabulate
 from finetune.sweep.identity import spec_digest
 from finetune.sweep.spec import METHODS, SweepSpec, read_sweep
@@ -331,7 +331,7 @@ def test_a_record_cut_or_changed_anywhere_is_a_record_or_none(
             read_records(tmp_path)
     else:
         records = read_records(tmp_path)
-        assert isinstance(doubts(records, tabulate(records)), list)
+        assert isinstance(caveats(records, tabulate(records)), list)
 
 
 @FUZZ

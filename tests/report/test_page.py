@@ -14,9 +14,12 @@ from finetune.records.layout import REPORT
 from finetune.records.predictions import predictions_of
 from finetune.records.repeat import repeat_command, repeat_overrides
 from finetune.records.result import Result
+from finetune.records.scores import Confusion
 from finetune.report.figures.main import depth_figure, pareto_front, pictures
+from finetune.report.figures.settings import rates_figure
 from finetune.report.page.page import SHOWN, write_report
-from finetune.report.table import tabulate, verdict
+from finetune.report.page.predictions import most_confused
+from finetune.report.table import tabulate, winner_sentence
 from tests.report.test_table import record
 
 SWEEP = [record(depth, 0.5 + depth / 100, seed, optim__lr=0.01) for depth in (4, 11, 17) for seed in (0, 1)]
@@ -144,7 +147,7 @@ def test_markup_in_names_and_parameters_stays_text(tmp_path: Path) -> None:
 
 
 def test_one_seed_has_no_interval_to_tell() -> None:
-    words = verdict(tabulate([record(17, 0.75)])).split()
+    words = winner_sentence(tabulate([record(17, 0.75)])).split()
     assert " ".join(words) == "Best: freeze_depth=17 with val/acc 0.750, one seed: no interval."
 
 
@@ -185,6 +188,82 @@ def test_the_pictures_that_the_records_can_fill() -> None:
     assert [p.name for p in pictures([failed], tabulate([failed]), {})] == ["failures"]
     for picture in pictures(records, tabulate(records), {}):
         json.loads(picture.figure.to_json())
+
+
+def test_a_learning_rate_that_was_no_override_has_its_cell() -> None:
+    """Two sweeps in one report: one sweeps the rate, the other has the schema's."""
+    swept = [record(4, 0.5, optim__lr=0.01), record(9, 0.7, optim__lr=0.01)]
+    other = replace(record(4, 0.9), key="other", config={"optim.lr": 0.001})
+    (cells,) = rates_figure([*swept, other]).data
+    assert list(cells.y) == ["0.001", "0.01"]
+    assert [list(row) for row in cells.z] == [[0.9, None], [0.5, 0.7]]
+
+
+def test_many_learning_rates_are_put_into_bands_that_hold_every_trial() -> None:
+    rates = np.geomspace(1e-5, 1e-1, 30)
+    (cells,) = rates_figure([record(4, 0.5, optim__lr=float(rate)) for rate in rates]).data
+    assert len(cells.y) == 8
+    assert all(row == [0.5] for row in map(list, cells.z))
+
+
+def with_many_classes(folder: Path, classes: int, trials: int) -> list[Result]:
+    """A sweep whose best trial confuses everything with everything; names as long as a file's may be."""
+    config = flat(compose_config(["experiment=embedded"]))
+    rng = np.random.default_rng(0)
+    epochs = [{"epoch": e, "val/acc": float(rng.random()), "train/acc": float(rng.random())} for e in range(20)]
+    names = [f"<{i}>".ljust(250, "é") for i in range(classes)]
+    records = [
+        replace(
+            record(i % 18, float(rng.random()), i, optim__lr=float(rng.random())),
+            key=f"{i:012x}",
+            config=config,
+            history=epochs,
+            classes=names,
+        )
+        for i in range(trials)
+    ]
+    best = max(records, key=lambda r: r.val_acc_best or 0)
+    labels = np.repeat(np.arange(classes), 5)
+    probabilities = np.zeros((len(labels), classes), np.float32)
+    probabilities[np.arange(len(labels)), rng.integers(0, classes, len(labels))] = 1
+    probabilities[0] = np.eye(classes, dtype=np.float32)[0]
+    blank = rng.integers(0, 256, (len(labels), 8, 8, 3), np.uint8)
+    paths = [folder / f"{i}.png" for i in range(len(labels))]
+    best.save(folder / "trials" / best.key)
+    predictions_of(probabilities, labels, paths, folder, lambda i: blank[i]).save(folder / "trials" / best.key)
+    return records
+
+
+@pytest.mark.parametrize("classes", [1000, 2500])
+def test_the_page_stays_small_with_many_classes(tmp_path: Path, classes: int) -> None:
+    records = with_many_classes(tmp_path / "mine", classes, trials=SHOWN + 1)
+    page = page_of(tmp_path / "mine", records)
+    assert (tmp_path / "mine" / REPORT).stat().st_size < 6_000_000
+    assert f"of {classes} classes with the most frequent confusions." in page.text[""]
+    assert f"The 500 of {classes} classes with the lowest recall." in page.text[""]
+    assert "Confusions as a table, the 500 most frequent of" in page.text[""]
+    assert "<é" not in (tmp_path / "mine" / REPORT).read_text()
+
+
+def test_a_few_classes_are_all_shown(tmp_path: Path) -> None:
+    page = page_of(tmp_path / "mine", with_many_classes(tmp_path / "mine", 40, trials=3))
+    assert "most frequent confusions" not in page.text[""]
+    page = page_of(tmp_path / "other", with_many_classes(tmp_path / "other", 41, trials=3))
+    assert "of 41 classes with the most frequent confusions." in page.text[""]
+
+
+def test_the_confusions_that_matter_are_in_the_picture() -> None:
+    """60 classes; class 50 is often taken for 7, and 7 sometimes for 59; all else is right."""
+    true = np.array([*range(60), *[50] * 9, *[7] * 4])
+    predicted = np.array([*range(60), *[7] * 9, *[59] * 4])
+    confusion = Confusion(tuple(f"c{i}" for i in range(60)), true, predicted)
+    assert [(m.true, m.predicted, m.images) for m in confusion.mistakes] == [(50, 7, 9), (7, 59, 4)]
+    shown = confusion.among(most_confused(confusion))
+    assert shown.classes == ("c7", "c50", "c59")
+    assert shown.counts.tolist() == [[1, 0, 4], [9, 1, 0], [0, 0, 1]]
+    perfect = Confusion(confusion.classes, np.arange(60), np.arange(60))
+    assert perfect.mistakes == []
+    assert most_confused(perfect) == [0, 1]
 
 
 def test_the_pareto_front_is_what_no_trial_beats() -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser."""
 
+import functools
 import shlex
 import threading
 import urllib.error
@@ -23,8 +24,9 @@ from tests.browser import needs_chromium, opened
 from tests.report.test_table import record
 
 
-def save_sweep(folder: Path) -> list[Result]:
-    """Three depths, two rates, three seeds; the best trial with its predictions; one failure."""
+@functools.cache
+def swept() -> list[Result]:
+    """Three depths, two rates, three seeds; one failure."""
     rng = np.random.default_rng(0)
     records = []
     for depth, mean in ((0, 0.5), (11, 0.8), (17, 0.6)):
@@ -38,14 +40,20 @@ def save_sweep(folder: Path) -> list[Result]:
                 known = {"config": flat(config), "history": curve, "classes": ["<cat>", "dog"], "best_epoch": 2}
                 records.append(replace(bare, key=trial_key(config), **known))
     failed = replace(record(0, None, 3, "failed", optim__lr=0.1), key="0" * 12, reason="out of memory <b>")
-    for each in [*records, failed]:
+    return [*records, failed]
+
+
+def save_sweep(folder: Path) -> list[Result]:
+    """The records of `swept`, the best trial with its predictions."""
+    records = swept()
+    for each in records:
         each.save(folder / "trials" / each.key)
     best = max(records, key=lambda r: r.val_acc_best or 0)
     sure = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], np.float32)
     blank = np.full((3, 8, 8, 3), 200, np.uint8)
     kept = predictions_of(sure, np.array([0, 1, 0]), [Path(f"/x/{i}.png") for i in range(3)], None, lambda i: blank[i])
     kept.save(folder / "trials" / best.key)
-    return [*records, failed]
+    return records
 
 
 @pytest.fixture(scope="module")

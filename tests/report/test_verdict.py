@@ -2,19 +2,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from finetune.config import BACKBONES, FREEZE_UNITS
-from finetune.network.backbone import build_backbone
-from finetune.network.freeze import depth_table
-from finetune.records.predictions import Predictions
 from finetune.records.result import Result
-from finetune.report.caveats import doubts
-from finetune.report.depths import SIZE, deepest, depths_of
 from finetune.report.table import tabulate
 from finetune.report.verdict import Conclusions, compare_depths, conclude, duration
 from tests.report.test_table import record
@@ -124,76 +116,6 @@ def test_k_is_seldom_said_to_matter_where_it_does_not(unlike: bool, images: int 
 def test_k_is_said_to_matter_where_it_does() -> None:
     found = [text(sweep({0: 0.7, 9: 0.8, 17: 0.7}, source=i)) for i in range(100)]
     assert sum("Depth matters" in words for words in found) > 80
-
-
-def doubted(records: Sequence[Result], predictions: Predictions | None = None) -> str:
-    return "\n".join(doubts(records, tabulate(records), predictions))
-
-
-def with_rates(best: float, **params: Any) -> list[Result]:
-    return [record(4, 0.9 if lr == best else 0.5, s, optim__lr=lr) for lr in (0.001, 0.01, 0.1) for s in range(3)]
-
-
-def test_doubt_the_best_rate_or_head_at_the_edge() -> None:
-    assert "The best lr, 0.1, is at the highest end of what was tried: try larger ones." in doubted(with_rates(0.1))
-    assert "The best lr, 0.001, is at the lowest end" in doubted(with_rates(0.001))
-    assert "end of what was tried" not in doubted(with_rates(0.01))
-    heads = [record(4, 0.5 + sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64], [128, 64]) for s in range(3)]
-    assert "The best head, [128, 64], is at the highest end" in doubted(heads)
-    linear = [record(4, 0.5 - sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64]) for s in range(3)]
-    assert "end of what was tried" not in doubted(linear)  # no head is smaller
-
-
-def test_doubt_too_few_trials_and_seeds_that_disagree() -> None:
-    records = [*with_rates(0.01), record(9, 0.6, optim__lr=0.01)]
-    assert "Fewer than 3 seeds behind the best of k=9" in doubted(records)
-    agree = [record(k, 0.5 + k / 100 + s / 1000, s) for k in (4, 9) for s in range(3)]
-    assert "disagree" not in doubted(agree)
-    crossed = [record(k, 0.5 + (0.1 if (k == 4) == (s == 0) else 0), s) for k in (4, 9) for s in range(3)]
-    assert "The seeds disagree on the best depth (seed 0: k=4, seed 1: k=9, seed 2: k=9)." in doubted(crossed)
-
-
-def curve(*values: float) -> list[dict[str, float]]:
-    return [{"epoch": i, "val/acc": value} for i, value in enumerate(values)]
-
-
-def test_doubt_stopped_trials_that_still_improved() -> None:
-    rising = replace(record(4, 0.6, 0, "pruned"), history=curve(0.4, 0.6))
-    falling = replace(record(4, 0.6, 1, "pruned"), history=curve(0.6, 0.4))
-    assert "1 of 2 stopped trials were still improving" in doubted([rising, falling, record(4, 0.9)])
-    assert "still improving" not in doubted([falling, record(4, 0.9)])
-    late = replace(record(4, 0.6), history=curve(0.4, 0.6), best_epoch=1)
-    assert "1 of 1 complete trials were best in their last epoch" in doubted([late])
-
-
-def test_doubt_imbalance_warnings_views_mixed_data_and_failures() -> None:
-    labels = np.array([0] * 9 + [1])
-    blank = np.zeros((0, 64, 64, 3), np.uint8)
-    sure = np.eye(2, dtype=np.float32)[labels]
-    found = doubted([record(4, 0.9)], Predictions(sure, labels, (), np.zeros(0, np.int64), blank))
-    assert "The classes are unbalanced (1 to 9 validation images)" in found
-    assert "There are 10 validation images." in found
-    shared = "data: 3 images of val are in train too"
-    assert shared in doubted([replace(record(4, 0.9), warnings=[shared])])
-    assert "a store of 4 fixed augmented views" in doubted([replace(record(4, 0.9), cache={"views": 4})])
-    mixed = [replace(record(4, 0.9, s), digests={"split": str(s)}) for s in range(2)]
-    assert "The trials used 2 different splits" in doubted(mixed)
-    assert "1 trial failed: out of memory" in doubted([replace(record(4, None, 0, "failed"), reason="out of memory")])
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_file_of_depths_is_what_the_backbones_say(backbone: str) -> None:
-    with torch.device("meta"):
-        built = build_backbone(backbone)
-    for unit in FREEZE_UNITS:
-        rows = depth_table(built, unit, SIZE)
-        found = depths_of(backbone, unit)
-        assert found is not None, f"add {backbone} to finetune/report/depths.json"
-        assert found.names == tuple(row.name for row in rows)
-        assert found.parameters == pytest.approx([row.parameter_share for row in rows], abs=1e-4)
-        assert found.flops == pytest.approx([row.flop_share for row in rows], abs=1e-4)
-        assert deepest(backbone, unit) == rows[-1].k
-        assert deepest("another", unit) is None
 
 
 def test_conclusions_are_made_of_records_alone() -> None:

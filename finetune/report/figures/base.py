@@ -55,11 +55,14 @@ def accuracy_range(accuracies: Sequence[float]) -> list[float]:
 def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.Figure:
     """A horizontal bar a value, the first on top; `form` is d3's format of the values."""
     plot = empty_figure(title, "")
-    names = [plain(name) for name in values]
     plot.add_bar(
-        x=list(values.values()), y=names, orientation="h", marker={"color": color},
-        texttemplate=f"%{{x:{form}}}", hovertemplate=f"%{{y}}: %{{x:{form}}}<extra></extra>",
-    )  # fmt: skip
+        x=list(values.values()),
+        y=[plain(name) for name in values],
+        orientation="h",
+        marker={"color": color},
+        texttemplate=f"%{{x:{form}}}",
+        hovertemplate=f"%{{y}}: %{{x:{form}}}<extra></extra>",
+    )
     plot.update_layout(
         yaxis={"autorange": "reversed", "automargin": True, "tickformat": "", "type": "category"},
         xaxis_tickformat="" if form == "d" else form,
@@ -69,10 +72,10 @@ def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.F
 
 
 def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]:
-    """What a scatter of trials shows of one under the pointer, beginning with `first`, and its key."""
+    """What a scatter of trials shows of one under the pointer, beginning with `first`, and its key for a click."""
     return {
-        "customdata": [r.key for r in records],
-        "text": [f"{plain(label(r.params, table.swept))} seed={r.seed}" for r in records],
+        "customdata": [record.key for record in records],
+        "text": [f"{plain(label(record.params, table.swept))} seed={record.seed}" for record in records],
         "hovertemplate": f"{first}<br>val/acc %{{y:.4f}}<br>%{{text}}<extra></extra>",
     }
 

@@ -2,55 +2,75 @@
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
-from finetune.records.scores import Calibration
-from finetune.report.figures.base import BLUE, GREY, SCALE
+from finetune.records.scores import Calibration, Confusion
+from finetune.report.figures.base import BLUE, GREY, SCALE, empty_figure, plain
 
 _NUMBERS = 15
 """Classes up to which a confusion matrix has its numbers written in."""
+_NAME = 24
+"""Characters of a class's name on its axes, at the most."""
 
 
-def confusion_figure(counts: NDArray[np.int64], classes: list[str]) -> go.Figure:
-    """True classes downwards, predicted ones to the right, coloured by share of the true class."""
+def confusion_figure(confusion: Confusion) -> go.Figure:
+    """True classes downwards, predicted ones to the right, coloured by share of the true class.
+
+    A row or a column a class, so for some dozens of them at the most.
+    """
+    counts = confusion.counts
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    names = [name.replace("<", "‹").replace(">", "›")[:24] for name in classes]
-    written = len(names) <= _NUMBERS
-    at = list(range(len(names)))
-    plot = go.Figure()
+    names = [plain(name)[:_NAME] for name in confusion.classes]
+    places = list(range(len(names)))  # names that are cut off may be equal, which would be one row
+
+    plot = empty_figure("predicted class; rows are the true one", "")
     plot.add_heatmap(
-        x=at, y=at, z=shares.tolist(), text=counts.tolist(), texttemplate="%{text}" if written else None,
-        customdata=[[f"{t} taken for {p}" for p in names] for t in names],
-        hovertemplate="%{customdata}: %{text} images, %{z:.0%} of its class<extra></extra>",
-        colorscale=SCALE, zmin=0, zmax=1, showscale=False,
-    )  # fmt: skip
-    ticks = {"tickvals": at, "ticktext": names} if len(names) <= 40 else {}
+        x=places,
+        y=places,
+        z=shares.round(4).tolist(),
+        text=counts.tolist(),
+        texttemplate="%{text}" if len(names) <= _NUMBERS else None,
+        hovertemplate="%{y} taken for %{x}: %{text} images, %{z:.0%} of its class<extra></extra>",
+        colorscale=SCALE,
+        zmin=0,
+        zmax=1,
+        showscale=False,
+    )
+    ticks = {"tickvals": places, "ticktext": names, "tickformat": ""}
     plot.update_layout(
-        template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", height=440,
-        xaxis={"title": "predicted class; rows are the true one", "automargin": True, "tickangle": -45, **ticks},
-        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False, **ticks},
+        xaxis={"tickangle": -45, **ticks},
+        yaxis={"autorange": "reversed", "showgrid": False, **ticks},
         margin={"l": 60, "r": 10, "t": 10, "b": 60},
-    )  # fmt: skip
+        height=440,
+    )
     return plot
 
 
-def calibration_figure(fits: Calibration) -> go.Figure:
+def calibration_figure(calibration: Calibration) -> go.Figure:
     """Accuracy against confidence, bin by bin, beside the line of perfect calibration."""
-    plot = go.Figure()
+    plot = empty_figure("confidence", "accuracy")
     plot.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="perfect", line={"color": GREY, "dash": "dash"}, hoverinfo="skip"
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name="perfect",
+        line={"color": GREY, "dash": "dash"},
+        hoverinfo="skip",
     )
-    most = max(fits.images)
+    most = max(calibration.images)
     plot.add_scatter(
-        x=fits.confidence, y=fits.accuracy, mode="lines+markers", name="this network", line={"color": BLUE},
-        marker={"size": [8 + 14 * n / most for n in fits.images]}, text=[f"{n} images" for n in fits.images],
+        x=calibration.confidence,
+        y=calibration.accuracy,
+        mode="lines+markers",
+        name="this network",
+        line={"color": BLUE},
+        marker={"size": [8 + 14 * images / most for images in calibration.images]},
+        text=[f"{images} images" for images in calibration.images],
         hovertemplate="%{x:.0%} sure, right %{y:.0%} of the time<br>%{text}<extra></extra>",
-    )  # fmt: skip
+    )
     plot.update_layout(
-        template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", height=440,
-        xaxis={"title": "confidence", "tickformat": ".0%", "range": [0, 1.02], "automargin": True},
-        yaxis={"title": "accuracy", "tickformat": ".0%", "range": [0, 1.02], "automargin": True},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"tickformat": ".0%", "range": [0, 1.02]},
+        yaxis={"range": [0, 1.02]},
         margin={"l": 60, "r": 10, "t": 40, "b": 60},
-    )  # fmt: skip
+        height=440,
+    )
     return plot

@@ -13,12 +13,12 @@ from finetune.records.layout import RECORD, REPORT, TRIALS
 from finetune.records.predictions import Predictions
 from finetune.records.repeat import repeat_command
 from finetune.records.result import Result
-from finetune.report.caveats import doubts
+from finetune.report.caveats import caveats
 from finetune.report.figures.base import Picture
 from finetune.report.figures.main import pictures
 from finetune.report.page.predictions import winner_section
-from finetune.report.table import Table, accuracy_text, label, tabulate
-from finetune.report.verdict import Conclusions, Depth, conclude
+from finetune.report.table import Table, accuracy_text, label, ranked, tabulate
+from finetune.report.verdict import STANDINGS, Conclusions, Depth, conclude, p_text
 from finetune.storage.durable import write_durably
 
 SHOWN = 1000
@@ -29,9 +29,13 @@ def write_report(folder: Path, records: Sequence[Result], others: Sequence[Path]
     """Write `report.html` into `folder`: no script, font or image is fetched when it is opened. Returns its path.
 
     Args:
-        folder: Of the sweep.
+        folder: The sweep's.
         records: Of it, and of the sweeps in `others`.
         others: Further folders that trials lie in.
+
+    >>> from finetune.records.read import read_records
+    >>> write_report(Path("runs/local"), read_records(Path("runs/local")))
+    PosixPath('runs/local/report.html')
     """
     path = folder / REPORT
     write_durably(path, page([folder, *others], records).encode(errors="replace"))
@@ -43,18 +47,23 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
 
     Args:
         folders: Where the trials lie; the page is named after the first.
-        records: Of the trials.
+        records: The trials'.
         live: What a server's `/state` says as long as nothing is new; empty for a page that nobody refreshes.
     """
-    ranked = sorted(records, key=lambda r: (r.status != "complete", -(r.val_acc_best or 0), r.key))
-    table, shown = tabulate(records), ranked[:SHOWN]
-    keys = table.swept
+    # 1. What is said
+    table = tabulate(records)
     conclusions = conclude(records, table)
-    kept = predictions_of(folders, records, table)
-    drawn = pictures([*shown, *(r for r in ranked[SHOWN:] if r.status == "failed")], table, ended_at(folders, records))
-    extra = winner_section(*kept, table) if kept else ("", list[Picture]())
-    trials = {r.key: {"name": _name(r, keys), "command": repeat_command(r.config)} for r in shown if r.config}
-    figures = {p.name: json.loads(p.figure.to_json()) for p in (*drawn, *extra[1])}
+    kept = kept_predictions(folders, records, table)
+    sentences = caveats(records, table, kept[1] if kept else None)
+
+    # 2. What is shown: a page has room for so many trials, but every failure is counted
+    best_first = sorted(records, key=lambda r: (r.status != "complete", -r.accuracy, r.key))
+    shown, rest = best_first[:SHOWN], best_first[SHOWN:]
+    failed = [record for record in rest if record.status == "failed"]
+    main_pictures = pictures([*shown, *failed], table, ended_at(folders, records))
+    winner, winner_pictures = winner_section(*kept, table) if kept else ("", [])
+
+    # 3. The page
     names = ", ".join(folder.resolve().name for folder in folders)
     return Template(_file("page.html")).substitute(
         title=html.escape(f"Validation accuracy against freeze depth: {names}"),
@@ -65,96 +74,125 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
         plotly=plotly.offline.get_plotlyjs(),
         counts=", ".join(f"{count} {status}" for status, count in table.counts.items()),
         verdict=_verdict(conclusions),
-        doubts=_doubts(doubts(records, table, kept[1] if kept else None)),
-        rows="\n".join(_depth(depth, table) for depth in conclusions.depths),
-        pictures="\n".join(map(picture_html, drawn)),
-        winner=extra[0],
-        shown=f"The {SHOWN} best of {len(records)} are shown." if len(records) > SHOWN else "",
-        trials="\n".join(_trial(r, keys, first=i == 0) for i, r in enumerate(shown)),
-        data=json.dumps({"figures": figures, "trials": trials}).replace("<", "\\u003c"),
+        caveats=_caveats(sentences),
+        rows="\n".join(_depth_row(depth, table) for depth in conclusions.depths),
+        pictures="\n".join(map(picture_html, main_pictures)),
+        winner=winner,
+        shown=f"The {SHOWN} best of {len(records)} are shown." if rest else "",
+        trials="\n".join(_trial_row(record, table.swept, first=i == 0) for i, record in enumerate(shown)),
+        data=_data([*main_pictures, *winner_pictures], shown, table),
     )
 
 
 def ended_at(folders: Sequence[Path], records: Sequence[Result]) -> dict[str, float]:
     """When each trial's record was written, by its key, in seconds since 1970."""
-    found = {}
-    for key in (record.key for record in records):
-        for folder in folders:
-            file = folder / TRIALS / key / RECORD
-            if file.is_file():
-                found[key] = file.stat().st_mtime
-                break
-    return found
+    times = {}
+    for record in records:
+        files = (folder / TRIALS / record.key / RECORD for folder in folders)
+        file = next((file for file in files if file.is_file()), None)
+        if file is not None:
+            times[record.key] = file.stat().st_mtime
+    return times
 
 
-def predictions_of(
+def kept_predictions(
     folders: Sequence[Path], records: Sequence[Result], table: Table
 ) -> tuple[Result, Predictions] | None:
     """The best trial that still has its predictions, those of the winning configuration first."""
     won = table.winner.keys if table.winner else ()
-    complete = [r for r in records if r.status == "complete"]
-    for record in sorted(complete, key=lambda r: (r.key not in won, -(r.val_acc_best or 0))):
+    for record in sorted(ranked(records), key=lambda r: (r.key not in won, -r.accuracy)):
         for folder in folders:
-            found = Predictions.load(folder / TRIALS / record.key)
-            if found is not None and found.probabilities.shape[1] == len(record.classes):
-                return record, found
+            predictions = Predictions.load(folder / TRIALS / record.key)
+            if predictions is not None and predictions.probabilities.shape[1] == len(record.classes):
+                return record, predictions
     return None
 
 
 def picture_html(picture: Picture) -> str:
     """A heading, a place for the plot and how to read it."""
+    title = html.escape(picture.title)
     return (
-        f'<figure class="picture" style="margin:0"><h3>{html.escape(picture.title)}</h3>'
-        f'<div class="plot" id="plot-{picture.name}" role="img" aria-label="{html.escape(picture.title)}"></div>'
+        f'<figure class="picture" style="margin:0"><h3>{title}</h3>'
+        f'<div class="plot" id="plot-{picture.name}" role="img" aria-label="{title}"></div>'
         f'<figcaption class="quiet">{html.escape(picture.note)}</figcaption></figure>'
     )
 
 
+def _data(drawn: Sequence[Picture], shown: Sequence[Result], table: Table) -> str:
+    """What the page's script reads: the figures, and each trial's name and command for when it is picked."""
+    figures = {picture.name: _rounded(json.loads(picture.figure.to_json())) for picture in drawn}
+    trials = {
+        record.key: {"name": _trial_name(record, table.swept), "command": repeat_command(record.config)}
+        for record in shown
+        if record.config
+    }
+    text = json.dumps({"figures": figures, "trials": trials}, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # or a name such as </script> would end the script
+
+
+def _rounded(value: Any) -> Any:
+    """The same plain values with numbers of six digits, which is more than a screen shows and a third of the bytes."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
 def _verdict(conclusions: Conclusions) -> str:
     first, *rest = conclusions.sentences
-    return f'<p class="lead">{html.escape(first)}</p>' + "".join(f"<p>{html.escape(words)}</p>" for words in rest)
+    return f'<p class="lead">{html.escape(first)}</p>' + "".join(f"<p>{html.escape(text)}</p>" for text in rest)
 
 
-def _doubts(found: Sequence[str]) -> str:
-    if not found:
+def _caveats(sentences: Sequence[str]) -> str:
+    if not sentences:
         return ""
-    items = "".join(f"<li>{html.escape(words)}</li>" for words in found)
-    head = '<section id="doubts" aria-labelledby="doubts-title"><h2 id="doubts-title">Doubts</h2>'
+
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    head = '<section id="caveats" aria-labelledby="caveats-title"><h2 id="caveats-title">Caveats</h2>'
     return f"{head}<ul>{items}</ul></section>"
 
 
-def _depth(depth: Depth, table: Table) -> str:
+def _depth_row(depth: Depth, table: Table) -> str:
     group, behind = depth.group, depth.behind
-    trials = sum(len(g.accuracies) for g in table.groups if g.freeze_depth == group.freeze_depth)
-    noise = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}[depth.standing]
-    p = "" if depth.p is None else " (p<0.001)" if depth.p < 0.001 else f" (p={depth.p:.2g})"
-    cells = [group.freeze_depth, trials, accuracy_text(group), f"{group.seconds:.1f}", label(group.params, table.swept)]
-    cells += ["" if behind is None else f"{behind.mean:.3f} [{behind.low:.3f}..{behind.high:.3f}]", noise + p]
+    cells = [
+        group.freeze_depth,
+        table.trials_at(group.freeze_depth),
+        accuracy_text(group),
+        f"{group.seconds:.1f}",
+        label(group.params, table.swept),
+        "" if behind is None else f"{behind.mean:.3f} [{behind.low:.3f}..{behind.high:.3f}]",
+        STANDINGS[depth.standing] + ("" if depth.p is None else f" ({p_text(depth.p)})"),
+    ]
     mark = ' class="winner"' if depth.standing == "best" else ""
     return f"<tr{mark}>{_cells(cells, text=(4, 6))}</tr>"
 
 
-def _trial(record: Result, keys: Sequence[str], first: bool) -> str:
-    accuracy = "" if record.val_acc_best is None else f"{record.val_acc_best:.4f}"
-    status = record.status if record.status == "complete" else f"{record.status}: {record.reason[:80]}"
-    seconds = f"{record.seconds.get('total', 0):.1f}"
-    depth = "" if record.freeze_depth is None else record.freeze_depth
-    cells = [accuracy, depth, record.seed, status, seconds, label(record.params, keys)]
-    key = html.escape(record.key)
-    return (
-        f'<tr data-key="{key}" tabindex="{0 if first else -1}" aria-selected="false">{_cells(cells, text=(3, 5))}</tr>'
-    )
+def _trial_row(record: Result, swept: Sequence[str], first: bool) -> str:
+    cells = [
+        "" if record.val_acc_best is None else f"{record.val_acc_best:.4f}",
+        "" if record.freeze_depth is None else record.freeze_depth,
+        record.seed,
+        record.status if record.status == "complete" else f"{record.status}: {record.reason[:80]}",
+        f"{record.total_seconds:.1f}",
+        label(record.params, swept),
+    ]
+    key, focus = html.escape(record.key), 0 if first else -1  # Tab reaches the table once; arrow keys go on in it
+    return f'<tr data-key="{key}" tabindex="{focus}" aria-selected="false">{_cells(cells, text=(3, 5))}</tr>'
 
 
 def _cells(cells: Sequence[Any], text: Sequence[int]) -> str:
+    """Table cells; those at the places `text` hold text, the others numbers."""
     return "".join(
         f"<td{' class=text' if i in text else ''}>{html.escape(str(cell))}</td>" for i, cell in enumerate(cells)
     )
 
 
-def _name(record: Result, keys: Sequence[str]) -> str:
+def _trial_name(record: Result, swept: Sequence[str]) -> str:
     accuracy = record.status if record.val_acc_best is None else f"val/acc {record.val_acc_best:.4f}"
-    return f"k={record.freeze_depth} {label(record.params, keys)} seed={record.seed}: {accuracy}"
+    return f"k={record.freeze_depth} {label(record.params, swept)} seed={record.seed}: {accuracy}"
 
 
 def _file(name: str) -> str:

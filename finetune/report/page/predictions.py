@@ -4,7 +4,8 @@ import base64
 import html
 import io
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from string import Template
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,58 +17,116 @@ from finetune.report.figures.base import Picture
 from finetune.report.figures.predictions import calibration_figure, confusion_figure
 from finetune.report.table import Table, label
 
+_MATRIX = 40
+"""Classes in the picture of the confusions, at the most: those with the most frequent ones."""
+_ROWS = 500
+"""Rows of the tables of classes and of confusions, at the most, so that the page can be mailed."""
+_NAME = 60
+"""Characters of a class's name in these tables, at the most."""
 
-def winner_section(record: Result, found: Predictions, table: Table) -> tuple[str, list[Picture]]:
+
+def winner_section(record: Result, predictions: Predictions, table: Table) -> tuple[str, list[Picture]]:
     """The section's HTML, and the figures that belong into its `plot-NAME` places."""
-    fits, confusion = calibration(found), Confusion.of(found, record.classes)
-    drawn = [
-        Picture("confusion", "Confusions", "", confusion_figure(confusion.counts, record.classes)),
-        Picture("calibration", "Calibration", "", calibration_figure(fits)),
+    confusion = Confusion.of(predictions, record.classes)
+    reliability = calibration(predictions)
+    shown = confusion if len(confusion.classes) <= _MATRIX else confusion.among(most_confused(confusion))
+    figures = [
+        Picture("confusion", "Confusions", "", confusion_figure(shown)),
+        Picture("calibration", "Calibration", "", calibration_figure(reliability)),
     ]
-    which = f"k={record.freeze_depth} {label(record.params, table.swept)} seed={record.seed}".replace("  ", " ")
+
     won = table.winner is not None and record.key in table.winner.keys
-    of = "the winning configuration" if won else "the best single trial, which is not of the winning configuration"
-    images, right = len(found.labels), int((found.predicted == found.labels).sum())
-    return (
-        f"""<section id="winner" aria-labelledby="winner-title"><h2 id="winner-title">The winner's predictions</h2>
-<p>{html.escape(which)}, {of}, in its best epoch: {right} of {images} validation images right.</p>
-<div class="pair"><div><h3>Confusions</h3>
-<div class="plot" id="plot-confusion" role="img" aria-label="Confusion matrix"></div></div>
-<div><h3>Calibration</h3>
-<div class="plot" id="plot-calibration" role="img" aria-label="Calibration"></div>
-<p class="quiet">When it is 80 % sure it should be right 80 % of the time, on the line. Expected calibration error
-{fits.error:.3f}.</p></div></div>
-<h3>Class by class</h3><div class="wide tall" tabindex="0" role="region" aria-label="Class by class">
-<table id="classes"><thead><tr><th class="text">class</th><th>images</th><th>precision</th><th>recall</th></tr></thead>
-<tbody>{_classes(found, record)}</tbody></table></div>
-{_mistakes(found, record)}</section>""",
-        drawn,
+    trial = f"k={record.freeze_depth} {label(record.params, table.swept)} seed={record.seed}".replace("  ", " ")
+    template = Template(Path(__file__).with_name("winner.html").read_text(encoding="utf-8"))
+    section = template.substitute(
+        trial=html.escape(trial),
+        configuration="the winning configuration"
+        if won
+        else "the best single trial, which is not of the winning configuration",
+        right=predictions.right,
+        images=len(predictions.labels),
+        confusions="" if shown is confusion else _confusions(confusion, shown),
+        error=f"{reliability.error:.3f}",
+        which_classes=_which_classes(confusion),
+        classes=_classes(confusion),
+        mistakes=_mistakes(predictions, record),
     )
+    return section, figures
 
 
-def _classes(found: Predictions, record: Result) -> str:
+def most_confused(confusion: Confusion) -> list[int]:
+    """The numbers of the classes of the most frequent confusions, as many as the picture has room for, ascending."""
+    numbers: set[int] = set()
+    for mistake in confusion.mistakes:
+        both = numbers | {mistake.true, mistake.predicted}
+        if len(both) > _MATRIX:
+            break
+        numbers = both
+
+    others = (number for number in range(len(confusion.classes)) if number not in numbers)
+    while len(numbers) < 2:  # no mistake at all
+        numbers.add(next(others))
+    return sorted(numbers)
+
+
+def _confusions(confusion: Confusion, shown: Confusion) -> str:
+    """What the picture shows, and the confusions as a table that opens on demand."""
+    mistakes = confusion.mistakes
+    names = confusion.classes
+    images = np.bincount(confusion.true, minlength=len(names)).tolist()
+    rows = "\n".join(
+        f"<tr><td class=text>{_short_name(names[mistake.true])}</td>"
+        f"<td class=text>{_short_name(names[mistake.predicted])}</td>"
+        f"<td>{mistake.images}</td><td>{mistake.images / images[mistake.true]:.0%}</td></tr>"
+        for mistake in mistakes[:_ROWS]
+    )
+    most = f"the {_ROWS} most frequent of {len(mistakes)}" if len(mistakes) > _ROWS else f"all {len(mistakes)}"
+    return f"""<p class="quiet">The {len(shown.classes)} of {len(names)} classes with the most frequent confusions.</p>
+<details><summary>Confusions as a table, {most}</summary>
+<div class="wide tall" tabindex="0" role="region" aria-label="Confusions"><table id="confusions">
+<thead><tr><th class="text">true class</th><th class="text">taken for</th><th>images</th><th>of its class</th></tr>
+</thead><tbody>{rows}</tbody></table></div></details>"""
+
+
+def _which_classes(confusion: Confusion) -> str:
+    if len(confusion.classes) <= _ROWS:
+        return ""
+    return f'<p class="quiet">The {_ROWS} of {len(confusion.classes)} classes with the lowest recall.</p>'
+
+
+def _classes(confusion: Confusion) -> str:
     def share(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
+    classes = confusion.per_class
+    if len(classes) > _ROWS:
+        classes = sorted((c for c in classes if c.recall is not None), key=lambda c: c.recall or 0)[:_ROWS]
     return "\n".join(
-        f"<tr><td class=text>{html.escape(c.name)}</td><td>{c.images}</td>"
-        f"<td>{share(c.precision)}</td><td>{share(c.recall)}</td></tr>"
-        for c in Confusion.of(found, record.classes).per_class
+        f"<tr><td class=text>{_short_name(figures.name)}</td><td>{figures.images}</td>"
+        f"<td>{share(figures.precision)}</td><td>{share(figures.recall)}</td></tr>"
+        for figures in classes
     )
 
 
-def _mistakes(found: Predictions, record: Result) -> str:
-    if not len(found.mistakes):
+def _short_name(name: str) -> str:
+    return html.escape(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…")
+
+
+def _mistakes(predictions: Predictions, record: Result) -> str:
+    if not len(predictions.mistakes):
         return "<h3>Most confident mistakes</h3><p>None: every validation image is right.</p>"
+
     items = []
-    for position, thumbnail in zip(found.mistakes, found.thumbnails, strict=True):
-        said, is_ = record.classes[found.predicted[position]], record.classes[found.labels[position]]
-        name = "/".join(PurePath(found.paths[position]).parts[-3:])
-        breakable = re.sub(r"(?<=[/_.-])", "<wbr>", html.escape(name))
-        words = f"{said} ({found.probabilities[position].max():.0%}), is {is_}"
+    for position, thumbnail in zip(predictions.mistakes, predictions.thumbnails, strict=True):
+        predicted = record.classes[predictions.predicted[position]]
+        true = record.classes[predictions.labels[position]]
+        caption = html.escape(f"{predicted} ({predictions.probabilities[position].max():.0%}), is {true}")
+
+        name = "/".join(PurePath(predictions.paths[position]).parts[-3:])
+        breakable = re.sub(r"(?<=[/_.-])", "<wbr>", html.escape(name))  # a long name wraps after these
         items.append(
-            f'<li><img src="{data_uri(thumbnail)}" alt="{html.escape(words)}">'
-            f'{html.escape(words)}<br><span class="quiet">{breakable}</span></li>'
+            f'<li><img src="{data_uri(thumbnail)}" alt="{caption}">'
+            f'{caption}<br><span class="quiet">{breakable}</span></li>'
         )
     return (
         "<h3>Most confident mistakes</h3><p class=quiet>Mislabelled images show up here first.</p>"
@@ -76,7 +135,7 @@ def _mistakes(found: Predictions, record: Result) -> str:
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """An image, H x W x 3, as text that a page can hold."""
+    """An image, H × W × 3, as text that a page can hold."""
     from PIL import Image
 
     buffer = io.BytesIO()

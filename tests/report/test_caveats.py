@@ -1,0 +1,70 @@
+"""What speaks against a verdict is said, and only then."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from finetune.records.predictions import Predictions
+from finetune.records.result import Result
+from finetune.report.caveats import caveats
+from finetune.report.table import tabulate
+from tests.report.test_table import record
+
+
+def caveats_of(records: Sequence[Result], predictions: Predictions | None = None) -> str:
+    return "\n".join(caveats(records, tabulate(records), predictions))
+
+
+def with_rates(best: float, **params: Any) -> list[Result]:
+    return [record(4, 0.9 if lr == best else 0.5, s, optim__lr=lr) for lr in (0.001, 0.01, 0.1) for s in range(3)]
+
+
+def test_the_best_rate_or_head_at_the_edge_is_a_caveat() -> None:
+    assert "The best lr, 0.1, is at the highest end of what was tried: try larger ones." in caveats_of(with_rates(0.1))
+    assert "The best lr, 0.001, is at the lowest end" in caveats_of(with_rates(0.001))
+    assert "end of what was tried" not in caveats_of(with_rates(0.01))
+    heads = [record(4, 0.5 + sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64], [128, 64]) for s in range(3)]
+    assert "The best head, [128, 64], is at the highest end" in caveats_of(heads)
+    linear = [record(4, 0.5 - sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64]) for s in range(3)]
+    assert "end of what was tried" not in caveats_of(linear)  # no head is smaller
+
+
+def test_too_few_trials_and_seeds_that_disagree_are_caveats() -> None:
+    records = [*with_rates(0.01), record(9, 0.6, optim__lr=0.01)]
+    assert "Fewer than 3 seeds behind the best of k=9" in caveats_of(records)
+    agree = [record(k, 0.5 + k / 100 + s / 1000, s) for k in (4, 9) for s in range(3)]
+    assert "disagree" not in caveats_of(agree)
+    crossed = [record(k, 0.5 + (0.1 if (k == 4) == (s == 0) else 0), s) for k in (4, 9) for s in range(3)]
+    assert "The seeds disagree on the best depth (seed 0: k=4, seed 1: k=9, seed 2: k=9)." in caveats_of(crossed)
+
+
+def curve(*values: float) -> list[dict[str, float]]:
+    return [{"epoch": i, "val/acc": value} for i, value in enumerate(values)]
+
+
+def test_stopped_trials_that_still_improved_are_a_caveat() -> None:
+    rising = replace(record(4, 0.6, 0, "pruned"), history=curve(0.4, 0.6))
+    falling = replace(record(4, 0.6, 1, "pruned"), history=curve(0.6, 0.4))
+    assert "1 of 2 stopped trials were still improving" in caveats_of([rising, falling, record(4, 0.9)])
+    assert "still improving" not in caveats_of([falling, record(4, 0.9)])
+    late = replace(record(4, 0.6), history=curve(0.4, 0.6), best_epoch=1)
+    assert "1 of 1 complete trials were best in their last epoch" in caveats_of([late])
+
+
+def test_imbalance_warnings_views_mixed_data_and_failures_are_caveats() -> None:
+    labels = np.array([0] * 9 + [1])
+    blank = np.zeros((0, 64, 64, 3), np.uint8)
+    sure = np.eye(2, dtype=np.float32)[labels]
+    found = caveats_of([record(4, 0.9)], Predictions(sure, labels, (), np.zeros(0, np.int64), blank))
+    assert "The classes are unbalanced (1 to 9 validation images)" in found
+    assert "There are 10 validation images." in found
+    shared = "data: 3 images of val are in train too"
+    assert shared in caveats_of([replace(record(4, 0.9), warnings=[shared])])
+    assert "a store of 4 fixed augmented views" in caveats_of([replace(record(4, 0.9), cache={"views": 4})])
+    mixed = [replace(record(4, 0.9, s), digests={"split": str(s)}) for s in range(2)]
+    assert "The trials used 2 different splits" in caveats_of(mixed)
+    assert "1 trial failed: out of memory" in caveats_of(
+        [replace(record(4, None, 0, "failed"), reason="out of memory")]
+    )
