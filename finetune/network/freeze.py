@@ -76,6 +76,7 @@ def depth_of(backbone: Backbone, freeze_depth: int | str, unit: str) -> int:
 def find_cut(backbone: Backbone, freeze_depth: int | str, unit: str, frozen_bn: str = "eval") -> Cut:
     """Where `freeze_depth` in `unit` cuts a backbone; nothing is computed but names.
 
+    >>> from finetune.network.backbone import build_backbone
     >>> find_cut(build_backbone("resnet50"), 14, "block").modules
     14
 
