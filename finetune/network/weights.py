@@ -1,22 +1,24 @@
-"""The weights that a backbone starts from: read, checked, hashed; nothing in a file is executed."""
+"""The weights that a backbone starts from: found, read, checked and hashed."""
 
 import hashlib
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finetune.errors import Refused, nearest
 from finetune.network.backbone import Backbone
+from finetune.network.weight_files import SUFFIXES, first_line, read_file
 
 SHAPES_WEIGHTS = "SHAPES60_V1"
+"""The name of the shipped weights of narrow_resnet50."""
 SHAPES_FILE = Path(__file__).parent / "shipped" / "narrow_resnet50_shapes60.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, for pixels in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,22 @@ class Weights:
     """What a backbone starts from."""
 
     state: dict[str, Tensor]
-    """Parameters and buffers by the backbone's names; empty for `none`."""
+    """Parameters and buffers by the backbone's names; empty for `none`, and where the values were not kept."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Per-channel normalisation the weights were trained with, for pixels in 0..1."""
     digests: Mapping[str, str]
     """SHA-256 of each tensor's dtype, shape and values, by name."""
+    note: str = ""
+    """What a person should know of how the file was read; mostly empty."""
 
     @property
     def digest(self) -> str:
-        """Of all tensors; `none` where there are no weights."""
+        """The digest of all tensors; `none` where there are no weights."""
         return self.digest_of(self.digests.keys())
 
     def digest_of(self, names: Collection[str]) -> str:
-        """Of the tensors among `names`; `none` where there are none."""
+        """The digest of the tensors among `names`; `none` where there are none."""
         chosen = sorted(name for name in names if name in self.digests)
         text = "".join(f"{name} {self.digests[name]}\n" for name in chosen)
         return hashlib.sha256(text.encode()).hexdigest() if chosen else "none"
@@ -48,9 +52,12 @@ def read_weights(
 ) -> Weights:
     """Read the weights a backbone starts from, running no code that they may carry.
 
+    >>> read_weights(build_backbone("narrow_resnet50"), "SHAPES60_V1").mean
+    (0.5, 0.5, 0.5)
+
     Args:
         backbone: What they are for; every parameter and buffer must be there in its shape.
-        weights: A weight name (torchvision's for this network), a .pth or .safetensors path, or `none`.
+        weights: A weight name (torchvision's for this network), the path of a weights file, or `none`.
         digests: What an earlier call found in the same file, which is then not checked and hashed again.
         only: The tensors to read; all by default.
 
@@ -59,17 +66,24 @@ def read_weights(
     """
     if weights == "none":
         return Weights({}, IMAGENET_MEAN, IMAGENET_STD, {})
-    if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
-        state, mean, std = _read_file(SHAPES_FILE, only)
-    elif weights.endswith((".pth", ".pt", ".safetensors")):
-        state, mean, std = _read_file(Path(weights).expanduser(), only)
-    else:
-        state, mean, std = _download(backbone.name, weights, only, check=digests is None)
-    state = {name: value for name, value in state.items() if not name.startswith(f"{backbone.classifier}.")}
+    if weights.startswith(("http://", "https://")):
+        raise Refused(
+            f"model.weights={weights}: weights are not fetched from addresses; download the file, and give its path"
+        )
+
+    path, (mean, std) = _find(backbone, weights, check=digests is None)
+    counters = {name for name in backbone.model.state_dict() if name.endswith("num_batches_tracked")}
+    own = backbone.model.state_dict().keys() - counters
+    file = read_file(path, own, only)
+    classifier = f"{backbone.classifier}."
+    state = {name: _as_single(path, value) for name, value in file.tensors.items() if not name.startswith(classifier)}
+    if "mean" in file.about and "std" in file.about:
+        mean, std = (tuple(map(float, file.about[key].split())) for key in ("mean", "std"))
+
     if digests is None:
         _must_fit(backbone, state, weights)
         digests = {name: _tensor_digest(value) for name, value in state.items()}
-    return Weights(state, mean, std, digests)
+    return Weights(state, mean, std, digests, file.note)
 
 
 def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[str] | None = None) -> None:
@@ -84,54 +98,49 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[
         for name, value in state.items()
         if name in own and (only is None or name in only)
     }
-    counters = {n: torch.zeros_like(v, device="cpu") for n, v in own.items() if v.is_meta and v.dtype == torch.int64}
+    counters = {
+        name: torch.zeros_like(value, device="cpu")
+        for name, value in own.items()
+        if value.is_meta and value.dtype == torch.int64
+    }
     backbone.model.load_state_dict(counters | chosen, strict=False, assign=True)
 
 
+def _as_single(path: Path, value: Tensor) -> Tensor:
+    """Values of a safetensors file in single precision; those of others keep the precision that their digest is of."""
+    half = path.suffix.lower() == ".safetensors" and value.is_floating_point()
+    return value.float() if half else value
+
+
 def _tensor_digest(value: Tensor) -> str:
-    total = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
-    total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    digest = hashlib.sha256(f"{value.dtype} {tuple(value.shape)}".encode())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-Read = tuple[dict[str, Tensor], tuple[float, ...], tuple[float, ...]]
+def _find(backbone: Backbone, weights: str, check: bool) -> tuple[Path, Normalisation]:
+    """The file that `weights` means, downloaded where it must be, and the normalisation that it was trained with."""
+    if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
+        return SHAPES_FILE, (IMAGENET_MEAN, IMAGENET_STD)
+
+    path = Path(weights).expanduser()
+    if weights.lower().endswith(SUFFIXES) or "/" in weights or path.is_file():
+        return path, (IMAGENET_MEAN, IMAGENET_STD)
+    return _download(backbone.name, weights, check)
 
 
-def _read_file(path: Path, only: Collection[str] | None) -> Read:
-    if not path.is_file():
-        raise Refused(f"model.weights={path}: there is no such file; give the path of a .pth or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
-                state = {name: file.get_tensor(name) for name in names}
-            state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-            mean, std = (tuple(map(float, about[key].split())) if key in about else None for key in ("mean", "std"))
-            return state, mean or IMAGENET_MEAN, std or IMAGENET_STD
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise Refused(f"model.weights={path} cannot be read: {_first_line(error)}; give an intact file") from error
-    except Exception as error:  # torch.load's own pickle error derives from none of the above
-        raise Refused(
-            f"model.weights={path} holds more than tensors, which is not loaded because it could run code; "
-            f"save its state_dict alone"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise Refused(f"model.weights={path} is not a state_dict of tensors; save model.state_dict() and nothing else")
-    chosen = {name: value for name, value in state.items() if only is None or name in only}
-    return chosen, IMAGENET_MEAN, IMAGENET_STD
-
-
-def _download(backbone: str, weights: str, only: Collection[str] | None, check: bool) -> Read:
+def _download(backbone: str, weights: str, check: bool) -> tuple[Path, Normalisation]:
+    """torchvision's file of that name, and the normalisation of its preset."""
     if backbone in ("cnn5", "narrow_resnet50"):
         known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
+
     entries = torchvision.models.get_model_weights(backbone)
     name = weights.rpartition(".")[2]
     if name not in entries.__members__:
         known = [*entries.__members__, "none"]
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(name, known)}")
+
     entry = entries[name]
     preset = entry.transforms()
     file = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
@@ -140,12 +149,12 @@ def _download(backbone: str, weights: str, only: Collection[str] | None, check: 
             entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise Refused(
-                f"model.weights={weights} could not be downloaded ({_first_line(error)}); "
+                f"model.weights={weights} could not be downloaded ({first_line(error)}); "
                 f"put the file at {file}, or give model.weights=PATH to one you have"
             ) from error
     if check:
         refuse_other_bytes(file, file.stem.rpartition("-")[2])  # resnet50-0676ba61.pth
-    return _read_file(file, only)[0], tuple(preset.mean), tuple(preset.std)
+    return file, (tuple(preset.mean), tuple(preset.std))
 
 
 def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> None:
@@ -164,10 +173,6 @@ def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> 
     broken = sorted(name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all())
     if broken:
         raise Refused(f"model.weights={weights} has NaN or infinite values in {broken[0]}; give an intact file")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def refuse_other_bytes(path: Path, prefix: str) -> None:

@@ -44,6 +44,8 @@ class WeightFacts:
     std: tuple[float, ...]
     digests: Mapping[str, str]
     """SHA-256 of each tensor, by name."""
+    note: str = ""
+    """How the file was read, where a person should know."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Facts:
         return cls(
             images={key: _image_facts(values) for key, values in raw["images"].items()},
             weights={
-                key: WeightFacts(tuple(values["mean"]), tuple(values["std"]), values["digests"])
+                key: WeightFacts(tuple(values["mean"]), tuple(values["std"]), values["digests"], values["note"])
                 for key, values in raw["weights"].items()
             },
             stores={name: StoreChoice(**values) for name, values in raw["stores"].items()},
@@ -128,5 +130,5 @@ def find_weights(model: ModelConfig, facts: Facts) -> Weights:
     known = facts.weights.get(weights_key(model))
     if known is None:
         weights = read_weights(backbone_shapes(model.backbone), model.weights)
-        return Weights({}, weights.mean, weights.std, weights.digests)
-    return Weights({}, known.mean, known.std, known.digests)
+        return Weights({}, weights.mean, weights.std, weights.digests, weights.note)
+    return Weights({}, known.mean, known.std, known.digests, known.note)

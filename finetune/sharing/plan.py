@@ -200,10 +200,11 @@ def _with(facts: Facts, config: Config, images: Images, weights: Weights) -> Fac
     if key not in facts.images:
         folders = (*folders, *(str(pixel_folder(config, store.digest)) for store in images.splits.values()))
 
+    known_weights = WeightFacts(weights.mean, weights.std, weights.digests, weights.note)
     return replace(
         facts,
         images={**facts.images, key: images.facts},
-        weights={**facts.weights, weights_key(config.model): WeightFacts(weights.mean, weights.std, weights.digests)},
+        weights={**facts.weights, weights_key(config.model): known_weights},
         folders=folders,
     )
 

@@ -90,7 +90,7 @@ def train(
         with_prefix = images.splits.keys() != activations.rows.keys()
         network = build_network(config.model, weights, cut, len(images.classes), config.seed, with_prefix)
 
-    warnings = [*images.warnings, *activations.warnings]
+    warnings = [*images.warnings, *([weights.note] if weights.note else []), *activations.warnings]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"activations: {activations.reason}")
