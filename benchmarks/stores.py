@@ -26,7 +26,7 @@ from finetune.sharing.activations import Source, build, measure_costs, row_shape
 from finetune.sharing.cost import Costs, decide
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
-from finetune.sharing.plan import preprocess_of
+from finetune.sharing.requests import preprocess_of
 from finetune.storage.store import open_store, store_bytes
 
 SIZE = 224

@@ -18,8 +18,8 @@ from finetune.config import Config
 from finetune.errors import Interrupted, Refused, one_line
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
-from finetune.sharing import plan
 from finetune.sharing.facts import Facts
+from finetune.sharing.prepare import prepare as prepare_sharing
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
@@ -38,7 +38,7 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
     trials = [(compose_config(overrides), count) for overrides, count in configs]
     for cache in {config.cache.dir for config, _ in trials}:
         remove_leftovers(Path(cache).expanduser())
-    return plan.prepare(trials, stores, progress)
+    return prepare_sharing(trials, stores, progress)
 
 
 def run_trial(

@@ -27,6 +27,7 @@ from finetune.sharing import activations, plan
 from finetune.sharing.activations import Source
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
+from finetune.sharing.requests import StoreRequest, requests_of
 from finetune.storage.store import open_store
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
@@ -40,12 +41,12 @@ GPU = torch.device("meta")
 STRONG = Augment(flip=0.5, min_area=0.3, rotate=10, color=0.4, erase=0.5)
 
 
-def requests(fast: list[str], tmp_path: Path, device: torch.device, *more: str) -> list[plan.StoreRequest]:
+def requests(fast: list[str], tmp_path: Path, device: torch.device, *more: str) -> list[StoreRequest]:
     words = ["model.freeze_depth=9", "cache.views=2", "augment=strong", f"cache.dir={tmp_path / 'c'}", *more]
     config = compose_config([*fast, *words])
     images, weights, cut = open_images(config, Facts())
     preprocess = Preprocess(weights.mean, weights.std, STRONG, config.cache.views)
-    found = plan.requests_of(config, images, weights, cut, preprocess)
+    found = requests_of(config, images, weights, cut, preprocess)
     return [replace(request, precision=Precision(device, bf16=False)) for request in found]
 
 

@@ -200,7 +200,7 @@ def plan(
     if isinstance(spec.stopping, Hyperband):
         console.print(f"  {_stopping_line(spec.stopping, configs)}")
     if all(config.data.root or config.data.csv for config in configs):
-        from finetune.sharing.plan import planned_stores
+        from finetune.sharing.requests import planned_stores
 
         for what, count in planned_stores(configs).items():
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")

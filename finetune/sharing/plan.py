@@ -1,76 +1,26 @@
-"""Which activations to store, for one trial or a whole sweep: decided by what it costs, and built in few passes."""
+"""Which requested stores to build: decided by what they cost, and built in few passes."""
 
-import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from finetune.config import Config, digest_of
-from finetune.data.augment import Augment, Preprocess
-from finetune.data.samples import DataSet
-from finetune.network.backbone import backbone_shapes
-from finetune.network.device import Precision
-from finetune.network.freeze import Cut, depth_table, find_cut
 from finetune.network.network import build_network
 from finetune.network.parts import FrozenPrefix, SharedPrefix, first_contiguous
-from finetune.network.weights import Weights
-from finetune.sharing.activations import Source, build, measure_costs, row_shapes, store_key
+from finetune.sharing.activations import build, measure_costs, row_shapes
 from finetune.sharing.cost import Costs, Decision, decide
-from finetune.sharing.facts import Facts, StoreChoice, WeightFacts, weights_key
-from finetune.sharing.images import Images, find_data, images_key, open_images, pixel_folder
+from finetune.sharing.facts import StoreChoice
+from finetune.sharing.requests import StoreRequest
 from finetune.storage.cache import make_room
 from finetune.storage.parallel import Progress, no_progress
-from finetune.storage.store import Rows, Store, open_store, store_bytes
+from finetune.storage.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
 _STORED_BEFORE = StoreChoice(True, "stored by an earlier trial")
 _NO_MEMORY = StoreChoice(False, f"{UNWRITTEN}: the GPU had no memory left")
-
-
-@dataclass(frozen=True)
-class StoreRequest:
-    """Activations that a trial could use: one store."""
-
-    config: Config
-    source: Source
-    weights: Weights
-    cut: Cut
-    precision: Precision
-    passes: float
-    """How often they are gone through, by all trials together."""
-
-    @functools.cached_property
-    def key(self) -> str:
-        """The name of the store."""
-        prefix_digest = self.weights.digest_of(self.cut.prefix)
-        return store_key(self.source, self.config.model.backbone, prefix_digest, self.cut.modules, self.precision)
-
-    @property
-    def cache(self) -> Path:
-        """The folder of all stores."""
-        return Path(self.config.cache.dir).expanduser()
-
-    @property
-    def folder(self) -> Path:
-        """The folder of this one."""
-        return self.cache / "activations" / self.key
-
-    @property
-    def network(self) -> str:
-        """Equal for requests that one prefix can answer."""
-        model = self.config.model
-        return repr((model.backbone, model.weights, self.config.data.size, self.precision, self.cache))
-
-    @property
-    def view_group(self) -> tuple[object, ...]:
-        """Equal for the views of the same images at the same cut, which are of use only together."""
-        source = self.source
-        augmented = None if source.view is None else (source.preprocess.augment.digest, source.seed)
-        return source.split, source.pixels.digest, augmented, self.cut.modules
 
 
 @dataclass(frozen=True)
@@ -83,164 +33,6 @@ class BuiltStores:
     """The folders of those that are used."""
     seconds: float = 0.0
     """Time that it took to compute what was stored here."""
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What is stored of one trial's images at its cut."""
-
-    rows: Mapping[str, list[Rows]]
-    """By split, for those that have them: one store a view."""
-    saves: Mapping[str, float]
-    """Seconds that the stores of a split save each time it is gone through."""
-    reason: str
-    """Why the training images have stores, or none."""
-    warnings: tuple[str, ...]
-    seconds: float
-    """Time that this trial took to compute activations for them."""
-
-
-def preprocess_of(config: Config, weights: Weights) -> Preprocess:
-    """How the images of a trial become the network's input."""
-    return Preprocess(weights.mean, weights.std, Augment.from_config(config.augment), config.cache.views)
-
-
-def requests_of(
-    config: Config, images: Images, weights: Weights, cut: Cut, preprocess: Preprocess
-) -> list[StoreRequest]:
-    """Every store that a trial could use, one a view of the training images."""
-    if cut.modules == 0:
-        return []
-
-    precision = Precision.of(config.trainer)
-    passes = _passes(config)
-    return [
-        StoreRequest(config, Source(split, pixels, preprocess, config.seed, view), weights, cut, precision, times)
-        for split, pixels in images.splits.items()
-        for view, times in passes[split].items()
-    ]
-
-
-def _passes(config: Config) -> dict[str, dict[int | None, int]]:
-    """How often a trial goes through each view of each split that could be stored; None is the images as they are."""
-    epochs, count = config.trainer.epochs, config.cache.views
-    train: dict[int | None, int] = {None: epochs}
-    if Augment.from_config(config.augment).random:
-        train = {} if count is None else {view: len(range(view, epochs, count)) for view in range(min(count, epochs))}
-    return {"train": train, "val": {None: epochs}, "test": {None: 1}}
-
-
-def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
-    """Bytes of the stores that trials with these configs could share, by what they hold; nothing is decoded.
-
-    Raises:
-        Refused: data that cannot be used, or a freeze depth out of range.
-    """
-    data_sets = dict[str, DataSet]()
-    sizes = defaultdict[str, dict[str, int]](dict)
-    for config in configs:
-        size, model = config.data.size, config.model
-        pixels = images_key(config)
-        if pixels not in data_sets:
-            data_sets[pixels] = find_data(config)
-        images = {split: len(samples) for split, samples in data_sets[pixels].splits.items()}
-        sizes[f"pixels, {size} px"][pixels] = store_bytes(sum(images.values()), (size, size, 3), 1)
-
-        backbone, precision = backbone_shapes(model.backbone), Precision.of(config.trainer)
-        cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
-        if cut.modules == 0:
-            continue
-
-        blocks = min(cut.modules, len(backbone.units))
-        shape = depth_table(backbone, "block", size)[blocks].shape
-        stores = sizes[f"activations after {blocks} blocks of {model.backbone}, {size} px"]
-        for split, views in _passes(config).items():
-            for view in views if split in images else ():
-                augmented = None if view is None else (view, config.seed, asdict(config.augment))
-                name = digest_of([pixels, split, augmented, model.weights, precision.name])
-                stores[name] = store_bytes(images[split], shape, 2 if precision.bf16 else 4)
-
-    return {what: sum(stores.values()) for what, stores in sizes.items()}
-
-
-def prepare(trials: Iterable[tuple[Config, int]], stores: bool, progress: Progress = no_progress) -> Facts:
-    """Check the configs of a sweep, each with the number of trials like it, and store what they share.
-
-    Args:
-        trials: The configs.
-        stores: Store activations too, not just pixels: the trials will run on a machine like this one.
-        progress: Called as the work goes on.
-
-    Returns:
-        All that was found out.
-
-    Raises:
-        Refused: the first config, data set or weights that cannot be used.
-    """
-    facts = Facts()
-    requests: dict[str, StoreRequest] = {}
-    for config, count in trials:
-        images, weights, cut = open_images(config, facts, progress)
-        facts = _with(facts, config, images, weights)
-        if not stores or not count:
-            continue
-
-        for request in requests_of(config, images, weights, cut, preprocess_of(config, weights)):
-            passes = requests[request.key].passes if request.key in requests else 0.0
-            requests[request.key] = replace(request, passes=passes + request.passes * count)
-
-    built = build_stores(list(requests.values()), progress)
-    return replace(facts, stores=built.choices, folders=(*facts.folders, *built.folders))
-
-
-def _with(facts: Facts, config: Config, images: Images, weights: Weights) -> Facts:
-    """The facts with those on the images and weights of one config."""
-    key = images_key(config)
-    folders = facts.folders
-    if key not in facts.images:
-        folders = (*folders, *(str(pixel_folder(config, store.digest)) for store in images.splits.values()))
-
-    known_weights = WeightFacts(weights.mean, weights.std, weights.digests, weights.note)
-    return replace(
-        facts,
-        images={**facts.images, key: images.facts},
-        weights={**facts.weights, weights_key(config.model): known_weights},
-        folders=folders,
-    )
-
-
-def open_activations(
-    cut: Cut, requests: Sequence[StoreRequest], facts: Facts, progress: Progress = no_progress
-) -> Activations:
-    """The stores that a trial reads: those that `facts` has chosen, the others decided on and built here."""
-    built = build_stores([request for request in requests if request.key not in facts.stores], progress)
-    choices = {**facts.stores, **built.choices}
-
-    rows, saves = dict[str, list[Rows]](), dict[str, float]()
-    for split in dict.fromkeys(request.source.split for request in requests):
-        views = [request for request in requests if request.source.split == split]
-        stores = [open_store(view.folder, verify=False) for view in views if choices[view.key].used]
-        whole = [store for store in stores if store is not None]
-        if len(whole) == len(views):
-            rows[split] = [store.rows for store in whole]
-            saves[split] = _saved_a_pass(whole) / views[0].precision.threads
-
-    reasons = [choices[request.key].reason for request in requests]
-    unwritten = sorted({reason for reason in reasons if reason.startswith(UNWRITTEN)})
-    of_train = [choices[request.key].reason for request in requests if request.source.split == "train"]
-    return Activations(rows, saves, _reason(cut, of_train), tuple(unwritten), built.seconds)
-
-
-def _saved_a_pass(views: Sequence[Store]) -> float:
-    """Seconds of a thread that a pass over one view saves."""
-    return sum(len(store.rows) * float(store.about["seconds_per_image"]) for store in views) / len(views)
-
-
-def _reason(cut: Cut, reasons: Sequence[str]) -> str:
-    """Why the training images have stores, or none."""
-    if cut.modules == 0:
-        return "nothing before the cut is frozen for good"
-    return reasons[0] if reasons else "augmented anew each epoch; cache.views=V would store V views"
 
 
 def build_stores(requests: Sequence[StoreRequest], progress: Progress = no_progress) -> BuiltStores:

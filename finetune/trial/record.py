@@ -18,7 +18,7 @@ from finetune.network.freeze import Cut, depth_table
 from finetune.network.weights import Weights
 from finetune.records.result import Result
 from finetune.sharing.images import Images
-from finetune.sharing.plan import Activations
+from finetune.sharing.prepare import Activations
 from finetune.trial.module import FineTune
 from finetune.trial.trainer import device_name, peak_memory_mb
 

@@ -27,7 +27,8 @@ from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import Images, open_images
-from finetune.sharing.plan import open_activations, preprocess_of, requests_of
+from finetune.sharing.prepare import open_activations
+from finetune.sharing.requests import preprocess_of, requests_of
 from finetune.storage.durable import remove_leftovers, write_durably
 from finetune.storage.faults import reach
 from finetune.storage.parallel import Progress

@@ -19,7 +19,7 @@ from finetune.records.result import Result
 from finetune.sharing import activations
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
-from finetune.sharing.plan import preprocess_of, requests_of
+from finetune.sharing.requests import preprocess_of, requests_of
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.run import Options, run_sweep

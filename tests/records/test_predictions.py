@@ -10,7 +10,7 @@ from finetune.records.layout import PREDICTIONS
 from finetune.records.predictions import THUMBNAIL, Predictions, confident_mistakes, predictions_of
 from finetune.records.result import Result
 from finetune.sharing.facts import Facts
-from finetune.sharing.plan import prepare
+from finetune.sharing.prepare import prepare
 from finetune.storage.durable import write_durably
 from finetune.train import train
 

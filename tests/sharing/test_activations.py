@@ -19,19 +19,13 @@ from finetune.network.network import build_network
 from finetune.network.parts import FrozenPrefix, SharedPrefix, split_at
 from finetune.network.weights import load_state, read_weights
 from finetune.records.result import Result
-from finetune.sharing import plan as activation_plan
+from finetune.sharing import plan
 from finetune.sharing.activations import Source, build, measure_costs, row_shapes
 from finetune.sharing.cost import Costs, Decision
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
-from finetune.sharing.plan import (
-    Activations,
-    open_activations,
-    planned_stores,
-    prepare,
-    preprocess_of,
-    requests_of,
-)
+from finetune.sharing.prepare import Activations, open_activations, prepare
+from finetune.sharing.requests import planned_stores, preprocess_of, requests_of
 from finetune.storage import parallel
 from finetune.storage.store import open_store
 from finetune.trial.record import cache_account
@@ -283,7 +277,7 @@ def test_a_trial_trains_on_when_its_store_cannot_be_written(
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(activation_plan, "build", full)
+    monkeypatch.setattr(plan, "build", full)
     result = run([*words, "cache.mode=on"], tmp_path / "on")
     assert (
         result.cache["reason"]

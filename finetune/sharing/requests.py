@@ -1,0 +1,123 @@
+"""Which activations a trial could use: one request a store, and the bytes that all of them would take."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.config import Config, digest_of
+from finetune.data.augment import Augment, Preprocess
+from finetune.data.samples import DataSet
+from finetune.network.backbone import backbone_shapes
+from finetune.network.device import Precision
+from finetune.network.freeze import Cut, depth_table, find_cut
+from finetune.network.weights import Weights
+from finetune.sharing.activations import Source, store_key
+from finetune.sharing.images import Images, find_data, images_key
+from finetune.storage.store import store_bytes
+
+
+@dataclass(frozen=True)
+class StoreRequest:
+    """Activations that a trial could use: one store."""
+
+    config: Config
+    source: Source
+    weights: Weights
+    cut: Cut
+    precision: Precision
+    passes: float
+    """How often they are gone through, by all trials together."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The name of the store."""
+        prefix_digest = self.weights.digest_of(self.cut.prefix)
+        return store_key(self.source, self.config.model.backbone, prefix_digest, self.cut.modules, self.precision)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of all stores."""
+        return Path(self.config.cache.dir).expanduser()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this one."""
+        return self.cache / "activations" / self.key
+
+    @property
+    def network(self) -> str:
+        """Equal for requests that one prefix can answer."""
+        model = self.config.model
+        return repr((model.backbone, model.weights, self.config.data.size, self.precision, self.cache))
+
+    @property
+    def view_group(self) -> tuple[object, ...]:
+        """Equal for the views of the same images at the same cut, which are of use only together."""
+        source = self.source
+        augmented = None if source.view is None else (source.preprocess.augment.digest, source.seed)
+        return source.split, source.pixels.digest, augmented, self.cut.modules
+
+
+def preprocess_of(config: Config, weights: Weights) -> Preprocess:
+    """How the images of a trial become the network's input."""
+    return Preprocess(weights.mean, weights.std, Augment.from_config(config.augment), config.cache.views)
+
+
+def requests_of(
+    config: Config, images: Images, weights: Weights, cut: Cut, preprocess: Preprocess
+) -> list[StoreRequest]:
+    """Every store that a trial could use, one a view of the training images."""
+    if cut.modules == 0:
+        return []
+
+    precision = Precision.of(config.trainer)
+    passes = _passes(config)
+    return [
+        StoreRequest(config, Source(split, pixels, preprocess, config.seed, view), weights, cut, precision, times)
+        for split, pixels in images.splits.items()
+        for view, times in passes[split].items()
+    ]
+
+
+def _passes(config: Config) -> dict[str, dict[int | None, int]]:
+    """How often a trial goes through each view of each split that could be stored; None is the images as they are."""
+    epochs, count = config.trainer.epochs, config.cache.views
+    train: dict[int | None, int] = {None: epochs}
+    if Augment.from_config(config.augment).random:
+        train = {} if count is None else {view: len(range(view, epochs, count)) for view in range(min(count, epochs))}
+    return {"train": train, "val": {None: epochs}, "test": {None: 1}}
+
+
+def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
+    """Bytes of the stores that trials with these configs could share, by what they hold; nothing is decoded.
+
+    Raises:
+        Refused: data that cannot be used, or a freeze depth out of range.
+    """
+    data_sets = dict[str, DataSet]()
+    sizes = defaultdict[str, dict[str, int]](dict)
+    for config in configs:
+        size, model = config.data.size, config.model
+        pixels = images_key(config)
+        if pixels not in data_sets:
+            data_sets[pixels] = find_data(config)
+        images = {split: len(samples) for split, samples in data_sets[pixels].splits.items()}
+        sizes[f"pixels, {size} px"][pixels] = store_bytes(sum(images.values()), (size, size, 3), 1)
+
+        backbone, precision = backbone_shapes(model.backbone), Precision.of(config.trainer)
+        cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+        if cut.modules == 0:
+            continue
+
+        blocks = min(cut.modules, len(backbone.units))
+        shape = depth_table(backbone, "block", size)[blocks].shape
+        stores = sizes[f"activations after {blocks} blocks of {model.backbone}, {size} px"]
+        for split, views in _passes(config).items():
+            for view in views if split in images else ():
+                augmented = None if view is None else (view, config.seed, asdict(config.augment))
+                name = digest_of([pixels, split, augmented, model.weights, precision.name])
+                stores[name] = store_bytes(images[split], shape, 2 if precision.bf16 else 4)
+
+    return {what: sum(stores.values()) for what, stores in sizes.items()}
