@@ -57,6 +57,14 @@ class DataConfig:
     """A folder of class folders, with or without train/ and val/; the name `shapes10` is the embedded set."""
     csv: str | None = None
     """A file of `path,label[,split]` lines instead of a folder; paths are relative to `root`, else to the file."""
+    train_dir: str | None = None
+    """The folder of the training images, in root or absolute, where its name does not say so; `.` is root itself."""
+    val_dir: str | None = None
+    """The folder of the validation images, likewise."""
+    test_dir: str | None = None
+    """The folder of the test images, likewise."""
+    links: str = _one_of("follow", ("follow", "refuse"))
+    """What a symbolic link below root does: lead to what is read, wherever that is, or stop before training."""
     use_val_as: str = _one_of("val", ("val", "test"))
     """What root/val is: the validation set, or the test set with validation split off train/."""
     val_fraction: float = _number(0.2, above=0, high=0.9)
@@ -186,9 +194,14 @@ NOT_MEANINGFUL = (
     "logger",
     "data.workers",
     "data.on_leak",
+    "data.links",
     "trainer.save_every",
 )
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
+
+
+ADDED = ("data.train_dir", "data.val_dir", "data.test_dir")
+"""Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 
 
 def flat(config: object, prefix: str = "") -> dict[str, Any]:
@@ -207,7 +220,9 @@ def trial_key(config: Config) -> str:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """The trial key of flat settings."""
-    return digest_of({key: value for key, value in settings.items() if is_meaningful(key)})
+    meaningful = {key: value for key, value in settings.items() if is_meaningful(key)}
+    unset = {key for key in ADDED if meaningful.get(key) == _DEFAULTS[key]}
+    return digest_of({key: value for key, value in meaningful.items() if key not in unset})
 
 
 def is_meaningful(key: str) -> bool:
@@ -257,3 +272,4 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, "Field[
 
 
 _TYPES = {key: setting.type for key, _, setting in leaves(Config())}
+_DEFAULTS = flat(Config())

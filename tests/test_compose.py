@@ -156,3 +156,13 @@ def test_the_nearest_name_or_all_of_them(name: str, text: str) -> None:
 def test_conf_and_sweeps_are_found() -> None:
     assert (shipped("conf") / "config.yaml").is_file()
     assert list(shipped("sweeps").glob("*.yaml"))
+
+
+def test_keys_of_trials_are_those_of_the_first_release_whatever_settings_came_later() -> None:
+    """Sweeps that were begun before go on: what a setting does at its default was done before it was there."""
+    assert trial_key(compose_config([])) == "469833e15aaf"
+    assert (
+        trial_key(compose_config(["data.root=/d", "model.freeze_depth=9", "optim.lr=0.01", "seed=3"])) == "93c05e19bcd8"
+    )
+    assert trial_key(compose_config(["data.val_dir=valid"])) != trial_key(compose_config([]))
+    assert trial_key(compose_config(["data.links=refuse"])) == trial_key(compose_config([]))

@@ -53,13 +53,9 @@ def _inspect(config: "Config") -> "Inspection":
     from rich.progress import Progress
 
     from finetune.data.check import inspect_images
-    from finetune.data.samples import load_samples
-    from finetune.data.shapes import EMBEDDED, embedded_folder
+    from finetune.data.source import find_samples
 
-    data = config.data
-    root = str(embedded_folder(Path(config.cache.dir).expanduser())) if data.root == EMBEDDED else data.root
-    samples = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
-
+    samples = find_samples(config.data, Path(config.cache.dir).expanduser())
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         bar = display.add_task("reading images")
         return inspect_images(samples, lambda done, total: display.update(bar, completed=done, total=total))

@@ -43,10 +43,12 @@ def predict(
     Each image gets its most probable classes with their softmax probabilities. Files that cannot be read are named and
     left out.
     """
-    from finetune.export.predict import image_files
+    from finetune.data.folders import image_files
 
     _refuse_folder(csv_file)
-    files = image_files(images)
+    files, notes = image_files(images)
+    for note in notes:
+        console.print(f"note: {note}")
     classifier = _load(model, device)
     classes = classifier.classes
     rows: list[list[Any]] = []
@@ -90,7 +92,9 @@ def test(
     from finetune.data.folders import labelled_images
 
     _refuse_folder(csv_file)
-    name, labelled = labelled_images(data, split)
+    name, labelled, notes = labelled_images(data, split)
+    for note in notes:
+        console.print(f"note: {note}")
     classifier = _load(model, device)
     confusion = _measure(classifier, labelled, str(data), batch_size, device)
     if not confusion.images:

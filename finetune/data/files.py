@@ -6,32 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.formats import BEGINNING, FORMATS, format_of_bytes
 from finetune.errors import Refused, counted
 
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-}
-"""What Pillow calls a file with that ending."""
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"BM", "BMP"),
-    (b"RIFF", "WEBP"),
-    (b"II", "TIFF"),
-    (b"MM", "TIFF"),
-    (b"GIF8", "GIF"),
-    (b"P", "PPM"),
-)
-"""How a file of each format begins."""
 _NAMED = 5
 """Groups of equal files that a sentence names."""
 LEAKAGE_REMEDY = "remove them from one, or set data.on_leak=warn"
@@ -45,7 +22,7 @@ class Content:
     digest: str
     """SHA-256; size and time of change are not trusted."""
     format: str
-    """Pillow's name for what the file begins like; empty when that is none of `FORMATS`."""
+    """Pillow's name for what the file begins like; empty when that is none that is known."""
 
 
 def contents(paths: Sequence[Path]) -> list[Content]:
@@ -58,14 +35,12 @@ def contents(paths: Sequence[Path]) -> list[Content]:
     def read(path: Path) -> Content:
         try:
             with path.open("rb") as file:
-                beginning = file.read(4)
+                beginning = file.read(BEGINNING)
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
-
-        known_format = next((name for magic, name in _MAGIC if beginning.startswith(magic)), "")
-        return Content(digest, known_format)
+        return Content(digest, format_of_bytes(beginning))
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))
@@ -73,7 +48,11 @@ def contents(paths: Sequence[Path]) -> list[Content]:
 
 def misnamed(formats: Mapping[Path, str]) -> str:
     """One sentence on files whose name says another format than they have, a PNG named .jpg; empty without any."""
-    mismatches = [(path, name) for path, name in formats.items() if name != FORMATS.get(path.suffix.lower(), name)]
+    mismatches = []
+    for path, name in formats.items():
+        named = FORMATS.get(path.suffix.lower(), name)
+        if name != named and not (named == "TGA" and name == ""):  # a TGA begins with nothing by which to know it
+            mismatches.append((path, name))
     if not mismatches:
         return ""
 

@@ -1,128 +1,215 @@
-"""Where labelled images are: a folder of class folders, or a CSV. Looks at names, and refuses what cannot be taken."""
+"""The images below folders: where links lead, and what is passed over. Looks at names and first bytes."""
 
-import csv
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-from finetune.data.files import FORMATS
+from finetune.data.formats import has_image_name, is_image, is_system, remedy_for
+from finetune.data.splits import SPLITS, find_layout
 from finetune.errors import Refused, counted
 
-SPLITS = ("train", "val", "test")
-EXTENSIONS = frozenset(FORMATS)
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 LabelledImages = dict[str, list[tuple[Path, str]]]
 """By split: images with the names of their classes."""
+_EXAMPLES = 3
+"""Names that a sentence gives."""
 
 
-def from_folder(root: Path) -> tuple[LabelledImages, list[str]]:
+@dataclass
+class Search:
+    """How folders are searched, and what was passed over so far."""
+
+    links: str = "follow"
+    """`follow` or `refuse`, as in `data.links`."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, and what systems leave, by name."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Pictures of kinds that are not read, by the ending of their name."""
+    remedies: dict[str, str] = field(default_factory=dict)
+    """What to do with those, by the same ending."""
+    loose: list[Path] = field(default_factory=list)
+    """Images that lie beside class folders, in no class."""
+    empty: list[Path] = field(default_factory=list)
+    """Class folders without images, where there may be some."""
+
+    def class_images(
+        self, folder: Path, leave_out: Collection[Path] = (), may_be_empty: bool = False
+    ) -> Iterator[tuple[Path, str]]:
+        """The images in each folder of `folder`, with its name: a class. Sorted by class, then by path.
+
+        Args:
+            folder: Holds a folder for each class, which may hold folders itself.
+            leave_out: Folders in it that are no classes.
+            may_be_empty: Whether a class may be without images.
+
+        Raises:
+            Refused: there is no class folder, a class has no image, or something cannot be read; the message names it.
+        """
+        _refuse_loop(folder)
+        entries = list(self._entries(folder))
+        classes = [entry for entry in entries if entry.is_dir() and entry not in leave_out]
+        self.loose += [entry for entry in entries if entry.is_file() and is_image(entry)]
+        if not classes:
+            raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
+
+        for entry in classes:
+            unread_before = self.unread.copy()
+            _refuse_loop(entry)
+            images = sorted(self.images(entry))
+            if images:
+                yield from ((image, entry.name) for image in images)
+            elif may_be_empty:
+                self.empty.append(entry)
+            else:
+                unread = "".join(f" but {text}" for text in self._unread_kinds(self.unread - unread_before))
+                raise Refused(f"{entry} holds no images{unread}; add some or remove the folder")
+
+    def images(self, folder: Path) -> Iterator[Path]:
+        """The images in `folder` and in the folders below it, links followed.
+
+        Raises:
+            Refused: a link leads nowhere or back, or what has the name of an image is no file; the message names it.
+        """
+        for entry in self._entries(folder):
+            if entry.is_dir():
+                if has_image_name(entry):
+                    raise Refused(f"{entry} is a folder with the name of an image; rename or remove it")
+                _refuse_loop(entry)
+                yield from self.images(entry)
+            elif not entry.is_file():
+                if has_image_name(entry):  # reading a pipe would wait for ever
+                    raise Refused(f"{entry} is no ordinary file; remove it")
+                self.ignored[entry.name] += 1
+            elif is_image(entry):
+                yield entry
+            elif remedy := remedy_for(entry):
+                suffix = entry.suffix.lower()
+                self.unread[suffix] += 1
+                self.remedies[suffix] = remedy
+            else:
+                self.ignored[entry.name] += 1
+
+    def notes(self, where: Path) -> list[str]:
+        """What was passed over, one sentence for each kind; `where` is the folder that was searched."""
+        notes = []
+        if self.ignored:
+            files = counted(self.ignored.total(), "file", ("that is no image", "that are no images"))
+            names = [name for name, _ in self.ignored.most_common()]
+            notes.append(f"{where}: ignored {files} ({_first_few(names)})")
+
+        notes += [f"{where}: left out {kind}" for kind in self._unread_kinds(self.unread)]
+        if self.loose:
+            images = counted(len(self.loose), "image", ("lies", "lie"))
+            names = [path.name for path in self.loose]
+            notes.append(f"{where}: {images} beside the class folders, in no class ({_first_few(names)})")
+
+        if self.empty:
+            folders = counted(len(self.empty), "class folder", ("holds", "hold"))
+            notes.append(f"{where}: {folders} no images ({_first_few([str(path) for path in self.empty])})")
+        return notes
+
+    def look_beside(self, root: Path, folders: Collection[Path]) -> None:
+        """Take note of what lies in `root` beside the `folders` that are used of it.
+
+        Raises:
+            Refused: a link in it, or on the way to one of them, leads nowhere or is not wanted.
+        """
+        for folder in folders:
+            way = [place for place in (folder, *folder.parents) if place != root and place.is_relative_to(root)]
+            for place in filter(Path.is_symlink, way):
+                self._check_link(place)
+
+        if root in folders:
+            return
+        for entry in sorted(root.iterdir()):
+            if is_system(entry.name):
+                continue
+            if entry.is_symlink():
+                self._check_link(entry)
+            if entry.is_file() and is_image(entry):
+                self.loose.append(entry)
+
+    def _entries(self, folder: Path) -> Iterator[Path]:
+        """What `folder` holds, sorted, without what systems leave.
+
+        Raises:
+            Refused: it cannot be listed, or a link in it leads nowhere or is not wanted.
+        """
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise Refused(f"{folder} cannot be listed ({error.strerror}); check its permissions") from error
+
+        for entry in entries:
+            if is_system(entry.name):
+                self.ignored[entry.name] += 1
+                continue
+            if entry.is_symlink():
+                self._check_link(entry)
+            yield entry
+
+    def _check_link(self, link: Path) -> None:
+        if self.links == "refuse":
+            raise Refused(
+                f"{link} is a link, and data.links=refuse takes none; copy in what it leads to, or set it to follow"
+            )
+        try:
+            there = link.exists()
+        except OSError as error:
+            raise Refused(f"{link} leads where nothing can be read ({error.strerror}); check permissions") from error
+        if not there:
+            raise Refused(f"{link} links to nothing or to itself; restore what it leads to, or remove the link")
+
+    def _unread_kinds(self, unread: Counter[str]) -> list[str]:
+        return [
+            f"{counted(count, f'{suffix} file')}, {self.remedies[suffix]}" for suffix, count in sorted(unread.items())
+        ]
+
+
+def _refuse_loop(folder: Path) -> None:
+    """Make sure that `folder`, once its links are followed, does not lead back to a folder that it lies in.
+
+    Raises:
+        Refused: it does; the search would go round for ever.
+    """
+    real = folder.resolve()
+    if real == folder.absolute():  # no link on the way
+        return
+
+    above = {*real.parents, *(parent.resolve() for parent in folder.absolute().parents)}
+    if real in above:
+        raise Refused(f"{folder} links back to {real}, which it lies in: a loop; remove the link")
+
+
+def from_folder(
+    root: Path, chosen: Mapping[str, str | None] = MappingProxyType({}), links: str = "follow"
+) -> tuple[LabelledImages, list[str]]:
     """The images of a folder of class folders, or of splits that hold them, and what is odd but usable.
+
+    Args:
+        root: The folder.
+        chosen: The folder of each split as far as it was set, as in `data.train_dir`.
+        links: `follow` or `refuse`, as in `data.links`.
 
     Raises:
         Refused: there is none, a class is empty, or something in it is no file of its own; the message names it.
     """
     if not root.is_dir():
         raise Refused(f"data.root={root} is not a folder; give a folder that holds one folder of images per class")
-    ignored: Counter[str] = Counter()
-    folders = {
-        split: next((root / name for name in names if (root / name).is_dir()), None)
-        for split, names in _FOLDERS.items()
+
+    search = Search(links)
+    layout = find_layout(root, chosen)
+    search.look_beside(root, layout.folders.values())
+    images = {
+        split: list(search.class_images(folder, layout.others, may_be_empty=split != "train"))
+        for split, folder in layout.folders.items()
     }
-    if folders["train"] is None:
-        folders = {"train": root}
-    found = {}
-    for split, folder in folders.items():
-        if folder is not None:
-            found[split] = [(path, label) for label, path in _class_images(folder, root.resolve(), ignored)]
-    odd = counted(sum(ignored.values()), "file", ("that is no image", "that are no images"))
-    return found, [f"{root}: ignored {odd} ({_examples(ignored)})"] if ignored else []
+    return images, [*layout.notes, *search.notes(root)]
 
 
-def _class_images(folder: Path, root: Path, ignored: Counter[str]) -> Iterator[tuple[str, Path]]:
-    if not folder.resolve().is_relative_to(root):
-        raise Refused(f"{folder} links out of {root}; copy the folder in instead")
-    entries = list(_visible(folder, ignored))
-    for entry in entries:
-        if entry.is_symlink() and not entry.exists():
-            raise Refused(f"{entry} links to nothing or to itself; copy the folder in or remove the link")
-        if entry.is_dir() and not entry.resolve().is_relative_to(root):
-            raise Refused(f"{entry} links out of {root}; copy the folder in instead")
-    classes = sorted(entry for entry in entries if entry.is_dir())
-    if not classes:
-        raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
-    for entry in classes:
-        images = sorted(_images(entry, entry.resolve(), ignored))
-        if not images:
-            raise Refused(f"{entry} holds no images; add some or remove the folder")
-        yield from ((entry.name, image) for image in images)
-
-
-def _images(folder: Path, top: Path, ignored: Counter[str]) -> Iterator[Path]:
-    for entry in _visible(folder, ignored):
-        is_folder = entry.is_dir()
-        if entry.is_symlink():
-            if not entry.exists():
-                raise Refused(f"{entry} links to nothing or to itself; copy the image in or remove the link")
-            if not entry.resolve().is_relative_to(top):
-                raise Refused(f"{entry} links out of its class folder; copy the images in instead")
-            if is_folder:
-                raise Refused(f"{entry} links to a folder, which may loop; copy the images in instead")
-        if is_folder:
-            if entry.suffix.lower() in EXTENSIONS:
-                raise Refused(f"{entry} is a folder with the name of an image; rename or remove it")
-            yield from _images(entry, top, ignored)
-        elif entry.suffix.lower() not in EXTENSIONS:
-            ignored[entry.name] += 1
-        elif entry.is_file():
-            yield entry
-        else:  # reading a pipe would wait for ever
-            raise Refused(f"{entry} is no ordinary file; remove it")
-
-
-def _visible(folder: Path, ignored: Counter[str]) -> Iterator[Path]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise Refused(f"{folder} cannot be listed ({error.strerror}); check its permissions") from error
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "Thumbs.db":
-            ignored[entry.name] += 1
-        else:
-            yield entry
-
-
-def from_csv(file: Path, root: str | None) -> tuple[LabelledImages, list[str]]:
-    """The images that lines of `path,label[,split]` name, relative to `root` or else to the file.
-
-    Raises:
-        Refused: the file is no such CSV, or an image is not there; the message names the line.
-    """
-    base = Path(root).expanduser() if root is not None else file.parent
-    found: LabelledImages = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.DictReader(lines)
-            if not {"path", "label"} <= set(table.fieldnames or []):
-                raise Refused(f"data.csv={file}: the first line must name the columns: path,label or path,label,split")
-            for row in table:
-                path, label, split = ((row.get(column) or "").strip() for column in ("path", "label", "split"))
-                split = split or "train"
-                if split not in SPLITS:
-                    raise Refused(f"{file}:{table.line_num}: split {split!r} is not known; use {', '.join(SPLITS)}")
-                if not path or not label:
-                    raise Refused(f"{file}:{table.line_num}: path or label is empty; fill it in or remove the line")
-                found.setdefault(split, []).append((base / path, label))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"data.csv={file} cannot be read: {error}; give a UTF-8 CSV file") from error
-    missing = [path for images in found.values() for path, _ in images if not path.is_file()]
-    if missing:
-        gone = counted(len(missing), "file", ("that does", "that do"))
-        raise Refused(f"data.csv={file} names {gone} not exist, first {missing[0]}; correct it")
-    return found, []
-
-
-def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, list[tuple[Path, str]]]:
+def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, list[tuple[Path, str]], list[str]]:
     """The images of one split with their class names, to measure a model on.
 
     Args:
@@ -130,7 +217,7 @@ def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, l
         split: `train`, `val` or `test`; by default `test` where there is one, else `val`, else `train`.
 
     Returns:
-        The split's name, None where `root` has no splits, and the images in order of their paths.
+        The split's name, None where `root` has no splits; the images in order of their paths; and what was passed over.
 
     Raises:
         Refused: no such folder or split, or no images in it.
@@ -139,14 +226,45 @@ def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, l
         raise Refused(f"--split {split} is not known; use one of {', '.join(SPLITS)}")
     if not root.is_dir():
         raise Refused(f"{root} is not a folder; give a folder that holds one folder of images per class")
-    there = {name: root / alias for name in SPLITS for alias in _FOLDERS[name][::-1] if (root / alias).is_dir()}
-    if split is not None and split not in there:
-        raise Refused(f"{root} has no {split}/ folder; it has {', '.join(there) or 'no splits'}")
-    name = split or next((name for name in ("test", "val", "train") if name in there), None)
-    images = [(path, label) for label, path in _class_images(there[name] if name else root, root.resolve(), Counter())]
-    return name, sorted(images, key=lambda image: os.fsencode(image[0]))
+
+    layout = find_layout(root, {}, need_train=False)
+    splits = layout.folders if layout.has_splits else {}
+    if split is not None and split not in splits:
+        raise Refused(f"{root} has no {split}/ folder; it has {', '.join(splits) or 'no splits'}")
+
+    name = split or next((name for name in ("test", "val", "train") if name in splits), None)
+    search = Search()
+    folder = splits[name] if name else layout.folders["train"]
+    images = sorted(
+        search.class_images(folder, layout.others, may_be_empty=True), key=lambda pair: os.fsencode(pair[0])
+    )
+    if not images:
+        raise Refused(f"{folder} holds no images; give a folder that holds some")
+    return name, sorted(images, key=lambda pair: os.fsencode(pair[0])), search.notes(folder)
 
 
-def _examples(names: Counter[str]) -> str:
-    first = [name for name, _ in names.most_common(3)]
-    return ", ".join(first) + (" …" if len(names) > 3 else "")
+def image_files(given: Collection[Path]) -> tuple[list[Path], list[str]]:
+    """The files among `given` as they are, and the images below its folders, sorted; and what was passed over.
+
+    Raises:
+        Refused: one of them does not exist, or there is no image; or a link leads nowhere or back.
+    """
+    files: list[Path] = []
+    notes: list[str] = []
+    for path in given:
+        if path.is_dir():
+            search = Search()
+            files += sorted(search.images(path))
+            notes += search.notes(path)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise Refused(f"{path}: there is no such file or folder; give images, or folders that hold some")
+    if not files:
+        raise Refused("; ".join([f"{', '.join(map(str, given))}: no image here", *notes]))
+    return files, notes
+
+
+def _first_few(names: Collection[str]) -> str:
+    first = list(dict.fromkeys(names))
+    return ", ".join(first[:_EXAMPLES]) + (" …" if len(first) > _EXAMPLES else "")

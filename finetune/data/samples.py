@@ -3,15 +3,18 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.folders import SPLITS, LabelledImages, from_csv, from_folder
+from finetune.data.folders import LabelledImages, from_folder
+from finetune.data.splits import SPLITS
+from finetune.data.table import from_csv
 from finetune.errors import Refused
 
 
@@ -76,6 +79,8 @@ def load_samples(
     val_fraction: float = 0.2,
     split_seed: int = 0,
     use_val_as: str = "val",
+    folders: Mapping[str, str | None] = MappingProxyType({}),
+    links: str = "follow",
 ) -> DataSet:
     """Find the images under `root`, or those a CSV names, and split them.
 
@@ -85,12 +90,14 @@ def load_samples(
         val_fraction: Share of the training images that become validation where none is given, 0..1.
         split_seed: Which of them; together with labels and fraction it decides the split, and nothing else does.
         use_val_as: `test` makes the given validation images the test set and splits validation off the training set.
+        folders: By split, its folder in `root`, where its name does not say which it is.
+        links: `follow` or `refuse` links below `root`.
 
     Raises:
         Refused: no such folder, no images, a class without images, fewer than two classes, or a class that only
             validation or test has; the message names it.
     """
-    images, warnings = _labelled_images(root, csv_file)
+    images, warnings = _labelled_images(root, csv_file, folders, links)
     if use_val_as == "test":
         if "val" not in images:
             raise Refused("data.use_val_as=test, but there is no val/ folder or split; leave the key at val")
@@ -119,11 +126,13 @@ def load_samples(
     return DataSet(classes, ordered, tuple(warnings))
 
 
-def _labelled_images(root: str | None, csv_file: str | None) -> tuple[LabelledImages, list[str]]:
+def _labelled_images(
+    root: str | None, csv_file: str | None, folders: Mapping[str, str | None], links: str
+) -> tuple[LabelledImages, list[str]]:
     if csv_file is not None:
         return from_csv(Path(csv_file).expanduser(), root)
     if root is not None:
-        return from_folder(Path(root).expanduser())
+        return from_folder(Path(root).expanduser(), folders, links)
     raise Refused("data.root is not set; give data.root=FOLDER of class folders, or experiment=embedded")
 
 

@@ -10,33 +10,11 @@ from numpy.typing import NDArray
 
 from finetune.data.augment import NO_AUGMENTATION, Preprocess
 from finetune.data.decode import Transform, decode
-from finetune.data.folders import EXTENSIONS
-from finetune.errors import Refused
 from finetune.export.classifier import Classifier
 from finetune.network.device import device_named
 
 Prediction = NDArray[np.float32] | str
 """A probability for each class, or why the file could not be read."""
-
-
-def image_files(given: Sequence[Path]) -> list[Path]:
-    """The files among `given` as they are, and the images below its folders, sorted, hidden ones left out.
-
-    Raises:
-        Refused: one of them does not exist, or there is no image.
-    """
-    files: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            below = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-            files += sorted(f for f in below if not any(p.startswith(".") for p in f.relative_to(path).parts))
-        elif path.exists():
-            files.append(path)
-        else:
-            raise Refused(f"{path}: there is no such file or folder; give images, or folders that hold some")
-    if not files:
-        raise Refused(f"{', '.join(map(str, given))}: no image here ({', '.join(sorted(EXTENSIONS))})")
-    return files
 
 
 def probabilities_of(

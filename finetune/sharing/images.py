@@ -9,8 +9,8 @@ from finetune.config import Config, digest_of
 from finetune.data.decode import Transform
 from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
 from finetune.data.pixels import PixelStore, pixel_store
-from finetune.data.samples import DataSet, load_samples
-from finetune.data.shapes import EMBEDDED, embedded_folder
+from finetune.data.samples import DataSet
+from finetune.data.source import find_samples
 from finetune.errors import Refused
 from finetune.network.backbone import backbone_shapes
 from finetune.network.freeze import Cut, find_cut
@@ -64,12 +64,8 @@ def find_data(config: Config) -> DataSet:
     Raises:
         Refused: folders or tables that cannot be used, by name.
     """
-    data, root = config.data, config.data.root
-    if root == EMBEDDED:
-        root = str(embedded_folder(Path(config.cache.dir).expanduser()))
-
-    samples = load_samples(root, data.csv, data.val_fraction, data.split_seed, data.use_val_as)
-    return samples.with_val_in_train() if config.trainer.refit else samples
+    data = find_samples(config.data, Path(config.cache.dir).expanduser())
+    return data.with_val_in_train() if config.trainer.refit else data
 
 
 def images_key(config: Config) -> str:

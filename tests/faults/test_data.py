@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from finetune.data.decode import Transform, decode
 from finetune.data.pixels import pixel_store
@@ -368,28 +369,57 @@ def test_fault_09_a_refit_trains_on_validation_images_and_is_not_accused(
 @pytest.mark.parametrize(
     ("link", "target", "why"),
     [
-        ("train/class0/loop", ".", "links to a folder, which may loop"),
-        ("train/class0/up", "..", "links out of its class folder"),
+        ("train/class0/loop", ".", "which it lies in: a loop"),
+        ("train/class0/up", "..", "which it lies in: a loop"),
         ("train/class0/self.png", "self.png", "links to nothing or to itself"),
+        ("train/class0/gone.png", "../../../gone.png", "links to nothing or to itself"),
         ("train/class9", "class9", "links to nothing or to itself"),
-        ("train/class9", "../train", "links to a folder, which may loop"),
-        ("train/class0/far.png", "../../../elsewhere/0.png", "links out of its class folder"),
-        ("train/class0/other.png", "../class1/0.png", "links out of its class folder"),
-        ("train/class9", "../../elsewhere", "links out of"),
-        ("test", "../elsewhere", "links out of"),
+        ("train/class9", "../train", "which it lies in: a loop"),
+        ("train/class9", "/", "which it lies in: a loop"),
+        ("test", "../gone", "links to nothing or to itself"),
     ],
 )
-def test_fault_10_links_that_loop_or_lead_out_are_refused(
+def test_fault_10_links_that_loop_or_dangle_are_refused(
     sweeps: Sweeps, fast: list[str], images: Path, link: str, target: str, why: str
+) -> None:
+    (images / link).symlink_to(target)
+    line = sweeps.refused(fast)
+    assert str(images / link) in line
+    assert why in line
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/class0/far.png", "../../../elsewhere/0.png"),
+        ("train/class0/other.png", "../class1/0.png"),
+        ("train/class0/folder", "../../../elsewhere/class0"),
+        ("val/class0", "../../elsewhere/class0"),
+        ("test", "../elsewhere"),
+    ],
+)
+def test_fault_10_links_that_lead_elsewhere_are_followed_or_refused_as_set(
+    sweeps: Sweeps, fast: list[str], images: Path, link: str, target: str
 ) -> None:
     elsewhere = images.parent / "elsewhere"
     (elsewhere / "class0").mkdir(parents=True)
     for place in (elsewhere, elsewhere / "class0"):
         (place / "0.png").write_bytes(encoded(photograph(10), "PNG"))
+    if (images / link).is_dir():
+        shutil.rmtree(images / link)
     (images / link).symlink_to(target)
-    line = sweeps.refused(fast)
-    assert str(images / link) in line
-    assert why in line
+    line = sweeps.refused([*fast, "data.links=refuse"])
+    assert f"{images / link} is a link, and data.links=refuse takes none" in line
+    sweeps.warned(fast)
+    (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
+    splits = {split: ImageFolder(images / split) for split in ("train", "val", "test") if (images / split).is_dir()}
+    ours = load_samples(str(images)).splits
+    for split, theirs in splits.items():
+        if split == "train":
+            assert record.classes == theirs.classes
+            pairs = zip(map(str, ours[split].paths), ours[split].labels, strict=True)
+            assert sorted(pairs) == sorted(theirs.samples)
+        assert sorted(map(str, ours[split].paths)) == sorted(path for path, _ in theirs.samples)
 
 
 # 11

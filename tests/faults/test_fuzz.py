@@ -233,9 +233,9 @@ def plant(root: Path, entries: list[tuple[list[str], str, str, str]]) -> None:
 
 
 @FUZZ
-@given(ENTRIES, st.integers(0, 3))
+@given(ENTRIES, st.integers(0, 3), st.sampled_from(["follow", "refuse"]))
 def test_any_folder_is_read_or_refused_and_left_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[list[str], str, str, str]], classes: int
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[list[str], str, str, str]], classes: int, links: str
 ) -> None:
     place = tmp_path_factory.mktemp("tree")
     root = place / "root"
@@ -247,9 +247,9 @@ def test_any_folder_is_read_or_refused_and_left_as_it_was(
     plant(root, entries)
     before = snapshot(place)
     try:
-        data = load_samples(str(root))
+        data = load_samples(str(root), links=links)
         for samples in data.splits.values():
-            assert all(path.resolve().is_relative_to(root) for path in samples.paths)
+            assert links == "follow" or all(path.resolve().is_relative_to(root) for path in samples.paths)
             pixel_store(samples, Transform(8, "squash", "nearest"), place / "cache", on_bad="skip", threads=1)
     except Refused as refusal:
         if not one_line(refusal):
