@@ -17,11 +17,11 @@ from pathlib import Path
 
 from finetune.records.layout import PROGRESS, TRIALS
 from finetune.records.result import Result
+from finetune.sweep.coordinator import Coordinator
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.records import trial_keys
-from finetune.sweep.run import _Loop
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
@@ -66,35 +66,35 @@ def bookkeeping(scratch: Path, count: int = 10_000) -> None:
         place.mkdir(parents=True)
         replace(made, key=place.name, params=params).save(place)
     sweep = Sweep(spec, scratch, size(spec))
-    loop = _loop(sweep)
-    took = seconds(loop.run)
+    took = seconds(_coordinator(sweep).run)
     assert len(sweep.finished) == count
     print(f"bookkeeping: {count} records read again in {took:.2f} s, {took / count * 1e6:.0f} µs a trial")
 
 
-def _loop(sweep: Sweep) -> _Loop:
+def _coordinator(sweep: Sweep) -> Coordinator:
     launcher, quiet = LocalLauncher([Slot(None, 1)]), lambda sweep, result: None
-    return _Loop(sweep, trial_keys(sweep.spec), Search(sweep.spec), launcher, Options(), quiet)
+    return Coordinator(sweep, trial_keys(sweep.spec), Search(sweep.spec), launcher, Options(), quiet)
 
 
 class Pending:
     """A job that goes on."""
 
     exitcode = None
+    pid = None
+    waits = False
 
 
 def look(scratch: Path, count: int = 1_000) -> None:
     lr = Distribution("log_uniform_values", bounds=(1e-5, 0.1))
     spec = SweepSpec("many", "random", "maximize", "val/acc_best", {"optim.lr": lr}, (), count)
     sweep = Sweep(spec, scratch, count)
-    loop = _loop(sweep)
     history = [{"epoch": i, "val/acc": 0.5, "val/loss": 1.0, "train/acc": 0.5, "train/loss": 1.0} for i in range(20)]
     for i in range(count):
         place = scratch / f"running{i}"
         place.mkdir()
         (place / PROGRESS).write_text(json.dumps({"epochs": 20, "history": history, "images": 500}))
         sweep.running.append(Running({"optim.lr": 0.1}, place, Pending()))
-    took = seconds(loop._look)
+    took = seconds(_coordinator(sweep).look)
     print(f"a look at {count} running trials: {took:.3f} s")
 
 

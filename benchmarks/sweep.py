@@ -56,7 +56,7 @@ def count_race(data: Path, weights: Path, scratch: Path) -> tuple[dict[int, int]
     spec: SweepSpec = read_sweep(file, base(data, weights, scratch / "cache", SIZE, EPOCHS), race=True)
     sweep = run_sweep(spec, scratch / "race", Options(workers=CORES))
     epochs, starts = dict.fromkeys(DEPTHS.values(), 0), dict.fromkeys(DEPTHS.values(), 0)
-    for _, result in sweep.finished:
+    for result in sweep.results:
         assert result.freeze_depth is not None
         epochs[result.freeze_depth] += len(result.history)
         starts[result.freeze_depth] += bool(result.history)

@@ -11,7 +11,7 @@ from finetune.commands.sweep import _conclude
 from finetune.records.layout import RECORD
 from finetune.records.result import Result
 from finetune.sweep.spec import read_sweep
-from finetune.sweep.state import Sweep
+from finetune.sweep.state import Finished, Sweep
 from tests.models import finetune
 
 
@@ -70,7 +70,8 @@ def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
     failed = Result("t", "failed", reason, 0, "block", 0, None, None, 0, {"seed": 0})
     failed.save(folder / "trials" / "t")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0]}}}))
-    ended = Sweep(read_sweep(tmp_path / "s.yaml"), folder, 1, [({"seed": 0}, failed)])
+    spec = read_sweep(tmp_path / "s.yaml")
+    ended = Sweep(spec, folder, 1, [Finished.of(spec, {"seed": 0}, failed)])
     ended.ended = f"the first 1 trials failed alike: {reason}"
     assert _conclude(ended) == 4
     said = capfd.readouterr().out

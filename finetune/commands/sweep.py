@@ -92,12 +92,12 @@ def _conclude(ended: "Sweep") -> int:
     print_conclusions([ended.folder], records)
     console.print(f"plot and table: {write_report(ended.folder, records)}")
     if ended.best is None:
-        _, first = ended.finished[0]
-        console.print(f"no trial succeeded; the first reason: {first.reason} (mended? --retry-failed runs them again)")
+        reason = ended.results[0].reason
+        console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
         return 4
 
     _print_next_steps(ended, ended.best)
-    failed = sum(result.status == "failed" for _, result in ended.finished)
+    failed = sum(result.status == "failed" for result in ended.results)
     if ended.out_of_time:
         console.print("to go on, run the same command again: " + this_command())
         return 4

@@ -21,7 +21,8 @@ from finetune.errors import Refused
 from finetune.records.layout import LOG, STOP, TRIALS
 from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent
-from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots, stop_jobs
+from finetune.sweep.jobs import stop_jobs
+from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.spec import command_overrides
 

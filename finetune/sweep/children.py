@@ -12,13 +12,6 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
 
 
-def log_to(file: Path) -> None:
-    """Send what this process prints to `file`."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-
 def ready_server() -> None:
     """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
     resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
@@ -27,6 +20,13 @@ def ready_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def log_to(file: Path) -> None:
+    """Send what this process prints to `file`."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
 
 
 def end_with_parent() -> None:
@@ -40,3 +40,14 @@ def end_with_parent() -> None:
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process of this machine was stopped, as by Ctrl-Z, and may yet be continued."""
+    if pid is None:
+        return False
+    try:
+        state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in ("T", "t")

@@ -21,9 +21,9 @@ from finetune.errors import Refused
 from finetune.records.layout import JOBS, LOG
 from finetune.records.metric import Incumbent
 from finetune.sweep.children import log_to
-from finetune.sweep.launch import Job
+from finetune.sweep.jobs import Job
 
-_BUSY = ("R", "CG")
+_RUNNING, _ENDING = "R", "CG"
 """squeue's names for a job that runs, and for one that is being ended."""
 
 
@@ -55,12 +55,14 @@ def read_cluster(name: str) -> ClusterSettings:
     path = Path(name) if name.endswith(".yaml") else shipped("conf") / "launcher" / f"{name}.yaml"
     if not path.is_file():
         raise Refused(f"--launcher {name}: there is none of that name; give local, slurm, or a copy of its file")
+
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ClusterSettings), OmegaConf.load(path))
         settings = cast(ClusterSettings, OmegaConf.to_object(merged))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = str(error).splitlines()[0]
         raise Refused(f"--launcher {name}: {path} cannot be used: {why}; give slurm, or a copy of its file") from error
+
     if settings.cluster not in ("slurm", "local") or settings.parallel < 1 or settings.minutes < 1:
         raise Refused(f"--launcher {name}: {path} needs cluster: slurm or local, and parallel and minutes above 0")
     if importlib.util.find_spec("submitit") is None:
@@ -76,15 +78,16 @@ class ClusterLauncher:
     def __init__(self, settings: ClusterSettings, folder: Path, environment: Mapping[str, str], shared: str = ""):
         """`folder` is the sweep's; submitit's own files go below it. `environment` is added to every job's.
 
-        `shared` is what `check_and_prepare` found; of use where the nodes see this node's cache.
+        `shared` is what `check_and_prepare` found out; of use where the nodes see this node's cache.
         """
         import submitit
 
         # a trial that took too long once would take too long again
         self._executor = submitit.AutoExecutor(folder / JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
-        self._parallel = settings.parallel
-        self._environment, self._shared, self._poll = dict(environment), shared, settings.poll_seconds
         self._slurm = settings.cluster == "slurm"
+        self._parallel = settings.parallel
+        self._poll = settings.poll_seconds
+        self._environment, self._shared = dict(environment), shared
         self._executor.update_parameters(
             name=folder.name,
             timeout_min=settings.minutes,
@@ -129,12 +132,14 @@ class ClusterLauncher:
         deadline = time.monotonic() + self._poll
         while time.monotonic() < deadline and all(job.exitcode is None for job in jobs):
             time.sleep(min(1.0, self._poll))
-        queued = _queue() if self._slurm else None
+
+        states = _queued_states() if self._slurm else None
+        if self._slurm and states is None:
+            return  # a controller that does not answer says nothing about our jobs
+
         for job in jobs:
-            if isinstance(job, ClusterJob) and (queued is not None or not self._slurm):
-                there = job.name in queued if queued is not None else job.runs_here
-                job.absences = 0 if there else job.absences + 1
-                job.waits = queued is not None and queued.get(job.name, "R") not in _BUSY
+            if isinstance(job, ClusterJob):
+                job.note(job.local_state if states is None else states.get(job.name))
 
     def worker(self, job: Job) -> str:
         """The cluster's choice."""
@@ -151,22 +156,29 @@ class ClusterJob:
         """`job` is submitit's."""
         self._job = job
         self.name = str(job.job_id)
-        self.absences = 0
-        """Looks in a row at which the cluster's queue did not have it."""
         self.waits = False
-        """Whether the queue has it and does not let it run: not yet, or, once preempted, not again."""
+        self._absences = 0
+        """Looks in a row at which the cluster did not have it."""
+
+    pid = None
+    """Its process may be on another machine."""
 
     @property
     def exitcode(self) -> int | None:
         """None until it has ended; that of SIGTERM when the cluster ended it and nothing came back."""
         if self._job.paths.result_pickle.exists():
             return 1 if self._job.exception() is not None else int(self._job.result())
-        return -signal.SIGTERM if self.absences > 1 else None
+        return -signal.SIGTERM if self._absences > 1 else None
 
     @property
-    def runs_here(self) -> bool:
-        """Whether a job of the `local` cluster is still a process of this machine."""
-        return not self._job.done()
+    def local_state(self) -> str | None:
+        """The state of a job of the `local` cluster, which has no queue, as `squeue` would name it."""
+        return None if self._job.done() else _RUNNING
+
+    def note(self, state: str | None) -> None:
+        """Take note of what the cluster says: `squeue`'s name of its state, None where it does not have the job."""
+        self._absences = 0 if state else self._absences + 1
+        self.waits = state not in (None, _RUNNING, _ENDING)
 
     def terminate(self) -> None:
         """Take it out of the queue, or end it."""
@@ -179,6 +191,8 @@ class _Unsubmitted:
     """The job of a trial that the cluster did not take."""
 
     exitcode = 1
+    pid = None
+    waits = False
 
     def terminate(self) -> None:
         """There is nothing to end."""
@@ -186,25 +200,21 @@ class _Unsubmitted:
     kill = terminate
 
 
-def _queue() -> dict[str, str] | None:
+def _queued_states() -> dict[str, str] | None:
     """The jobs that SLURM has, each with its state's short name; None when it does not answer. One question for all."""
-    asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i %t"], capture_output=True, text=True)  # noqa: S607
-    return dict(re.findall(r"(\S+) (\S+)", asked.stdout)) if asked.returncode == 0 else None
+    answer = subprocess.run(["squeue", "--noheader", "--array", "--format=%i %t"], capture_output=True, text=True)  # noqa: S607
+    return dict(re.findall(r"(\S+) (\S+)", answer.stdout)) if answer.returncode == 0 else None
 
 
+@dataclass(frozen=True)
 class _Trial:
     """What a job runs. A preempted job is queued again by SLURM and goes on from its last save."""
 
-    def __init__(
-        self, arguments: list[str], log: Path, environment: dict[str, str], shared: str, incumbent: Incumbent | None
-    ):
-        self.arguments, self.log, self.environment, self.shared, self.incumbent = (
-            arguments,
-            log,
-            environment,
-            shared,
-            incumbent,
-        )
+    arguments: list[str]
+    log: Path
+    environment: dict[str, str]
+    shared: str
+    incumbent: Incumbent | None
 
     def __call__(self) -> int:
         log_to(self.log)
@@ -212,9 +222,8 @@ class _Trial:
 
         from finetune import train
 
-        return train.run_trial(
-            self.arguments, self.shared, self.incumbent, listen=False
-        )  # submitit has handlers of its own
+        # submitit has handlers of its own for the signals that we would listen to
+        return train.run_trial(self.arguments, self.shared, self.incumbent, listen=False)
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the job is preempted."""

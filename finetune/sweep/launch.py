@@ -5,86 +5,29 @@ Imports no torch itself; the functions that do run in the children.
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Protocol
 
 from finetune.compose import override
 from finetune.config import TRIALS_PER_GPU
 from finetune.errors import Refused
 from finetune.records.layout import LOG
 from finetune.records.metric import Incumbent
-from finetune.sweep.children import CONTEXT, end_with_parent, log_to, ready_server
+from finetune.sweep.children import end_with_parent, log_to, ready_server
+from finetune.sweep.jobs import Job
 
-_GRACE = 8.0
-"""Seconds that a trial asked to end may take before it is killed."""
-_LAST = 60.0
-"""Seconds that a killed one may take to be gone."""
 _WAIT = 0.25
 """Seconds from one look at the children to the next, at the most."""
 
 
-class Job(Protocol):
-    """A trial that was started somewhere."""
+class TrialProcess(ForkServerProcess):
+    """A trial as a child of this process."""
 
-    @property
-    def exitcode(self) -> int | None:
-        """None while it runs; negative for the signal that killed it."""
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-
-    def kill(self) -> None:
-        """End it."""
-
-
-class Launcher(Protocol):
-    """Where trials run."""
-
-    @property
-    def capacity(self) -> int:
-        """Trials at a time."""
-
-    @property
-    def longest_wait(self) -> float:
-        """Seconds after which `wait` returns in any case."""
-
-    def start(self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None) -> Sequence[Job]:
-        """Run `python -m finetune.train OVERRIDES out=FOLDER` for each; its output goes to `log.txt` in the folder.
-
-        There are never more of them under way than `capacity`. A trial that is not better than
-        the incumbent keeps no checkpoint.
-        """
-
-    def wait(self, jobs: Sequence[Job]) -> None:
-        """Return when one of `jobs` may have ended, or after a moment."""
-
-    def worker(self, job: Job) -> str:
-        """The place that a job runs in, or ran in; empty where places are not ours to choose."""
-
-    def set_aside(self, worker: str) -> None:
-        """Start nothing in that place any more."""
-
-
-def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
-    """End jobs and wait until they have: asked first, killed after a grace; a cluster that is silent is left."""
-    left = list(jobs)
-    try:
-        for job in jobs:
-            job.terminate()
-        deadline = time.monotonic() + _GRACE
-        while (left := [job for job in jobs if job.exitcode is None]) and time.monotonic() < deadline:
-            launcher.wait(left)
-    finally:  # a second Ctrl-C is not to wait
-        for job in left:
-            job.kill()
-    deadline = time.monotonic() + _LAST
-    while any(job.exitcode is None for job in left) and time.monotonic() < deadline:
-        launcher.wait(left)
+    waits = False
+    """It runs from the start: there is no queue."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +41,20 @@ class Slot:
     sharing: int = 1
     """Slots of this GPU."""
 
-    def name(self, place: int) -> str:
-        """For people."""
-        return f"worker {place}" + ("" if self.gpu is None else f" on GPU {self.gpu}")
+    def name(self, index: int) -> str:
+        """What people read of it."""
+        return f"worker {index}" + ("" if self.gpu is None else f" on GPU {self.gpu}")
 
 
 class LocalLauncher:
     """Children of this process, each in a slot of its own; they end when this process does, however that happens."""
 
     def __init__(self, slots: Sequence[Slot], environment: Mapping[str, str] | None = None, shared: str = ""):
-        """`environment` is added to every child's; `shared` is what `check_and_prepare` found."""
+        """`environment` is added to every child's; `shared` is what `check_and_prepare` found out."""
         self._slots = {slot.name(i): slot for i, slot in enumerate(slots)}
-        self._shared, self._environment = shared, dict(environment or {})
-        self._taken: dict[str, ForkServerProcess] = {}
+        self._environment, self._shared = dict(environment or {}), shared
+        self._children: dict[str, TrialProcess] = {}
+        """The last trial of each slot."""
 
     @property
     def capacity(self) -> int:
@@ -124,25 +68,36 @@ class LocalLauncher:
 
     def start(
         self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
-    ) -> list[ForkServerProcess]:
+    ) -> list[TrialProcess]:
         """Fork a child for each trial, in the first free slot."""
         return [self._fork(overrides, folder, incumbent) for overrides, folder in trials]
 
-    def _fork(self, overrides: Sequence[str], folder: Path, incumbent: Incumbent | None) -> ForkServerProcess:
-        ended = {n: self._taken[n].exitcode if n in self._taken else 0 for n in self._slots}
-        free = min((n for n in self._slots if ended[n] is not None), key=lambda n: ended[n] != 0)  # the last went well
-        folder.mkdir(parents=True, exist_ok=True)
+    def _fork(self, overrides: Sequence[str], folder: Path, incumbent: Incumbent | None) -> TrialProcess:
+        name = self._free_slot()
+        slot = self._slots[name]
         arguments = [*overrides, override("out", str(folder))]
-        given = (arguments, folder / LOG, self._slots[free], self._environment, self._shared, incumbent)
+        folder.mkdir(parents=True, exist_ok=True)
+
         ready_server()
-        child = CONTEXT.Process(target=_run_trial, name=free, args=given, daemon=True)
+        child = TrialProcess(
+            target=_run_trial,
+            name=name,
+            args=(arguments, folder / LOG, slot, self._environment, self._shared, incumbent),
+            daemon=True,
+        )
         child.start()
-        self._taken[free] = child
+        self._children[name] = child
         return child
+
+    def _free_slot(self) -> str:
+        """A slot without a running trial: the first whose last trial went well, else the first."""
+        exitcodes = {name: self._children[name].exitcode if name in self._children else 0 for name in self._slots}
+        free = [name for name, code in exitcodes.items() if code is not None]
+        return min(free, key=lambda name: exitcodes[name] != 0)
 
     def worker(self, job: Job) -> str:
         """The name of the slot."""
-        return job.name if isinstance(job, ForkServerProcess) else ""
+        return job.name if isinstance(job, TrialProcess) else ""
 
     def set_aside(self, worker: str) -> None:
         """Take a slot away."""
@@ -150,7 +105,7 @@ class LocalLauncher:
 
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return as soon as one of the children ends."""
-        wait([job.sentinel for job in jobs if isinstance(job, ForkServerProcess)], timeout=_WAIT)
+        wait([job.sentinel for job in jobs if isinstance(job, TrialProcess)], timeout=_WAIT)
 
 
 def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 1) -> list[Slot]:
@@ -158,23 +113,24 @@ def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = workers or len(gpus) * per_gpu or min(cores, 4)
     threads = max(1, cores // count)
-    places = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
-    return [Slot(gpu, threads, places.count(gpu)) for gpu in places]
+    gpu_of_slot = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
+    return [Slot(gpu, threads, gpu_of_slot.count(gpu)) for gpu in gpu_of_slot]
 
 
-def chosen_gpus(found: Sequence[str], asked: str) -> list[str]:
-    """The GPUs to use: `all`, or numbers such as `0,2`.
+def chosen_gpus(present: Sequence[str], choice: str) -> list[str]:
+    """The GPUs of a choice: `all`, or numbers such as `0,2`.
 
     Raises:
-        Refused: one was asked for that is not there.
+        Refused: one was chosen that is not there.
     """
-    if asked == "all":
-        return list(found)
-    names = [name.strip() for name in asked.split(",")]
+    if choice == "all":
+        return list(present)
+
+    names = [name.strip() for name in choice.split(",")]
     for name in names:
-        if name not in found:
-            here = f"there are {', '.join(found)}" if found else "torch finds none here"
-            raise Refused(f"--gpus {asked}: there is no GPU {name!r}; {here}")
+        if name not in present:
+            here = f"there are {', '.join(present)}" if present else "torch finds none here"
+            raise Refused(f"--gpus {choice}: there is no GPU {name!r}; {here}")
     return names
 
 

@@ -107,6 +107,14 @@ def progress_of(trial: Path) -> dict[str, Any]:
     return state
 
 
+def heartbeat_of(trial: Path) -> str:
+    """What changes when a running trial makes progress; empty before it has begun, as in a cluster's queue."""
+    try:
+        return (trial / HEARTBEAT).read_text()
+    except (OSError, ValueError):
+        return "started" if (trial / LOG).exists() else ""
+
+
 def trials_under_way(folder: Path) -> list[Path]:
     """Folders of the trials of a running sweep that have begun, since it was last started, and not ended."""
     since = (folder / SWEEP).stat().st_mtime

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ _REPEATS = 1000
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A trial that was started before."""
+class Observation:
+    """A trial that was started before, as a bayes search learns from it."""
 
     params: Params
     value: float | None
@@ -34,48 +34,58 @@ def size(spec: SweepSpec) -> int:
     if spec.method != "grid":
         assert spec.run_cap is not None
         return spec.run_cap
+
     points = math.prod(len({digest_of(value) for value in d.choices or ()}) for d in spec.parameters.values())
     return min(points, spec.run_cap or points)
+
+
+def planned_trials(spec: SweepSpec, seed: int = 0, may_end_early: bool = False) -> Iterator[Params]:
+    """The trials of a grid or random search, each once.
+
+    Args:
+        spec: The sweep.
+        seed: Decides the draws of a random search.
+        may_end_early: Go through a whole grid all over instead of in the order of the file, so that its first trials
+            are of every value. Those of a `run_cap` in the file stay its first ones, as W&B has it.
+    """
+    if spec.method == "random":
+        points = _random(spec, str(seed))
+    elif spec.spread or (may_end_early and spec.run_cap is None):
+        points = _spread(spec)
+    else:
+        points = _grid(spec)
+    yield from itertools.islice(_distinct(points), spec.run_cap)
 
 
 class Search:
     """Proposes the trials of one sweep, one after the other and each once.
 
-    Those of a grid or random search depend on the spec and the seed alone. A bayes search depends on what was tried
+    Those of a grid or random search depend on the spec and the seed alone. A bayes search depends on what was observed
     too, in its order.
     """
 
-    def __init__(self, spec: SweepSpec, seed: int = 0, order: Callable[[Params], Any] | None = None):
-        """`order` is a key to sort the trials of a grid or random search by; which trials there are stays the same."""
+    def __init__(self, spec: SweepSpec, seed: int = 0, planned: Iterable[Params] | None = None):
+        """`planned` are the trials of a grid or random search in another order than that of `planned_trials`."""
         self._spec, self._seed = spec, seed
-        self._planned = self.planned() if order is None else iter(sorted(self.planned(), key=order))
+        self._planned = iter(planned_trials(spec, seed) if planned is None else planned)
 
-    def planned(self) -> Iterator[Params]:
-        """The trials of a grid or random search, in the order of the file."""
-        if self._spec.method == "random":
-            points = _random(self._spec, str(self._seed))
-        else:
-            points = _spread(self._spec) if self._spec.spread else _grid(self._spec)
-        return itertools.islice(_distinct(points), self._spec.run_cap)
-
-    def propose(self, tried: Sequence[Tried] = ()) -> Params | None:
+    def propose(self, observed: Sequence[Observation] = ()) -> Params | None:
         """The next trial's parameters, or None when there is none left.
 
         Args:
-            tried: The trials that were started before; a bayes search learns from them.
+            observed: The trials that were started before; a bayes search learns from them.
         """
         if self._spec.method != "bayes":
             return next(self._planned, None)
-        if len(tried) >= size(self._spec):
+        if len(observed) >= size(self._spec):
             return None
-        known = {_name(trial.params) for trial in tried}
-        random_ones = itertools.islice(_random(self._spec, f"{self._seed}:{len(tried)}"), _REPEATS)
-        fresh = (
-            params
-            for params in itertools.chain([_suggestion(self._spec, self._seed, tried)], random_ones)
-            if _name(params) not in known
-        )
-        return next(fresh, None)
+
+        known = {_name(trial.params) for trial in observed}
+        drawn = itertools.islice(_random(self._spec, f"{self._seed}:{len(observed)}"), _REPEATS)
+        for params in itertools.chain([_suggestion(self._spec, self._seed, observed)], drawn):
+            if _name(params) not in known:
+                return params
+        return None
 
 
 def decides_store(key: str) -> bool:
@@ -112,12 +122,15 @@ def _grid(spec: SweepSpec) -> Iterator[Params]:
 def _spread(spec: SweepSpec) -> Iterator[Params]:
     """A grid's points, some of them again: of each axis, all values come before one comes again."""
     axes = {key: distribution.choices or () for key, distribution in spec.parameters.items()}
-    hands = zip(*(_decks(values, seed=key) for key, values in axes.items()), strict=True)
-    points = (dict(zip(axes, hand, strict=True)) for hand in hands)
-    return itertools.chain(itertools.islice(points, 4 * math.prod(map(len, axes.values()))), _grid(spec))
+    shuffled = zip(*(_shuffled_again(values, seed=key) for key, values in axes.items()), strict=True)
+    points = (dict(zip(axes, values, strict=True)) for values in shuffled)
+
+    # the last points of a grid are rarely drawn; after four times as many draws as it has points they just follow
+    draws = 4 * math.prod(map(len, axes.values()))
+    return itertools.chain(itertools.islice(points, draws), _grid(spec))
 
 
-def _decks(values: Sequence[Any], seed: str) -> Iterator[Any]:
+def _shuffled_again(values: Sequence[Any], seed: str) -> Iterator[Any]:
     """All of `values` in a random order, then all of them in another, without end."""
     source = random.Random(seed)  # noqa: S311
     while True:
@@ -144,7 +157,7 @@ def _distinct(points: Iterator[Params]) -> Iterator[Params]:
             yield params
 
 
-def _suggestion(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Params:
+def _suggestion(spec: SweepSpec, seed: int, observed: Sequence[Observation]) -> Params:
     """Optuna's next point, by a multivariate Parzen estimator that takes running trials for bad ones.
 
     Optuna searches each listed parameter as a category and every other on 0..1, the share of the distribution below
@@ -158,16 +171,18 @@ def _suggestion(spec: SweepSpec, seed: int, tried: Sequence[Tried]) -> Params:
         n_startup_trials=_STARTUP,
         multivariate=True,
         constant_liar=True,
-        seed=random.Random(f"{seed}:{len(tried)}").getrandbits(32),  # noqa: S311
+        seed=random.Random(f"{seed}:{len(observed)}").getrandbits(32),  # noqa: S311
     )
     study = optuna.create_study(direction=optuna.study.StudyDirection[spec.goal.upper()], sampler=sampler)
+
     states = optuna.trial.TrialState
-    for trial in tried:
+    for trial in observed:
         state = states.RUNNING if trial.running else states.FAIL if trial.value is None else states.COMPLETE
         shares = {key: _share(spec.parameters[key], value) for key, value in trial.params.items()}
         study.add_trial(optuna.create_trial(state=state, value=trial.value, params=shares, distributions=space))
-    asked = study.ask(space).params
-    return {key: _value(distribution, asked[key]) for key, distribution in spec.parameters.items()}
+
+    suggested = study.ask(space).params
+    return {key: _value(distribution, suggested[key]) for key, distribution in spec.parameters.items()}
 
 
 def _axis(distribution: Distribution) -> Any:

@@ -1,7 +1,7 @@
 """A W&B sweep file as a frozen value: `wandb sweep` and our own runner read the same YAML. Imports no torch."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from finetune.compose import no_such_key, override, refuse_reach, shipped
 from finetune.config import Config as Schema
 from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
+from finetune.records.metric import metric_values
 from finetune.sweep.distribution import Distribution, number, read_distribution
 from finetune.sweep.stopping import Hyperband, Race
 from finetune.sweep.yaml_file import read_document
@@ -62,9 +63,14 @@ class SweepSpec:
         """What `python -m finetune.train` gets for a trial with these parameters."""
         return [*self.fixed, *(override(key, value) for key, value in params.items())]
 
-    def better(self, value: float, than: float) -> bool:
-        """Whether one value of the metric is ahead of another."""
-        return value > than if self.goal == "maximize" else value < than
+    @property
+    def sign(self) -> int:
+        """What makes larger better: 1 where the metric is maximized, -1 where it is minimized."""
+        return 1 if self.goal == "maximize" else -1
+
+    def curve(self, history: Sequence[dict[str, float]]) -> list[float]:
+        """The metric after each epoch that has it, times `sign`."""
+        return [self.sign * value for value in metric_values(self.metric, history)]
 
 
 def find_sweep(name: str) -> Path:

@@ -4,11 +4,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.records.layout import HEARTBEAT, LOG
-from finetune.records.metric import metric_values
+from finetune.records.metric import Incumbent, metric_values
 from finetune.records.result import Result
-from finetune.sweep.launch import Job
-from finetune.sweep.search import Params
+from finetune.sweep.jobs import Job
+from finetune.sweep.search import Observation, Params
 from finetune.sweep.spec import SweepSpec
 
 _GLANCE = 2.0
@@ -54,33 +53,39 @@ class Running:
     """Seconds of our own watching since it last made progress."""
     stuck: bool = False
     """Whether it was ended for that."""
-    _sign: str = ""
+    _heartbeat: str = ""
     _looked: float = 0.0
 
-    def look(self, wait: float) -> None:
-        """See whether it made progress since the last look; `wait` is the longest pause between two, in seconds."""
-        now, sign = time.monotonic(), self._progress()
-        known = sign == self._sign and bool(sign)
-        if not known or getattr(self.job, "waits", False):
+    def note(self, heartbeat: str, wait: float, stopped: bool = False) -> None:
+        """Take note of whether it made progress since the last look.
+
+        Args:
+            heartbeat: What changes when it does; empty while it waits for its turn on a cluster.
+            wait: The longest pause between two looks, in seconds.
+            stopped: Whether its process was stopped, as by Ctrl-Z, and may yet be continued.
+        """
+        now = time.monotonic()
+        unchanged = heartbeat == self._heartbeat and heartbeat != ""
+        if not unchanged or self.job.waits:
             self.idle = 0.0
-        elif not is_stopped(getattr(self.job, "pid", None)):
+        elif not stopped:
             self.idle += min(now - self._looked, wait + _GLANCE)
-        self._sign, self._looked = sign, now
-
-    def _progress(self) -> str:
-        """Changes when the trial gets on; empty while it waits for its turn on a cluster."""
-        try:
-            return (self.folder / HEARTBEAT).read_text()
-        except (OSError, ValueError):
-            return "started" if (self.folder / LOG).exists() else ""
+        self._heartbeat, self._looked = heartbeat, now
 
 
-def is_stopped(pid: int | None) -> bool:
-    """Whether a process of this machine was stopped, as by Ctrl-Z, and may yet be continued."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
-    except (OSError, IndexError):
-        return False
+@dataclass(frozen=True)
+class Finished:
+    """A trial that has its record."""
+
+    params: Params
+    result: Result
+    curve: list[float]
+    """The sweep's metric after each epoch that has it, signed so that larger is better."""
+
+    @classmethod
+    def of(cls, spec: SweepSpec, params: Params, result: Result) -> "Finished":
+        """Its curve is worked out here, once: ten thousand trials are compared after every epoch of any of them."""
+        return cls(params, result, spec.curve(result.history))
 
 
 @dataclass
@@ -91,7 +96,7 @@ class Sweep:
     folder: Path
     total: int
     """Trials there will be at the most."""
-    finished: list[tuple[Params, Result]] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
     """In the order in which this process learned of them."""
     running: list[Running] = field(default_factory=list)
     ended: str = ""
@@ -100,19 +105,37 @@ class Sweep:
     """Whether that was the budget, so that the same call would go on."""
     notes: list[str] = field(default_factory=list)
     """What went wrong without ending it: trials started again, workers set aside."""
-
     taken: int = 0
     """How many finished trials came from `Options.reuse`."""
-    best: Result | None = None
-    """The complete trial with the best metric, the first of equals."""
 
-    def add(self, params: Params, result: Result) -> None:
-        """Count a finished trial."""
-        self.finished.append((params, result))
-        value = result_value(self.spec, result)
-        best = None if self.best is None else result_value(self.spec, self.best)
-        if value is not None and (best is None or self.spec.better(value, best)):
-            self.best = result
+    @property
+    def results(self) -> list[Result]:
+        """The records of the finished trials, in their order."""
+        return [trial.result for trial in self.finished]
+
+    @property
+    def best(self) -> Result | None:
+        """The complete trial with the best metric, the first of equals."""
+        complete = [trial for trial in self.finished if trial.result.status == "complete" and trial.curve]
+        return max(complete, key=lambda trial: trial.curve[-1]).result if complete else None
+
+    @property
+    def incumbent(self) -> Incumbent | None:
+        """What the next trial has to improve on; None before any is complete."""
+        value = None if self.best is None else result_value(self.spec, self.best)
+        return None if value is None else Incumbent(self.spec.metric, self.spec.goal, value)
+
+    @property
+    def observed(self) -> list[Observation]:
+        """What a bayes search learns from: the finished trials, then those that run."""
+        sign = self.spec.sign
+        finished = [
+            Observation(
+                trial.params, sign * trial.curve[-1] if trial.curve and trial.result.status != "failed" else None
+            )
+            for trial in self.finished
+        ]
+        return [*finished, *(Observation(trial.params, None, running=True) for trial in self.running)]
 
 
 def result_value(spec: SweepSpec, result: Result) -> float | None:

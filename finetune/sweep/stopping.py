@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _FAR = 1_000_000
 """Epochs that no trial has."""
@@ -45,21 +46,21 @@ class Hyperband:
         band = max((band for band in self.bands if band <= len(own)), default=None)
         if band is None:
             return None
-        there = sorted((values[band - 1] for values in everyone if len(values) >= band), reverse=True)
-        threshold = there[int(1 / self.eta * len(there))]
+
+        at_band = sorted((values[band - 1] for values in everyone if len(values) >= band), reverse=True)
+        threshold = at_band[int(1 / self.eta * len(at_band))]
         value = own[band - 1] if self.strict else max(own)
         return (value, threshold) if value < threshold else None
 
 
-@dataclass(frozen=True)
-class Stopped:
+class EndedTrial(NamedTuple):
     """A trial that ended: where it was cut, its other settings, how good it became and whether it was stopped."""
 
     depth: float
     """Freeze depth; `all` is infinite."""
-    others: str
-    """Names its other settings, the seed among them."""
-    seed: str
+    others: object
+    """Its other settings, the seed among them; compared, and not looked into."""
+    seed: object
     value: float
     stopped: bool
 
@@ -84,12 +85,15 @@ class Race:
             everyone: The same for all trials of the sweep, ended or running, this one's among them.
             images: Validation images.
         """
-        value, best = own[-1], max(values[len(own) - 1] for values in everyone if len(values) >= len(own))
+        value = own[-1]
+        best = max(values[len(own) - 1] for values in everyone if len(values) >= len(own))
         error = math.sqrt((value * (1 - value) + best * (1 - best)) / images)
         threshold = best - self.z * error
         return (value, threshold) if value < threshold else None
 
-    def lost_before(self, depth: float, others: str, seed: str, ended: Sequence[Stopped]) -> tuple[float, float] | None:
+    def lost_before(
+        self, depth: float, others: object, seed: object, ended: Sequence[EndedTrial]
+    ) -> tuple[float, float] | None:
         """The two next deeper depths, if the same settings lost at both, so that a trial here is not worth its start.
 
         Settings lose at a depth when they were stopped there and others did better. The more is trained, the smaller
@@ -99,9 +103,10 @@ class Race:
         deeper = sorted({trial.depth for trial in ended if trial.depth > depth and trial.seed == seed})
         if len(deeper) < 3:
             return None
-        for at in deeper[:2]:
-            there = [trial for trial in ended if trial.depth == at and trial.seed == seed]
-            own = next((trial for trial in there if trial.others == others), None)
-            if own is None or not own.stopped or own.value >= max(trial.value for trial in there):
+
+        for next_depth in deeper[:2]:
+            trials = [trial for trial in ended if trial.depth == next_depth and trial.seed == seed]
+            own = next((trial for trial in trials if trial.others == others), None)
+            if own is None or not own.stopped or own.value >= max(trial.value for trial in trials):
                 return None
         return deeper[0], deeper[1]

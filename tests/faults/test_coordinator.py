@@ -14,20 +14,21 @@ from finetune.records.layout import HEARTBEAT
 from finetune.records.result import Result, outcome
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import Slot
-from finetune.sweep.records import trial_keys
+from finetune.sweep.records import heartbeat_of, trial_keys
 from finetune.sweep.run import run_sweep
-from finetune.sweep.search import Search
+from finetune.sweep.search import planned_trials
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
 from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
 from tests.models import finetune
+from tests.sweep.conftest import Pretended
 
 DEPTHS = {"model.freeze_depth": {"values": [15, 16, 17]}}
 Arm = Callable[..., Path]
 
 
 def ended(sweep: Sweep) -> dict[object, tuple[str, str]]:
-    return {params["model.freeze_depth"]: (result.status, result.reason) for params, result in sweep.finished}
+    return {trial.params["model.freeze_depth"]: (trial.result.status, trial.result.reason) for trial in sweep.finished}
 
 
 def outcomes(folder: Path) -> dict[str, dict[str, object]]:
@@ -69,9 +70,9 @@ def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_cou
     )
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
     other = run_sweep(spec, tmp_path / "t", Options(reuse=(tmp_path / "s",)))
-    assert all(result.status == "complete" for _, result in other.finished)
+    assert all(result.status == "complete" for result in other.results)
     kept = {(result.key, str(result.seconds)) for result in map(Result.load, (tmp_path / "s" / "trials").iterdir())}
-    again = {(result.key, str(result.seconds)) for _, result in other.finished}
+    again = {(result.key, str(result.seconds)) for result in other.results}
     assert len(kept & again) == (0 if what == "images" else 2)  # what was found on other images does not count
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
 
@@ -160,7 +161,7 @@ def test_fault_28_a_trial_that_dies_at_every_start_fails_after_two_more(
     check_invariants(tmp_path / "s", {})
 
 
-def test_fault_42_a_sick_worker_is_set_aside_and_the_others_go_on(
+def test_fault_42_an_unhealthy_worker_is_set_aside_and_the_others_go_on(
     tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [12, 13, 14, 15, 16, 17]}})
@@ -194,7 +195,7 @@ def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(tmp_pa
     def disturb(sweep: Sweep, result: Result | None) -> None:
         """Stop each worker for longer than a trial may be stuck; put its files an hour off."""
         for trial in sweep.running:
-            pid = trial.job.pid or 0  # type: ignore[attr-defined]
+            pid = trial.job.pid or 0
             if (trial.folder / HEARTBEAT).exists() and pid not in stopped:
                 os.kill(pid, signal.SIGSTOP)
                 stopped[pid] = time.monotonic()
@@ -234,7 +235,7 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
 ) -> None:
     metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}  # which any trial reaches
     spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17, 16, 15]}}, metric=metric)
-    first, second, _ = Search(replace(spec, spread=True)).planned()
+    first, second, _ = planned_trials(spec, may_end_early=True)
     arm(f"step *{key_at(spec, first['model.freeze_depth'])} 1 kill")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     assert list(ended(sweep)) == [second["model.freeze_depth"]]
@@ -298,19 +299,19 @@ def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path
 def test_time_counts_as_idle_only_while_it_was_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    trial = Running({}, tmp_path, job=type("Job", (), {"pid": None})())
+    trial = Running({}, tmp_path, job=Pretended(0))
     for moment, idle in ((0, 0), (1, 0), (2, 0)):
         now[0] = moment
-        trial.look(wait=0)
+        trial.note(heartbeat_of(tmp_path), wait=0)
         assert trial.idle == idle  # nothing has begun
     (tmp_path / "log.txt").touch()
     for moment, idle in ((3, 0), (4, 1), (4.5, 1.5), (4000, 3.5), (4001, 4.5)):
         now[0] = moment
-        trial.look(wait=0)
+        trial.note(heartbeat_of(tmp_path), wait=0)
         assert trial.idle == idle
     (tmp_path / HEARTBEAT).write_text("1\n")
-    trial.look(wait=0)
+    trial.note(heartbeat_of(tmp_path), wait=0)
     assert trial.idle == 0
     now[0] = 5000
-    trial.look(wait=10)
+    trial.note(heartbeat_of(tmp_path), wait=10)
     assert trial.idle == 12  # a cluster is looked at more rarely

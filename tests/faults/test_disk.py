@@ -103,7 +103,7 @@ def test_fault_18_a_damaged_region_of_a_store_is_caught_and_built_anew(
     assert bad.name == f"{victim.parent.name}.bad"
     assert open_store(victim.parent) is not None
     if kind == "pixels":
-        assert all("was damaged, and was built anew" in text for _, r in sweep.finished for text in r.warnings)
+        assert all("was damaged, and was built anew" in text for r in sweep.results for text in r.warnings)
     check_invariants(tmp_path / "s", {}, cache)
 
 
@@ -138,7 +138,7 @@ def test_fault_20_a_kill_while_the_best_is_saved_costs_no_record(tmp_path: Path,
     spec = spec_of(tmp_path, words, DEPTHS)
     arm(f"rename */s/*/{CHECKPOINT} 1 kill")
     sweep = run_sweep(spec, tmp_path / "s")
-    assert [result.status for _, result in sweep.finished] == ["complete", "complete"]
+    assert [result.status for result in sweep.results] == ["complete", "complete"]
     assert len(sweep.notes) == 1
     assert sweep.best is not None
     network, classes = load_checkpoint(tmp_path / "s" / "trials" / sweep.best.key / CHECKPOINT)
@@ -201,7 +201,7 @@ def test_fault_29_without_room_for_activations_a_sweep_computes_them(
 ) -> None:
     arm(f"write {tmp_path}/cache/activations/*/rows.bin 0 full")
     sweep = run_sweep(spec_of(tmp_path, words, DEPTHS), tmp_path / "s")
-    for _, result in sweep.finished:
+    for result in sweep.results:
         assert result.cache["train"] == "computed"
         assert any("could not be written" in text and "No space left" in text for text in result.warnings)
     assert without_warnings(outcomes(tmp_path / "s")) == without_warnings(whole)
@@ -257,7 +257,7 @@ def test_fault_31_a_read_only_cache_is_read_and_the_rest_computed(
         subprocess.run(["umount", str(cache)], check=False, capture_output=True)
         for folder in (cache, *(cache / kind for kind in KINDS)):
             folder.chmod(0o755)
-    used = {result.freeze_depth: result.cache["train"] for _, result in sweep.finished}
+    used = {result.freeze_depth: result.cache["train"] for result in sweep.results}
     assert used == {14: "computed", 17: "stored"}
     assert {store.name for store in stores(cache)} == names
     assert {k: r["history"] for k, r in outcomes(tmp_path / "s").items()} == {

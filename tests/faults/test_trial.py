@@ -332,7 +332,7 @@ def test_fault_36_a_trial_out_of_memory_says_what_it_needed_and_the_next_has_a_f
 
     arm("step * 2 out_of_memory")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=watch)
-    (_, failed), (_, complete) = sweep.finished
+    failed, complete = sweep.results
     assert (failed.status, complete.status) == ("failed", "complete")
     assert re.fullmatch(
         r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 2\.00 GiB\. With data\.batch_size=8 and "
@@ -374,7 +374,7 @@ def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
 def test_fault_37_a_trial_that_diverged_is_never_the_best(fast: list[str], tmp_path: Path) -> None:
     spec = spec_of(tmp_path, [*fast, "model.freeze_depth=0"], {"optim.lr": {"values": [1e30, 1e-12]}})
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
-    (lost,) = (result for params, result in sweep.finished if params["optim.lr"] == 1e30)
+    (lost,) = (trial.result for trial in sweep.finished if trial.params["optim.lr"] == 1e30)
     assert lost.status == "failed"
     replace(lost, val_acc_best=1.0, best_epoch=0, history=[{"epoch": 0, "val/acc": 1.0}]).save(
         tmp_path / "s" / "trials" / lost.key
@@ -405,7 +405,7 @@ def test_fault_38_a_metric_that_was_never_logged_fails_the_trial_and_lists_those
     monkeypatch.setattr(launch, "_run_trial", _silent_trial)
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     reason = "val/loss was never logged; logged were lr, train/acc, train/loss, val/acc"
-    assert [(result.status, result.reason) for _, result in sweep.finished] == [("failed", reason)] * 2
+    assert [(result.status, result.reason) for result in sweep.results] == [("failed", reason)] * 2
     assert sweep.best is None
     before = terminal_records(tmp_path / "s")
     run_sweep(spec, tmp_path / "s", Options(workers=1))
@@ -473,8 +473,8 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_does_not_matter_to_i
             disturb(images / "train/class1/7.png")
 
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=watch)
-    assert [outcome(r) for _, r in sweep.finished] == [outcome(r) for _, r in undisturbed.finished]
-    assert not any(result.status == "failed" for _, result in sweep.finished)
+    assert [outcome(r) for r in sweep.results] == [outcome(r) for r in undisturbed.results]
+    assert not any(result.status == "failed" for result in sweep.results)
 
 
 @pytest.mark.parametrize("disturb", [remove, change])
@@ -491,7 +491,7 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_without_a_store_fail
             shutil.rmtree(cache)
 
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=watch)
-    (_, whole), (_, failed) = sweep.finished
+    whole, failed = sweep.results
     assert (whole.status, failed.status) == ("complete", "failed")
     named = victim.parent if disturb is remove else victim
     assert f"{named} was the last to change: restore it" in failed.reason
@@ -509,7 +509,7 @@ def test_fault_19_a_sweep_starts_a_killed_trial_again_from_its_last_save(
     reached = arm("step */s/trials/* 5 kill")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     assert steps(reached) == 12 + 2  # the step that was killed, and the saved one once more
-    assert {r.key: outcome(r) for _, r in sweep.finished} == {r.key: outcome(r) for _, r in whole.finished}
+    assert {r.key: outcome(r) for r in sweep.results} == {r.key: outcome(r) for r in whole.results}
     before = terminal_records(tmp_path / "s")
     run_sweep(spec, tmp_path / "s", Options(workers=1))
     check_invariants(tmp_path / "s", before)

@@ -20,7 +20,9 @@ from finetune.sweep.spec import SweepSpec, read_sweep
 class Pretended:
     """A trial that ended at once."""
 
-    exitcode: int
+    exitcode: int | None
+    pid: int | None = None
+    waits: bool = False
 
     def terminate(self) -> None: ...
     def kill(self) -> None: ...

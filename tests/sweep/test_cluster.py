@@ -14,6 +14,7 @@ from finetune.errors import Refused
 from finetune.records.layout import HEARTBEAT
 from finetune.records.result import Result
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
+from finetune.sweep.records import heartbeat_of
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
 from finetune.sweep.state import Options, Running, Sweep
@@ -36,7 +37,7 @@ def spec_of(tmp_path: Path, fast: list[str], parameters: dict[str, Any], epochs:
 
 
 def statuses(sweep: Sweep) -> dict[Any, str]:
-    return {params["optim.lr"]: result.status for params, result in sweep.finished}
+    return {trial.params["optim.lr"]: trial.result.status for trial in sweep.finished}
 
 
 GRID = {"optim.lr": {"values": [0.01, 1.0e30, 0.001, 0.0001]}, "model.freeze_depth": {"values": [0]}}
@@ -56,7 +57,7 @@ def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str])
     )
     assert ended == []
     here = run_sweep(spec, tmp_path / "here", Options(workers=1))
-    assert {result.key for _, result in here.finished} == {result.key for _, result in jobs.finished}
+    assert {result.key for result in here.results} == {result.key for result in jobs.results}
 
 
 def test_a_spent_budget_ends_jobs_that_run(tmp_path: Path, fast: list[str]) -> None:
@@ -115,7 +116,7 @@ def test_a_preempted_job_that_waits_for_its_turn_is_not_idle(tmp_path: Path, mon
     for state, idle in (("R", 0), ("R", 1), ("PD", 0), ("CF", 0), ("R", 1), ("CG", 2), ("S", 0), ("R", 1)):
         (tmp_path / "queue").write_text(f"6 R\n7 {state}\n7_0 R\n")
         launcher.wait([job])
-        trial.look(wait=0)
+        trial.note(heartbeat_of(tmp_path / "t"), wait=0)
         assert (state, trial.idle, job.exitcode) == (state, idle, None)
         now[0] += 1
 
@@ -127,7 +128,7 @@ def test_a_trial_that_the_cluster_does_not_take_is_submitted_again(
     launcher = settings(tmp_path, cluster="slurm", poll_seconds=0.1)
     spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01, 0.001]}})
     sweep = run_sweep(spec, tmp_path / "s", Options(launcher=launcher))
-    reasons = {result.reason for _, result in sweep.finished}
+    reasons = {result.reason for result in sweep.results}
     assert reasons == {"not submitted: too [/many] jobs, at each of 3 starts"}
     assert len(sweep.notes) == 4
 

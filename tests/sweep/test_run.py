@@ -29,8 +29,8 @@ from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
 from finetune.sweep.records import trial_keys
-from finetune.sweep.run import run_sweep
-from finetune.sweep.search import Search, sharing_order
+from finetune.sweep.run import _in_order, run_sweep
+from finetune.sweep.search import Search, planned_trials
 from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
 from finetune.trial.run import train
@@ -98,14 +98,14 @@ def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: li
     metric = {"name": "val/loss", "goal": "minimize"}
     spec = replace(spec, fixed=(*fast[:-1], fast[-1], "trainer.epochs=40"), metric=metric["name"], goal=metric["goal"])
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
-    first, *others = (result for _, result in sweep.finished)
+    first, *others = sweep.results
     assert (first.status, len(first.history)) == ("complete", 40)
     for result in others:
         assert result.status == "pruned"
         assert len(result.history) < 40
         assert re.fullmatch(r"stopped at epoch \d+: 1\.\d+ above \d\.\d+", result.reason)
     again = run_sweep(spec, tmp_path / "s", Options(workers=1))
-    assert [result for _, result in again.finished] == [result for _, result in sweep.finished]
+    assert again.results == sweep.results
 
 
 def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str]) -> None:
@@ -116,10 +116,10 @@ def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str])
     assert whole.best is not None
     assert race.best is not None
     assert (race.best.key, race.best.history) == (whole.best.key, whole.best.history)
-    stopped = [result for _, result in race.finished if result.status == "pruned"]
+    stopped = [result for result in race.results if result.status == "pruned"]
     assert {result.params["optim.lr"] for result in stopped} == {1e-9, 1e-10}
     assert all(re.fullmatch(r"stopped at epoch \d+: 0\.\d+ below 0\.\d+", result.reason) for result in stopped)
-    assert sum(len(result.history) for _, result in race.finished) < 90
+    assert sum(len(result.history) for result in race.results) < 90
     with pytest.raises(Refused, match=r"search was .* stopping Race.* would now be .* stopping none"):
         run_sweep(spec, tmp_path / "race")
 
@@ -127,11 +127,14 @@ def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str])
 def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_path: Path, fast: list[str]) -> None:
     space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [5, "all", 9]}}
     spec = spec_of(tmp_path, fast, space)
-    ordered = list(Search(spec, order=sharing_order)._planned)
+    ordered = list(_in_order(spec, 0, Options()))
     assert [trial["model.freeze_depth"] for trial in ordered] == ["all", "all", 9, 9, 5, 5]
-    as_written = list(Search(spec).planned())
+    as_written = list(planned_trials(spec))
     assert sorted(map(str, ordered)) == sorted(map(str, as_written))
     assert [trial["model.freeze_depth"] for trial in as_written] == [5, "all", 9, 5, "all", 9]
+    all_over = list(_in_order(spec, 0, Options(budget=600)))
+    assert sorted(map(str, all_over)) == sorted(map(str, as_written))
+    assert {trial["model.freeze_depth"] for trial in all_over[:3]} == {5, 9, "all"}
 
 
 def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[str]) -> None:
@@ -147,7 +150,7 @@ def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[
         ("frozen layers", 24),
         ("frozen layers", 12),
     ]
-    for _, result in sweep.finished:
+    for result in sweep.results:
         assert (result.cache["train"], result.cache["val"]) == ("stored", "stored")
         assert result.cache["saved_seconds"] > 0
         log = (tmp_path / "s" / "trials" / result.key / LOG).read_text()
@@ -181,7 +184,7 @@ def test_a_sweep_that_may_end_early_starts_all_over_its_grid(tmp_path: Path, fas
     spec = spec_of(tmp_path, fast, GRID)
     for options, whole in ((Options(workers=1), [17, 17, 14, 14]), (Options(workers=1, budget=600), [17, 14, 17, 14])):
         sweep = run_sweep(spec, tmp_path / "s", options)  # the second takes the trials of the first
-        assert [params["model.freeze_depth"] for params, _ in sweep.finished] == whole
+        assert [trial.params["model.freeze_depth"] for trial in sweep.finished] == whole
 
 
 def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path: Path, fast: list[str]) -> None:
@@ -201,7 +204,7 @@ def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path
         watch=lambda sweep, result: ended.append(result) if result else None,
     )
     assert [result.freeze_depth for result in ended] == [14]
-    assert [result.freeze_depth for _, result in sweep.finished] == [17, 16, 15, 14]
+    assert [result.freeze_depth for result in sweep.results] == [17, 16, 15, 14]
     assert sweep.taken == 3
     assert len(records(tmp_path / "b")) == 4
 
@@ -245,7 +248,7 @@ def test_a_trial_sees_the_gpu_of_its_slot_and_no_other(tmp_path: Path) -> None:
 def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, fast: list[str]) -> None:
     grid = {"model.freeze_depth": {"values": [0]}, "optim.lr": {"values": [1e30, 0.001]}}
     sweep = run_sweep(spec_of(tmp_path, fast, grid), tmp_path / "s", Options(workers=1))
-    statuses = {result.params["optim.lr"]: (result.status, result.reason) for _, result in sweep.finished}
+    statuses = {result.params["optim.lr"]: (result.status, result.reason) for result in sweep.results}
     assert statuses[0.001] == ("complete", "")
     assert statuses[1e30][0] == "failed"
     assert "lower optim.lr" in statuses[1e30][1]
@@ -261,7 +264,7 @@ def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path,
 
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=kill)
     reason = "killed by signal 9, at each of 3 starts"
-    assert [(r.status, r.reason) for _, r in sweep.finished] == [("failed", reason)]
+    assert [(r.status, r.reason) for r in sweep.results] == [("failed", reason)]
 
 
 def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None:
@@ -273,7 +276,7 @@ def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None
         spec = spec_of(tmp_path, fast, space, method=method, run_cap=3)
         sweep = run_sweep(spec, tmp_path / method, Options(workers=2))
         assert len(records(tmp_path / method)) == len(sweep.finished) == 3
-        assert all(1e-4 <= r.params["optim.lr"] <= 1e-2 for _, r in sweep.finished)
+        assert all(1e-4 <= r.params["optim.lr"] <= 1e-2 for r in sweep.results)
         again = run_sweep(spec, tmp_path / method, Options(workers=2))
         assert len(records(tmp_path / method)) == len(again.finished) == 3
 
@@ -451,8 +454,8 @@ def test_a_bayes_sweep_asked_to_retry_runs_the_failed_trials_and_not_others(
 def test_failures_end_no_sweep_that_had_a_success(tmp_path: Path, fast: list[str], pretended: Pretender) -> None:
     spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.1, 0.2, 0.3, 0.4, 0.5]}})
     pretended.status = lambda given: "failed" if float(given["optim.lr"]) < 0.35 else "complete"
-    (success,) = run_sweep(spec_of(tmp_path, fast, {"optim.lr": {"values": [0.4]}}), tmp_path / "one").finished
-    success[1].save(tmp_path / "s" / "trials" / success[1].key)
+    (success,) = run_sweep(spec_of(tmp_path, fast, {"optim.lr": {"values": [0.4]}}), tmp_path / "one").results
+    success.save(tmp_path / "s" / "trials" / success.key)
     claim(spec, tmp_path / "s", 0, ("pixels_labels", "weights"), 5)
     assert len(run_sweep(spec, tmp_path / "s").finished) == 5
 

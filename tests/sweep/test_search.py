@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune.sweep.distribution import Distribution
-from finetune.sweep.search import Params, Search, Tried, corners, size
+from finetune.sweep.search import Observation, Params, Search, corners, size
 from finetune.sweep.spec import SweepSpec
 
 SPACE = {
@@ -30,12 +30,14 @@ def spec_of(
     return SweepSpec("s", method, goal, "val/acc_best", parameters, fixed=(), run_cap=run_cap)
 
 
-def run(spec: SweepSpec, seed: int = 0, value: Callable[[Params], float | None] = lambda params: None) -> list[Tried]:
+def run(
+    spec: SweepSpec, seed: int = 0, value: Callable[[Params], float | None] = lambda params: None
+) -> list[Observation]:
     """Every trial of a search, one after the other."""
     search = Search(spec, seed)
-    tried: list[Tried] = []
+    tried: list[Observation] = []
     while (params := search.propose(tried)) is not None:
-        tried.append(Tried(params, value(params)))
+        tried.append(Observation(params, value(params)))
     return tried
 
 
@@ -120,16 +122,16 @@ def test_a_bayes_search_exhausts_a_small_space_without_repeats() -> None:
 
 def test_a_bayes_search_knows_a_trial_that_was_read_back_from_its_record() -> None:
     spec = spec_of({"optim.weight_decay": Distribution("int_uniform", bounds=(0, 3))}, "bayes", 100)
-    read_back = [Tried({"optim.weight_decay": float(n)}, float(n)) for n in range(3)]
+    read_back = [Observation({"optim.weight_decay": float(n)}, float(n)) for n in range(3)]
     assert Search(spec).propose(read_back) == {"optim.weight_decay": 3}
 
 
 def test_a_bayes_search_ends_at_its_cap_and_proposes_no_running_trial_again() -> None:
     spec = spec_of(LISTED, "bayes", 12)
-    tried: list[Tried] = []
+    tried: list[Observation] = []
     while (params := Search(spec).propose(tried)) is not None:
         assert params not in [trial.params for trial in tried]
-        tried.append(Tried(params, None, running=True))
+        tried.append(Observation(params, None, running=True))
     assert len(tried) == 12
 
 
@@ -139,7 +141,7 @@ def test_a_bayes_search_is_the_same_for_the_same_history() -> None:
     assert one == two
     assert len({repr(trial.params) for trial in one}) == len(one) == 14
     assert run(spec, 4, hill) != one
-    upside_down = [Tried(trial.params, -(trial.value or 0)) for trial in one[:13]]
+    upside_down = [Observation(trial.params, -(trial.value or 0)) for trial in one[:13]]
     assert Search(spec, 3).propose(one[:13]) == one[13].params
     assert Search(spec, 3).propose(upside_down) != one[13].params
 
@@ -159,7 +161,7 @@ def test_a_bayes_search_beats_a_random_one(goal: str) -> None:
 def test_a_bayes_search_goes_on_over_failed_and_running_trials() -> None:
     spec = spec_of(SPACE, "bayes", 30)
     known = run(spec_of(SPACE, "bayes", 12), 0, hill)
-    holes = [Tried(t.params, None if i % 3 else t.value, running=i % 3 == 1) for i, t in enumerate(known)]
+    holes = [Observation(t.params, None if i % 3 else t.value, running=i % 3 == 1) for i, t in enumerate(known)]
     params = Search(spec).propose(holes)
     assert params is not None
     assert params not in [trial.params for trial in known]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from finetune.sweep.stopping import Hyperband, Race, Stopped
+from finetune.sweep.stopping import EndedTrial, Hyperband, Race
 
 
 def test_bands_lie_eta_apart() -> None:
@@ -81,8 +81,8 @@ def test_a_race_compares_after_equally_many_epochs() -> None:
     assert Race().verdict(slow, [slow, [0.9]], images=1000) is not None
 
 
-def ended(depth: float, **lrs: tuple[float, bool]) -> list[Stopped]:
-    return [Stopped(depth, lr, "seed 0", value, stopped) for lr, (value, stopped) in lrs.items()]
+def ended(depth: float, **lrs: tuple[float, bool]) -> list[EndedTrial]:
+    return [EndedTrial(depth, lr, "seed 0", value, stopped) for lr, (value, stopped) in lrs.items()]
 
 
 HEAD = ended(17, small=(0.5, True), large=(0.9, False))

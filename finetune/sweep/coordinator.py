@@ -1,0 +1,230 @@
+"""The coordinator of a sweep: proposes, starts, watches and records its trials. Imports no torch."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
+from finetune.records.read import finished_record, records_by_age
+from finetune.records.result import Result
+from finetune.storage.durable import write_durably
+from finetune.storage.faults import reach
+from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, proves_worker_healthy
+from finetune.sweep.children import is_stopped
+from finetune.sweep.jobs import Launcher, stop_jobs
+from finetune.sweep.records import (
+    clear_attempt,
+    heartbeat_of,
+    progress_of,
+    record_death,
+    record_unlogged,
+    record_unstarted,
+    reused_record,
+    unfinished_trials,
+)
+from finetune.sweep.search import Observation, Params, Search
+from finetune.sweep.standings import why_not_to_start, why_to_stop
+from finetune.sweep.state import Finished, Options, Running, Sweep, result_value
+
+_SAME_FAILURES = 3
+"""So many first trials that fail for the same reason end a sweep."""
+
+
+class Coordinator:
+    """Runs the trials of one sweep, whose state it keeps in `sweep`."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        key_of: Callable[[Params], str],
+        search: Search,
+        launcher: Launcher,
+        options: Options,
+        watch: Callable[[Sweep, Result | None], None],
+        data: Sequence[str] = (),
+    ):
+        """`data` are the digests of images and weights that a record of another folder must have to count here."""
+        self._sweep, self._key_of, self._search, self._launcher = sweep, key_of, search, launcher
+        self._options, self._watch, self._data = options, watch, data
+        self._deadline = None if options.budget is None else time.monotonic() + options.budget
+        self._attempts = Attempts()
+        self._workers = Workers()
+        self._to_retry: list[tuple[Params, Path]] = []
+        """Trials to start once more, after all others, so that a worker is tried with different ones."""
+
+    def run(self) -> None:
+        """Go on until no trial is left, the search has ended, or the budget is spent."""
+        sweep = self._sweep
+        if sweep.spec.method == "bayes":  # the other searches come to each record in its turn
+            self._learn_from_records()
+        try:
+            while not sweep.out_of_time:
+                self._start()
+                if not sweep.running and (sweep.ended or not self._to_retry):
+                    return
+
+                self._watch(sweep, None)
+                self._launcher.wait([trial.job for trial in sweep.running])
+                self.look()
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    sweep.ended, sweep.out_of_time = "the budget is spent", True
+        finally:
+            stop_jobs(self._launcher, [trial.job for trial in sweep.running])
+
+    def _learn_from_records(self) -> None:
+        """Take note of the trials of earlier calls: those that have records, then those that were under way."""
+        sweep = self._sweep
+        for result in records_by_age(sweep.folder):
+            params = {key: result.params[key] for key in sweep.spec.parameters}
+            if result.status == "failed" and self._options.retry_failed:
+                self._to_retry.append((params, sweep.folder / TRIALS / result.key))
+            else:
+                self._finish(params, result)
+
+        self._to_retry += unfinished_trials(sweep.folder, sweep.spec.parameters)
+        del self._to_retry[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
+
+    def _start(self) -> None:
+        """Start trials until all places are taken or none is left."""
+        sweep = self._sweep
+        to_start: list[tuple[Params, Path]] = []
+        while len(sweep.running) + len(to_start) < self._launcher.capacity and not sweep.ended:
+            proposed = self._propose(to_start)
+            if proposed is not None:
+                params, folder = proposed, sweep.folder / TRIALS / self._key_of(proposed)
+            elif self._to_retry:
+                params, folder = self._to_retry.pop(0)
+            else:
+                break
+
+            record = self._usable_record(params, folder)
+            if record is not None:
+                self._finish(params, record)
+                continue
+
+            clear_attempt(folder)
+            # a trial that began is not given up for what others did since
+            reason = why_not_to_start(params, sweep) if proposed is not None else ""
+            if reason:
+                self._finish(params, record_unstarted(folder, params, reason))
+                self._watch(sweep, sweep.finished[-1].result)
+                continue
+
+            to_start.append((params, folder))
+
+        if to_start:
+            overrides = [(sweep.spec.overrides(params), folder) for params, folder in to_start]
+            jobs = self._launcher.start(overrides, sweep.incumbent)
+            sweep.running += [
+                Running(params, folder, job) for (params, folder), job in zip(to_start, jobs, strict=True)
+            ]
+
+    def _propose(self, to_start: Sequence[tuple[Params, Path]]) -> Params | None:
+        """The next trial of the search, which learns from all that were started; None when it has no more."""
+        if self._sweep.spec.method != "bayes":
+            return self._search.propose()
+
+        waiting = [Observation(params, None, running=True) for params, _ in (*to_start, *self._to_retry)]
+        return self._search.propose([*self._sweep.observed, *waiting])
+
+    def _usable_record(self, params: Params, folder: Path) -> Result | None:
+        """The record of an earlier call, or of a folder given to reuse, where the trial need not run; else None."""
+        record = finished_record(folder)
+        if record is None:
+            record = reused_record(self._sweep.spec, params, folder, self._options.reuse, self._data)
+            self._sweep.taken += record is not None
+        if record is not None and record.status == "failed" and self._options.retry_failed:
+            return None
+        return record
+
+    def look(self) -> None:
+        """Take note of new epochs, of trials that ended, and of those that make no progress."""
+        for trial in list(self._sweep.running):
+            if trial.job.exitcode is not None:
+                self._sweep.running.remove(trial)
+                self._end(trial, trial.job.exitcode)
+            else:
+                self._note_epochs(trial)
+                self._note_progress(trial)
+
+    def _note_epochs(self, trial: Running) -> None:
+        """Ask a trial to stop whose new epochs leave it behind."""
+        progress = progress_of(trial.folder)
+        if len(progress.get("history", [])) <= len(trial.history):
+            return
+
+        trial.history, trial.epochs, trial.images = progress["history"], progress["epochs"], progress["images"]
+        reason = why_to_stop(trial, self._sweep)
+        if reason:
+            write_durably(trial.folder / STOP, reason.encode())
+
+    def _note_progress(self, trial: Running) -> None:
+        """End a trial that hangs."""
+        trial.note(heartbeat_of(trial.folder), self._launcher.longest_wait, is_stopped(trial.job.pid))
+        if trial.idle > self._options.stuck_after and not trial.stuck:
+            trial.stuck = True
+            stop_jobs(self._launcher, [trial.job])
+
+    def _end(self, trial: Running, exitcode: int) -> None:
+        """Record a trial that ended, or start it again."""
+        sweep, key = self._sweep, trial.folder.name
+        result = finished_record(trial.folder)
+        if trial.stuck or exitcode not in BY_SIGNAL:
+            self._judge_worker(trial, healthy=result is not None and proves_worker_healthy(result))
+
+        if result is None and self._attempts.starts_again(key, exitcode, trial.stuck):
+            why = "made no progress" if trial.stuck else f"ended by itself with exit code {exitcode}"
+            sweep.notes.append(f"trial {key} {why}; it was started again")
+            self._to_retry.append((trial.params, trial.folder))
+            return
+
+        reach("tell", trial.folder)
+        if result is None:
+            starts = self._attempts.count(key)
+            result = record_death(trial.folder, trial.params, exitcode, starts, trial.stuck)
+        best_before = sweep.best
+        self._finish(trial.params, result)
+        self._keep_model_of_best(result, best_before)
+        self._watch(sweep, result)
+
+    def _keep_model_of_best(self, result: Result, best_before: Result | None) -> None:
+        """Remove the model of a trial that just ended, or of the best one before it, whichever is not the best now."""
+        best = self._sweep.best
+        for other in (result, best_before):
+            if other is not None and (best is None or other.key != best.key):
+                for name in (CHECKPOINT, PREDICTIONS):
+                    (self._sweep.folder / TRIALS / other.key / name).unlink(missing_ok=True)
+
+    def _finish(self, params: Params, result: Result) -> None:
+        """Count a trial that has its record, and see whether it ends the search."""
+        sweep, spec = self._sweep, self._sweep.spec
+        trial = Finished.of(spec, params, result)
+        if result.status == "complete" and not trial.curve:
+            result = record_unlogged(sweep.folder / TRIALS / result.key, result, spec.metric)
+            trial = Finished.of(spec, params, result)
+        sweep.finished.append(trial)
+
+        value = result_value(spec, result)
+        if spec.target is not None and value is not None and spec.sign * value >= spec.sign * spec.target:
+            sweep.ended = f"{spec.metric} reached its target {spec.target:g}"
+        if self._all_failed_alike():
+            sweep.ended = f"the first {_SAME_FAILURES} trials failed alike: {result.reason}"
+
+    def _all_failed_alike(self) -> bool:
+        """Whether the first trials have just failed for one reason, and none of an earlier call was a success."""
+        if len(self._sweep.finished) != _SAME_FAILURES:
+            return False
+
+        ends = {(result.status, result.reason) for result in self._sweep.results}
+        if len(ends) > 1 or "failed" not in {status for status, _ in ends}:
+            return False
+        return all(earlier.status != "complete" for earlier in records_by_age(self._sweep.folder))
+
+    def _judge_worker(self, trial: Running, healthy: bool) -> None:
+        """Set a worker aside that fails again and again while others do not."""
+        worker, key = self._launcher.worker(trial.job), trial.folder.name
+        if self._workers.is_unhealthy(worker, key, healthy) and worker and self._launcher.capacity > 1:
+            self._launcher.set_aside(worker)
+            self._workers.forget(worker)
+            self._attempts.forget(key)
+            self._sweep.notes.append(f"{worker} was set aside: {FAILURES} trials in a row failed there")
