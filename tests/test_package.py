@@ -23,6 +23,12 @@ def test_the_wheel_carries_conf_sweeps_and_weights_and_runs_elsewhere(tmp_path: 
     for folder in ("conf", "sweeps"):
         own = {str(Path("finetune") / path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.yaml")}
         assert own <= names
+    texts = {
+        str(path.relative_to(ROOT))
+        for kind in ("md", "html", "css", "js", "json")
+        for path in (ROOT / "finetune").rglob(f"*.{kind}")
+    }
+    assert {"finetune/export/card.md", "finetune/report/page/page.html"} <= texts <= names
     (weights,) = (site / "finetune" / "network" / "shipped").iterdir()
     assert weights.stat().st_size <= 6_000_000
     elsewhere = {**os.environ, "PYTHONPATH": str(site)}

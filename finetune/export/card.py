@@ -2,96 +2,27 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from string import Template
 from typing import Any
 
 from finetune.config import ModelConfig
 from finetune.data.decode import PAD_COLOR
 from finetune.records.result import Result
 
+_CARD = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
 _RESIZED = {
-    "squash": "image.resize({size}, {method})",
-    "crop": "ImageOps.fit(image, {size}, {method})",
-    "pad": "ImageOps.pad(image, {size}, {method}, color={color})",
-}
-_IN_WORDS = {
     "squash": "stretched to {n} × {n} whatever its aspect ratio",
     "crop": "cropped to its middle square and resized to {n} × {n}",
     "pad": "resized to fit into {n} × {n}, the rest filled with the grey {color}",
 }
-_CARD = """# {title}
-
-Tells {count} classes of images apart. {network}, fine-tuned with finetune.
-
-| file | what it is |
-|---|---|
-| `model.onnx`, `model.pt2` | the whole network with its softmax layer, for ONNX Runtime and for `torch.export.load` |
-| `model.safetensors` | the weights by torchvision's names; they give logits, before the softmax |
-| `classes.json` | the class names in the order of the outputs |
-
-## Input and output
-
-An image is turned upright by its EXIF orientation, made RGB (transparency over white), {resized} with {interpolation}
-interpolation, divided by 255 and normalised per channel with mean {mean} and standard deviation {std}.
-The code below is for ordinary photographs: it neither lays transparency over white nor scales 16-bit pixels.
-
-- **Input** `pixels`: float32, N × 3 × {n} × {n}, any N, channels in the order red, green, blue.
-- **Output** `probabilities`: float32, N × {count}, softmax, each row sums to 1.
-
-```python
-import json
-
-import numpy as np
-from PIL import Image, ImageOps
-
-MEAN = np.array({mean}, dtype=np.float32)
-STD = np.array({std}, dtype=np.float32)
-classes = json.load(open("classes.json", encoding="utf-8"))
-
-
-def pixels(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    image = {code}
-    x = (np.asarray(image, dtype=np.float32) / 255 - MEAN) / STD
-    return x.transpose(2, 0, 1)[None].copy()
-```
-
-With ONNX Runtime:
-
-```python
-import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-(probabilities,) = session.run(None, {{"pixels": pixels("photo.jpg")}})
-print(classes[probabilities[0].argmax()], probabilities[0].max())
-```
-
-With PyTorch:
-
-```python
-import torch
-
-network = torch.export.load("model.pt2").module()
-probabilities = network(torch.from_numpy(pixels("photo.jpg")))
-print(classes[probabilities[0].argmax()], probabilities[0].max().item())
-```
-
-{torchvision}
-
-With finetune: `finetune predict FOLDER photo.jpg`, where FOLDER is this one.
-
-## Classes
-
-{classes}
-
-## How good it is
-
-{metrics}
-
-## Where it comes from
-
-{provenance}
-"""
+"""How an image gets its size, in words, by `data.resize`."""
+_RESIZING_CODE = {
+    "squash": "image.resize({size}, {method})",
+    "crop": "ImageOps.fit(image, {size}, {method})",
+    "pad": "ImageOps.pad(image, {size}, {method}, color={color})",
+}
+"""The same as Python code."""
 _TORCHVISION = """With torchvision alone, to train on or to take features from:
 
 ```python
@@ -128,15 +59,14 @@ def model_card(
     """
     n, resize, interpolation = pixels["size"], pixels["resize"], pixels["interpolation"]
     method = f"Image.Resampling.{interpolation.upper()}"
-    code = _RESIZED[resize].format(size=(n, n), method=method, color=PAD_COLOR)
-    return _CARD.format(
+    return _CARD.substitute(
         title=f"{model.backbone}: {', '.join(classes[:5])}{' …' if len(classes) > 5 else ''}",
         count=len(classes),
         network=_network(model),
         n=n,
-        resized=_IN_WORDS[resize].format(n=n, color=PAD_COLOR),
+        resized=_RESIZED[resize].format(n=n, color=PAD_COLOR),
         interpolation=interpolation,
-        code=code,
+        code=_RESIZING_CODE[resize].format(size=(n, n), method=method, color=PAD_COLOR),
         mean=list(pixels["mean"]),
         std=list(pixels["std"]),
         torchvision=torchvision or f"torchvision has no network of its own like {model.backbone}.",
@@ -156,8 +86,9 @@ def torchvision_code(backbone: str, classifier: str, head: Sequence[str], classe
         classes: Outputs.
     """
     linear = [layer for layer in head if "Linear" in layer]
-    if len(linear) == 1 and classifier == "fc":
+    if len(linear) == 1 and classifier == "fc":  # torchvision builds that one itself
         return _TORCHVISION.format(backbone=backbone, arguments=f"num_classes={classes}", head="")
+
     layers = linear[0] if len(linear) == 1 else f"torch.nn.Sequential({', '.join(head)})"
     return _TORCHVISION.format(backbone=backbone, arguments="", head=f"\nnetwork.{classifier} = {layers}")
 
@@ -173,39 +104,39 @@ def _network(model: ModelConfig) -> str:
 def _metrics(result: Result | None, chosen: str) -> str:
     if result is None:
         return "Not known: the checkpoint lay without its record. `finetune test FOLDER IMAGES` measures it."
-    lines = []
+
+    paragraphs = []
     if result.val_acc_best is None:
-        lines += ["Trained on the validation images too, so it has no validation accuracy of its own."]
+        paragraphs.append("Trained on the validation images too, so it has no validation accuracy of its own.")
     else:
         epochs = f"epoch {(result.best_epoch or 0) + 1} of {len(result.history)}"
-        lines += [
+        paragraphs.append(
             f"Validation accuracy (top-1) {result.val_acc_best:.3f}, after {epochs}. It chose the epoch, and in a "
             "sweep the settings, so expect a little less on new images."
-        ]
+        )
     if "test/acc" in result.last:
-        lines += [f"Test accuracy (top-1) {result.last['test/acc']:.3f}, on images that chose nothing."]
+        accuracy = result.last["test/acc"]
+        paragraphs.append(f"Test accuracy (top-1) {accuracy:.3f}, on images that chose nothing.")
     if chosen:
-        lines += [f"The sweep that chose the settings: {chosen}"]
-    return "\n\n".join(lines)
+        paragraphs.append(f"The sweep that chose the settings: {chosen}")
+    return "\n\n".join(paragraphs)
 
 
 def _provenance(model: ModelConfig, result: Result | None, command: Sequence[str]) -> str:
     if result is None:
         return "Exported from a checkpoint without its record, so neither data nor versions are known."
-    digests = [f"- {name}: `{digest}`" for name, digest in result.digests.items()]
+
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return "\n".join(
-        [
-            f"Trial {result.key}, seed {result.seed}, trained on {result.device}. The same again:",
-            "",
-            f"```sh\npython -m finetune.train {shlex.join(command)}\n```",
-            "",
-            f"Versions: {versions}. SHA-256 digests of what went in:",
-            "",
-            *digests,
-            "",
-            f"The licence of {PurePath(model.weights).name} and of the training images applies to this model too."
-            if model.weights != "none"
-            else "The licence of the training images applies to this model too.",
-        ]
-    )
+    digests = "\n".join(f"- {name}: `{digest}`" for name, digest in result.digests.items())
+    weights = f"{PurePath(model.weights).name} and of " if model.weights != "none" else ""
+    return f"""Trial {result.key}, seed {result.seed}, trained on {result.device}. The same again:
+
+```sh
+python -m finetune.train {shlex.join(command)}
+```
+
+Versions: {versions}. SHA-256 digests of what went in:
+
+{digests}
+
+The licence of {weights}the training images applies to this model too."""

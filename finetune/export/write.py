@@ -11,9 +11,10 @@ from torch.export import Dim
 
 from finetune.errors import Refused
 from finetune.export.classifier import Classifier, exported_bytes
+from finetune.records.layout import EXPORTED
 from finetune.storage.durable import published_folder
 
-MODEL, ONNX, PT2, CLASSES, CARD = "model.safetensors", "model.onnx", "model.pt2", "classes.json", "README.md"
+ONNX, PT2, CLASSES, CARD = "model.onnx", "model.pt2", "classes.json", "README.md"
 INPUT, OUTPUT = "pixels", "probabilities"
 """The names of the ONNX model's input and output."""
 
@@ -21,26 +22,28 @@ INPUT, OUTPUT = "pixels", "probabilities"
 def export(classifier: Classifier, out: Path, card: str) -> None:
     """Write weights, programs, class names and the model card into the new folder `out`.
 
-    Both programs take normalised images, float32, N x 3 x size x size with any N, and give softmax probabilities,
-    N x classes. `model.safetensors` gives logits.
+    Both programs take normalised images, float32, N × 3 × size × size with any N, and give softmax probabilities,
+    N × classes. `model.safetensors` gives logits.
 
     Raises:
         Refused: `out` exists and is not an empty folder, or a package that writes ONNX is missing.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out} exists already; give the path of a new folder")
+
     network = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
     files = {
-        MODEL: exported_bytes(classifier),
+        EXPORTED: exported_bytes(classifier),
         ONNX: _onnx(network, classifier),
         PT2: _pt2(network, classifier),
         CLASSES: class_file(classifier.classes),
         CARD: card.encode(errors="replace"),
     }
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with published_folder(out) as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
 
 def class_file(classes: Sequence[str]) -> bytes:
@@ -54,6 +57,7 @@ def _example(classifier: Classifier) -> torch.Tensor:
 
 
 def _about(classifier: Classifier) -> dict[str, str]:
+    """What both programs carry beside the network."""
     return {"classes": json.dumps(classifier.classes), "preprocessing": classifier.preprocessing.text}
 
 
@@ -73,6 +77,7 @@ def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
             f"export writes ONNX with {error.name}, which is missing; pip install 'finetune[export]'"
         ) from error
     assert program is not None
+
     model = program.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -86,6 +91,7 @@ def _pt2(network: nn.Module, classifier: Classifier) -> bytes:
     program = torch.export.export(network, (_example(classifier),), dynamic_shapes=({0: Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds the paths of this machine
+
     file = io.BytesIO()
     torch.export.save(program, file, extra_files=_about(classifier))
     return file.getvalue()

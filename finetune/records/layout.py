@@ -38,3 +38,7 @@ WANDB = "wandb"
 """The folder of a W&B run's files."""
 SYNCED = "synced.txt"
 """Where the trial is in W&B, once `finetune sync` has put it there."""
+
+# In an exported folder, which may lie anywhere
+EXPORTED = "model.safetensors"
+"""The weights."""

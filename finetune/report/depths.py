@@ -1,4 +1,7 @@
-"""What each freeze depth is called and how much it freezes, looked up without torch. A test holds the file true."""
+"""What each freeze depth is called and how much it freezes, looked up without torch.
+
+The backbones themselves would say it too, but building one takes torch and seconds; a test compares the file with them.
+"""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The report on loopback, made anew as trials end. Imports no torch."""
+"""The report on this machine's loopback, made anew as trials end. Imports no torch."""
 
 import hashlib
 import threading
@@ -7,15 +7,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from finetune.errors import Refused
-from finetune.records.layout import PREDICTIONS, RECORD
+from finetune.records.layout import PREDICTIONS, RECORD, TRIALS
 from finetune.records.read import read_all
 
 
 def state_of(folders: Sequence[Path]) -> str:
-    """Changes when a trial ends, or the winner does."""
-    files = [file for folder in folders for name in (RECORD, PREDICTIONS) for file in folder.glob(f"trials/*/{name}")]
-    seen = sorted((str(file), file.stat().st_mtime_ns) for file in files if file.is_file())
-    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
+    """A text that changes when a trial ends, or when the winner does."""
+    files = [
+        file
+        for folder in folders
+        for name in (RECORD, PREDICTIONS)
+        for file in (folder / TRIALS).glob(f"*/{name}")
+        if file.is_file()
+    ]
+    times = sorted((str(file), file.stat().st_mtime_ns) for file in files)
+    return hashlib.sha256(repr(times).encode()).hexdigest()[:16]
 
 
 def server(folders: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
@@ -27,33 +33,44 @@ def server(folders: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
     Raises:
         Refused: the port is taken.
     """
-    from finetune.report.page.page import page
-
-    made: dict[str, bytes] = {}
-    lock = threading.Lock()
-
-    def current() -> bytes:
-        with lock:  # a page takes seconds to make; two browsers share one
-            state = state_of(folders)
-            if state not in made:
-                made.clear()
-                made[state] = page(folders, read_all(folders), live=state).encode(errors="replace")
-            return made[state]
-
+    handler = _handler(_LatestPage(folders).read, lambda: state_of(folders).encode())
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), _handler(current, lambda: state_of(folders).encode()))
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise Refused(f"--port {port} cannot be used ({error.strerror}); give another, or 0 for a free one") from error
 
 
-def _handler(current: Callable[[], bytes], state: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
+class _LatestPage:
+    """The page of the records as they are now, made once for each state of theirs."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._state = ""
+        self._page = b""
+
+    def read(self) -> bytes:
+        from finetune.report.page.page import page
+
+        with self._lock:  # a page takes seconds to make; two browsers share one
+            state = state_of(self._folders)
+            if state != self._state:
+                text = page(self._folders, read_all(self._folders), live=state)
+                self._page, self._state = text.encode(errors="replace"), state
+            return self._page
+
+
+def _handler(page: Callable[[], bytes], state: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
+    """The class that answers requests; `http.server` makes an object of it for each."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # A page of another site can make the browser ask here, but under that site's name.
             host = self.headers.get("Host", "").rpartition(":")[0]
             if host not in ("127.0.0.1", "localhost"):
                 self.send_error(403)
             elif self.path == "/":
-                self._answer(current(), "text/html; charset=utf-8")
+                self._answer(page(), "text/html; charset=utf-8")
             elif self.path == "/state":
                 self._answer(state(), "text/plain")
             else:
@@ -61,8 +78,8 @@ def _handler(current: Callable[[], bytes], state: Callable[[], bytes]) -> type[B
 
         def _answer(self, body: bytes, kind: str) -> None:
             self.send_response(200)
-            for name, value in (("Content-Type", kind), ("Content-Length", str(len(body)))):
-                self.send_header(name, value)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()

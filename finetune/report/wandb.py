@@ -16,6 +16,8 @@ _VIEW = "finetune"
 """The view's name in its URL, by which it is found again."""
 _OLD_DEPTH = "frozen/depth"
 """What the column `freeze_depth` was called in earlier versions."""
+_NOT_IN_NAMES = ("data.root", "data.csv", "model.backbone", "model.weights", "trainer.accelerator")
+"""Settings that are the same all over a sweep and too long for a run's name."""
 
 
 def sync_records(
@@ -36,48 +38,50 @@ def sync_records(
         The paths, ENTITY/PROJECT/ID, of the runs that were uploaded now.
     """
     finished = [record for record in read_records(folder) if record.status != "interrupted"]
-    waiting = [record for record in finished if not _is_there(folder / TRIALS / record.key)]
+    waiting = [record for record in finished if not _is_uploaded(folder / TRIALS / record.key)]
+
     uploaded = []
     for done, record in enumerate(waiting):
         progress(done, len(waiting))
         path = _upload(record, folder.name, project, entity)
         write_durably(folder / TRIALS / record.key / SYNCED, path.encode())
         uploaded.append(path)
+
     progress(len(waiting), len(waiting))
     return uploaded
 
 
-def _is_there(trial: Path) -> bool:
+def _is_uploaded(trial: Path) -> bool:
     """Whether a trial is in W&B already: uploaded before, or logged there while it ran."""
     return (trial / SYNCED).exists() or any(trial.glob(f"{WANDB}/run-*"))
 
 
 def _upload(record: Result, group: str, project: str, entity: str | None) -> str:
+    """Make a run of a record; returns its path in W&B."""
     import wandb
 
+    settings = [key for key in record.params if key not in _NOT_IN_NAMES]
     with tempfile.TemporaryDirectory() as scratch:
         run = wandb.init(
             project=project,
             entity=entity,
             group=group,
-            name=label(record.params, [key for key in record.params if key not in _UNTOLD]),
+            name=label(record.params, settings),
             config=record.config,
             dir=scratch,
             mode="online",
             reinit="finish_previous",
             settings={"silent": True},
         )
+
         best = 0.0
         for epoch in record.history:
             best = max(best, epoch["val/acc"])
             run.log({**epoch, "val/acc_best": best})
+
         run.summary.update(record.figures())
         run.finish(exit_code=0 if record.status in ("complete", "pruned") else 1)
         return "/".join((run.entity, run.project, run.id))
-
-
-_UNTOLD = ("data.root", "data.csv", "model.backbone", "model.weights", "trainer.accelerator")
-"""Settings that are the same all over a sweep and too long for a run's name."""
 
 
 def write_dashboard(entity: str, project: str) -> str:

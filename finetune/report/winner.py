@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import Refused
-from finetune.records.layout import CHECKPOINT, RECORD, TRIALS
+from finetune.records.layout import CHECKPOINT, EXPORTED, RECORD, TRIALS
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import Group, Table, tabulate, winner_sentence
-
-EXPORTED = "model.safetensors"
-"""The weights in an exported folder."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from finetune import cli
 from finetune.errors import Refused
 from finetune.export.classifier import Classifier, load_classifier
 from finetune.export.predict import probabilities_of
-from finetune.export.write import CARD, CLASSES, INPUT, MODEL, ONNX, PT2, export
+from finetune.export.write import CARD, CLASSES, INPUT, ONNX, PT2, export
 from finetune.network.checkpoint import InputSpec
-from finetune.records.layout import CHECKPOINT
+from finetune.records.layout import CHECKPOINT, EXPORTED
 from tests.models import draw, random_weights, trial
 
 CASES = {
@@ -30,7 +30,7 @@ CASES = {
     "deep_head": ["model=narrow_resnet50", "model.head.hidden=[16]", "model.head.dropout=0.2", "data.resize=pad"],
     "cnn5": ["model=cnn5", "model.head.activation=gelu", "model.head.hidden=[8]"],
 }
-FILES = {CARD, CLASSES, MODEL, ONNX, PT2}
+FILES = {CARD, CLASSES, EXPORTED, ONNX, PT2}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -68,7 +68,7 @@ def test_onnx_pt2_and_the_exported_weights_say_what_the_checkpoint_says(case: tu
     expected = rows(ours, files)
     np.testing.assert_allclose(expected.sum(axis=1), 1, atol=1e-6)
     assert expected.std(axis=0).min() > 1e-4  # it looks at the images
-    np.testing.assert_allclose(rows(load_classifier(out / MODEL), files), expected, atol=1e-6)
+    np.testing.assert_allclose(rows(load_classifier(out / EXPORTED), files), expected, atol=1e-6)
     session = onnxruntime.InferenceSession(out / ONNX, providers=["CPUExecutionProvider"])
     program = torch.export.load(out / PT2).module()
     for batch in (1, 2, 7):
@@ -111,7 +111,7 @@ def test_a_linear_head_loads_into_torchvisions_own_resnet_with_equal_logits(
         assert "torchvision has no network" in (out / CARD).read_text()
         return
     network = torchvision.models.resnet18(num_classes=3).eval()
-    network.load_state_dict(load_file(out / MODEL), strict=True)
+    network.load_state_dict(load_file(out / EXPORTED), strict=True)
     x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(network(x), load_classifier(folder / CHECKPOINT).network(x))
@@ -175,9 +175,9 @@ def test_damaged_files_are_refused(change: object, why: str, tmp_path: Path) -> 
     pixels = InputSpec(32, "squash", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     model = ModelConfig(backbone="cnn5", weights="none", freeze_depth=0)
     whole = exported_bytes(Classifier(build_backbone("cnn5"), build_head(256, [], 2), model, ("a", "b"), pixels))
-    (tmp_path / MODEL).write_bytes(whole)
-    assert load_classifier(tmp_path / MODEL).classes == ("a", "b")
+    (tmp_path / EXPORTED).write_bytes(whole)
+    assert load_classifier(tmp_path / EXPORTED).classes == ("a", "b")
     assert callable(change)
-    (tmp_path / MODEL).write_bytes(change(whole))
+    (tmp_path / EXPORTED).write_bytes(change(whole))
     with pytest.raises(Refused, match=why):
-        load_classifier(tmp_path / MODEL)
+        load_classifier(tmp_path / EXPORTED)

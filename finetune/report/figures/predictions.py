@@ -1,5 +1,7 @@
 """The pictures of one trial's predictions: confusions, calibration."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -8,8 +10,8 @@ from finetune.report.figures.base import BLUE, GREY, SCALE, empty_figure, plain
 
 _NUMBERS = 15
 """Classes up to which a confusion matrix has its numbers written in."""
-_NAME = 24
-"""Characters of a class's name on its axes, at the most."""
+_NAME, _NAME_OF_MANY = 24, 14
+"""Characters of a class's name on the axes of a few classes, and of more than those, at the most."""
 
 
 def confusion_figure(confusion: Confusion) -> go.Figure:
@@ -19,7 +21,8 @@ def confusion_figure(confusion: Confusion) -> go.Figure:
     """
     counts = confusion.counts
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    names = [plain(name)[:_NAME] for name in confusion.classes]
+    few = len(confusion.classes) <= _NUMBERS
+    names = [plain(name)[: _NAME if few else _NAME_OF_MANY] for name in confusion.classes]
     places = list(range(len(names)))  # names that are cut off may be equal, which would be one row
 
     plot = empty_figure("predicted class; rows are the true one", "")
@@ -28,19 +31,21 @@ def confusion_figure(confusion: Confusion) -> go.Figure:
         y=places,
         z=shares.round(4).tolist(),
         text=counts.tolist(),
-        texttemplate="%{text}" if len(names) <= _NUMBERS else None,
+        texttemplate="%{text}" if few else None,
         hovertemplate="%{y} taken for %{x}: %{text} images, %{z:.0%} of its class<extra></extra>",
         colorscale=SCALE,
         zmin=0,
         zmax=1,
         showscale=False,
     )
-    ticks = {"tickvals": places, "ticktext": names, "tickformat": ""}
+    ticks: dict[str, Any] = {"tickvals": places, "ticktext": names, "tickformat": ""}
+    if not few:
+        ticks["tickfont"] = {"size": 9}
     plot.update_layout(
-        xaxis={"tickangle": -45, **ticks},
+        xaxis={"tickangle": -45 if few else -90, **ticks},
         yaxis={"autorange": "reversed", "showgrid": False, **ticks},
         margin={"l": 60, "r": 10, "t": 10, "b": 60},
-        height=440,
+        height=440 if few else 200 + 11 * len(names),
     )
     return plot
 

@@ -45,7 +45,8 @@ def winner_section(record: Result, predictions: Predictions, table: Table) -> tu
         else "the best single trial, which is not of the winning configuration",
         right=predictions.right,
         images=len(predictions.labels),
-        confusions="" if shown is confusion else _confusions(confusion, shown),
+        which_confusions=_which_confusions(confusion, shown),
+        confusions="" if shown is confusion else _confusions(confusion),
         error=f"{reliability.error:.3f}",
         which_classes=_which_classes(confusion),
         classes=_classes(confusion),
@@ -69,8 +70,15 @@ def most_confused(confusion: Confusion) -> list[int]:
     return sorted(numbers)
 
 
-def _confusions(confusion: Confusion, shown: Confusion) -> str:
-    """What the picture shows, and the confusions as a table that opens on demand."""
+def _which_confusions(confusion: Confusion, shown: Confusion) -> str:
+    if shown is confusion:
+        return ""
+    some = f"{len(shown.classes)} of {len(confusion.classes)} classes"
+    return f'<p class="quiet">The {some} with the most frequent confusions.</p>'
+
+
+def _confusions(confusion: Confusion) -> str:
+    """The confusions as a table that opens on demand."""
     mistakes = confusion.mistakes
     names = confusion.classes
     images = np.bincount(confusion.true, minlength=len(names)).tolist()
@@ -81,8 +89,7 @@ def _confusions(confusion: Confusion, shown: Confusion) -> str:
         for mistake in mistakes[:_ROWS]
     )
     most = f"the {_ROWS} most frequent of {len(mistakes)}" if len(mistakes) > _ROWS else f"all {len(mistakes)}"
-    return f"""<p class="quiet">The {len(shown.classes)} of {len(names)} classes with the most frequent confusions.</p>
-<details><summary>Confusions as a table, {most}</summary>
+    return f"""<details><summary>Confusions as a table, {most}</summary>
 <div class="wide tall" tabindex="0" role="region" aria-label="Confusions"><table id="confusions">
 <thead><tr><th class="text">true class</th><th class="text">taken for</th><th>images</th><th>of its class</th></tr>
 </thead><tbody>{rows}</tbody></table></div></details>"""
@@ -120,7 +127,8 @@ def _mistakes(predictions: Predictions, record: Result) -> str:
     for position, thumbnail in zip(predictions.mistakes, predictions.thumbnails, strict=True):
         predicted = record.classes[predictions.predicted[position]]
         true = record.classes[predictions.labels[position]]
-        caption = html.escape(f"{predicted} ({predictions.probabilities[position].max():.0%}), is {true}")
+        certainty = predictions.probabilities[position].max()
+        caption = f"{_short_name(predicted)} ({certainty:.0%}), is {_short_name(true)}"
 
         name = "/".join(PurePath(predictions.paths[position]).parts[-3:])
         breakable = re.sub(r"(?<=[/_.-])", "<wbr>", html.escape(name))  # a long name wraps after these
