@@ -52,6 +52,7 @@ def read_weights(
 ) -> Weights:
     """Read the weights a backbone starts from, running no code that they may carry.
 
+    >>> from finetune.network.backbone import build_backbone
     >>> read_weights(build_backbone("narrow_resnet50"), "SHAPES60_V1").mean
     (0.5, 0.5, 0.5)
 
