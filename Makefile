@@ -13,7 +13,7 @@ SPEC ?= sweeps/local.yaml
 LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help setup sweep-local agents test soak check lint format lock clean
+.PHONY: help setup sweep-local agents test test-slow test-all soak check lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -35,13 +35,18 @@ sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FIL
 agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
-test: $(SETUP) ## run the tests, three at a time, for they wait as much as they compute; ARGS="-n 8"
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+test: $(SETUP) ## run the tests that show whether a change can be trusted, some minutes; ARGS="-n 8"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(SETUP)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow $(ARGS)
+
+test-all: test test-slow ## run all of them: kills at every point, every command of every document, half an hour
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)
 
-check: lint test ## everything CI checks
+check: lint test ## what every change must pass; CI adds the slow tests
 
 lint: $(SETUP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -125,6 +125,7 @@ def test_a_plan_names_the_bands_that_its_trials_reach(
         assert f"stops trials behind the best 1/2 {told}" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_under_way_has_a_status(tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     space = {"model.freeze_depth": {"values": [17, 16]}, "trainer.epochs": {"values": [1000]}}

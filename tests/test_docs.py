@@ -172,6 +172,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"nothing is known of this command: {command}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/add-a-backbone.md"])
 def test_every_command_of_a_page_works(
     page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -238,6 +239,7 @@ def test_the_sweep_pages_tables_name_what_there_is() -> None:
     assert all(f"`{metric}`" in top for metric in spec.METRICS)
 
 
+@pytest.mark.slow
 def test_following_the_page_adds_a_backbone(tmp_path: Path, place: Path) -> None:
     """On a copy of the package: apply the changes, write the file, run the commands, then export."""
     page = "docs/add-a-backbone.md"

@@ -83,6 +83,7 @@ TRIALS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path, fast: list[str]) -> None:
     def learning(runs: list[Run]) -> dict[str, Any] | None:
         """As a bayes search does, the last suggestion builds on what the first runs reported."""
@@ -117,6 +118,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
         assert not run.preempting
 
 
+@pytest.mark.slow
 def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, fast: list[str]) -> None:
     trials = [{"optim.lr": 0.01, "trainer.epochs": 1000}, {"optim.lr": 0.01, "trainer.epochs": 1}]
     with wandb_server(one_after_the_other(trials)) as server:
@@ -136,6 +138,7 @@ def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, 
     assert "validation accuracy per freeze depth" in output
 
 
+@pytest.mark.slow
 def test_a_preempted_agent_marks_its_run_so_that_it_is_handed_out_again(tmp_path: Path, fast: list[str]) -> None:
     with wandb_server(one_after_the_other([{"trainer.epochs": 1000}])) as server:
         sweep = made(server, tmp_path, fast, epochs=1)
@@ -148,6 +151,7 @@ def test_a_preempted_agent_marks_its_run_so_that_it_is_handed_out_again(tmp_path
     assert agent.returncode == 143
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_when_the_server_goes_away(tmp_path: Path, fast: list[str]) -> None:
     with wandb_server() as server:
         words = [*fast, "trainer.epochs=30", "logger=wandb", f"out={tmp_path / 'r'}"]
@@ -159,6 +163,7 @@ def test_a_trial_goes_on_when_the_server_goes_away(tmp_path: Path, fast: list[st
     assert Result.load(tmp_path / "r").status == "complete"
 
 
+@pytest.mark.slow
 def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, fast: list[str]) -> None:
     grid = {"method": "grid", "parameters": {"model.freeze_depth": {"values": [16, 17]}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))

@@ -164,6 +164,7 @@ def swept(trained: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_best_of_a_sweep_its_command_and_its_refit(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

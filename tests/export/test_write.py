@@ -80,6 +80,7 @@ def test_onnx_pt2_and_the_exported_weights_say_what_the_checkpoint_says(case: tu
         assert np.abs(np.asarray(probabilities) - logits.softmax(1).numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_code_in_the_model_card_runs_without_this_package_and_agrees(
     case: tuple[str, Path, Path, Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from tests.test_wandb import made, one_after_the_other, start, wait_for
 from tests.wandb_server import wandb_server
 
 
+@pytest.mark.slow
 def test_fault_40_the_current_trial_is_finished_and_recorded_when_the_controller_is_lost(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -38,6 +39,7 @@ def test_fault_41_the_extra_word_of_a_requeued_run_changes_nothing(tmp_path: Pat
     assert trial_key(compose_config([*words, extra])) == trial_key(compose_config(words))
 
 
+@pytest.mark.slow
 def test_fault_41_a_requeued_trial_runs_under_the_same_key(tmp_path: Path, fast: list[str]) -> None:
     requeued = {"optim.lr": 0.01, "_wandb": {"desc": None}}
     with wandb_server(one_after_the_other([requeued])) as server:

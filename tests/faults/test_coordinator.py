@@ -93,6 +93,7 @@ def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Pa
     check_invariants(tmp_path / "s", before)
 
 
+@pytest.mark.slow
 def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_command_goes_on(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_comm
     check_invariants(tmp_path / "s", before)
 
 
+@pytest.mark.slow
 def test_fault_24_a_killed_data_process_is_noticed_and_started_again(tmp_path: Path, fast: list[str], arm: Arm) -> None:
     spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}"], DEPTHS)
     reached = arm(f"rename {tmp_path}/cache/pixels/???????????? 1 kill")
@@ -129,6 +131,7 @@ def test_fault_24_a_killed_data_process_is_noticed_and_started_again(tmp_path: P
         run_sweep(spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'other'}"], DEPTHS), tmp_path / "t")
 
 
+@pytest.mark.slow
 def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Path, fast: list[str], arm: Arm) -> None:
     spec = spec_of(tmp_path, fast, DEPTHS)
     slow = key_at(spec, 17)
@@ -139,6 +142,7 @@ def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Pa
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 def test_fault_27_a_trial_that_hangs_twice_fails(tmp_path: Path, fast: list[str], arm: Arm) -> None:
     spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
     arm(f"step *{key_at(spec, 17)} 0 sleep:120")
@@ -213,6 +217,7 @@ def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(tmp_pa
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 def test_fault_44_a_coordinator_that_was_stopped_and_continued_declares_no_live_trial_dead(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -244,6 +249,7 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Path, fast: list[str]) -> None:
     file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
     process = start("sweep", file, *fast, "--out", tmp_path / "s")
@@ -256,6 +262,7 @@ def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Pat
     assert "to continue, run the same command again" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_fault_26_a_coordinator_that_is_taken_back_saves_its_trials(
     tmp_path: Path, fast: list[str], number: signal.Signals

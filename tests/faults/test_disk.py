@@ -59,6 +59,7 @@ def whole(tmp_path: Path, words: list[str]) -> dict[str, dict[str, object]]:
     return outcomes(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["write {}/activations/*/rows.bin", "rename {}/activations/????????????"])
 def test_fault_17_a_store_whose_build_is_killed_is_invisible_and_built_by_the_next(
     tmp_path: Path, words: list[str], arm: Arm, whole: dict[str, dict[str, object]], point: str
@@ -77,6 +78,7 @@ def test_fault_17_a_store_whose_build_is_killed_is_invisible_and_built_by_the_ne
     check_invariants(tmp_path / "s", {}, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped"])
 @pytest.mark.parametrize("file", ["rows.bin", "manifest.json"])
@@ -107,6 +109,7 @@ def test_fault_18_a_damaged_region_of_a_store_is_caught_and_built_anew(
     check_invariants(tmp_path / "s", {}, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["write", "fsync", "rename", "sync"])
 def test_fault_20_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(
     tmp_path: Path, words: list[str], arm: Arm, point: str
@@ -134,6 +137,7 @@ def test_fault_20_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_fault_20_a_kill_while_the_best_is_saved_costs_no_record(tmp_path: Path, words: list[str], arm: Arm) -> None:
     spec = spec_of(tmp_path, words, DEPTHS)
     arm(f"rename */s/*/{CHECKPOINT} 1 kill")
@@ -179,6 +183,7 @@ def limited(limit: int, *words: object) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
+@pytest.mark.slow
 def test_fault_29_without_room_for_the_pixels_a_sweep_trains_from_memory(tmp_path: Path, words: list[str]) -> None:
     file, given = sweep_file(tmp_path, {"optim.lr": {"values": [0.001, 0.01]}}), [*words, "model.freeze_depth=17"]
     given += ["data.size=64", "trainer.epochs=1"]
@@ -196,6 +201,7 @@ def test_fault_29_without_room_for_the_pixels_a_sweep_trains_from_memory(tmp_pat
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_fault_29_without_room_for_activations_a_sweep_computes_them(
     tmp_path: Path, words: list[str], arm: Arm, whole: dict[str, dict[str, object]]
 ) -> None:
@@ -211,6 +217,7 @@ def test_fault_29_without_room_for_activations_a_sweep_computes_them(
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [CHECKPOINT, RECORD])
 def test_fault_30_a_full_disk_tears_no_checkpoint_and_no_record(
     tmp_path: Path, words: list[str], arm: Arm, what: str
@@ -235,6 +242,7 @@ def test_fault_30_a_full_disk_tears_no_checkpoint_and_no_record(
     check_invariants(tmp_path / "s", kept, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_fault_31_a_read_only_cache_is_read_and_the_rest_computed(
     tmp_path: Path, words: list[str], whole: dict[str, dict[str, object]]
 ) -> None:

@@ -41,6 +41,7 @@ def _coordinate(spec: SweepSpec, folder: Path) -> None:
     run_sweep(spec, folder, Options(workers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_sweep_goes_on_after_a_kill_at_any_point(tmp_path: Path, fast: list[str], arm: Arm, part: int) -> None:
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "trainer.save_every=0", "data.batch_size=24"]

@@ -27,6 +27,7 @@ from tests.faults.invariants import check_invariants, spec_of, terminal_records
 from tests.network.test_backbone import scrambled
 
 
+@pytest.mark.slow
 def test_fault_33_two_sweeps_of_eight_processes_compute_each_key_once(
     tmp_path: Path, fast: list[str], arm: Callable[..., Path]
 ) -> None:

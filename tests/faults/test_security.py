@@ -60,6 +60,7 @@ def files_with(text: bytes, *folders: Path) -> list[Path]:
     return [file for folder in folders for file in folder.rglob("*") if file.is_file() and text in file.read_bytes()]
 
 
+@pytest.mark.slow
 def test_fault_16_a_key_in_the_environment_is_in_no_record_log_or_page(tmp_path: Path, fast: list[str]) -> None:
     space = {"model.freeze_depth": {"values": [17]}, "optim.lr": {"values": [0.01, 1e30]}}
     file = sweep_file(tmp_path, space)

@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from tests.soak import Soak
 
 
+@pytest.mark.slow
 def test_three_sweeps_under_random_kills_lose_nothing(tmp_path: Path) -> None:
     soak = Soak(tmp_path, trials=9, epochs=2)
     assert soak.undisturbed.exitcode == 0

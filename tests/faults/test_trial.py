@@ -80,6 +80,7 @@ def same(one: Path, other: Path) -> None:
         assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_fault_19_a_trial_killed_in_any_step_loses_none_that_was_saved(
     fast: list[str], tmp_path: Path, arm: Arm, settings: str
@@ -111,6 +112,7 @@ def test_a_trial_killed_twice_goes_on_from_the_second_save(fast: list[str], tmp_
     same(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "another trial"])
 def test_a_trial_starts_over_where_its_last_checkpoint_cannot_be_used(
     fast: list[str], tmp_path: Path, arm: Arm, damage: str
@@ -147,6 +149,7 @@ def test_the_file_of_metrics_has_every_epoch_of_a_trial_that_goes_on(fast: list[
         assert {k: float(v) for k, v in resumed.items()} == pytest.approx({k: float(v) for k, v in whole.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the client that is killed
 def test_the_new_wandb_run_of_a_trial_that_goes_on_has_every_epoch(fast: list[str], tmp_path: Path, arm: Arm) -> None:
     out = tmp_path / "r"
@@ -189,6 +192,7 @@ AT = [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGUSR1, 2), (signal.SIG
 """Signal and step; the third is the last of an epoch."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "step"), AT)
 def test_fault_26_a_preempted_trial_saves_at_the_end_of_the_batch_and_goes_on(
     fast: list[str], tmp_path: Path, arm: Arm, number: signal.Signals, step: int
@@ -228,6 +232,7 @@ def _ended_in_validation(words: list[str], batch: int) -> None:
     sys.exit(run_trial(words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "left"), [(1, 4), (2, 4), (3, 3)])
 def test_fault_26_a_signal_while_validating_loses_no_training(
     fast: list[str], tmp_path: Path, arm: Arm, batch: int, left: int
@@ -255,6 +260,7 @@ def interrupted(process: subprocess.Popen[str], times: int) -> tuple[str, float]
     return text, time.monotonic() - pressed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_fault_25_ctrl_c_saves_the_trial_and_a_second_one_does_not_wait(
     fast: list[str], tmp_path: Path, arm: Arm, times: int
@@ -295,6 +301,7 @@ def start_trial(*words: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that_continues(
     fast: list[str], tmp_path: Path, arm: Arm, times: int
@@ -321,6 +328,7 @@ def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that
     assert not list(folder.rglob(LAST))
 
 
+@pytest.mark.slow
 def test_fault_36_a_trial_out_of_memory_says_what_it_needed_and_the_next_has_a_fresh_process(
     fast: list[str], tmp_path: Path, arm: Arm
 ) -> None:
@@ -371,6 +379,7 @@ def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
     assert not {CHECKPOINT, LAST} & {path.name for path in (tmp_path / "r").iterdir()}
 
 
+@pytest.mark.slow
 def test_fault_37_a_trial_that_diverged_is_never_the_best(fast: list[str], tmp_path: Path) -> None:
     spec = spec_of(tmp_path, [*fast, "model.freeze_depth=0"], {"optim.lr": {"values": [1e30, 1e-12]}})
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
@@ -397,6 +406,7 @@ def _silent_trial(*given: Any) -> None:
     _run_trial(*given)
 
 
+@pytest.mark.slow
 def test_fault_38_a_metric_that_was_never_logged_fails_the_trial_and_lists_those_that_were(
     fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +441,7 @@ def change(path: Path) -> None:
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturb", [remove, change])
 @pytest.mark.parametrize("on_bad", ["refuse", "skip"])
 def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
@@ -460,6 +471,7 @@ def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
     assert len(Result.load(tmp_path / "r").warnings) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturb", [remove, change])
 def test_fault_12_a_file_that_changes_under_a_running_sweep_does_not_matter_to_its_store(
     fast: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
@@ -477,6 +489,7 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_does_not_matter_to_i
     assert not any(result.status == "failed" for result in sweep.results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disturb", [remove, change])
 def test_fault_12_a_file_that_changes_under_a_running_sweep_without_a_store_fails_the_trial_by_name(
     fast: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
@@ -499,6 +512,7 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_without_a_store_fail
     assert len(before) == 2
 
 
+@pytest.mark.slow
 def test_fault_19_a_sweep_starts_a_killed_trial_again_from_its_last_save(
     fast: list[str], tmp_path: Path, arm: Arm
 ) -> None:

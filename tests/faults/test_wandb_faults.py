@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 from finetune.records.layout import LOG, RECORD
 from finetune.records.result import Result, outcome
 from finetune.sweep.launch import LocalLauncher, Slot
@@ -55,6 +57,7 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_fault_39_a_server_that_is_away_broken_busy_or_slow_leaves_training_as_it_was(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -85,6 +88,7 @@ def test_fault_39_a_server_that_is_away_broken_busy_or_slow_leaves_training_as_i
         assert not living(str(tmp_path / name)), name
 
 
+@pytest.mark.slow
 def test_fault_39_a_server_that_goes_away_while_training_is_waited_for_only_a_while(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -105,6 +109,7 @@ def test_fault_39_a_server_that_goes_away_while_training_is_waited_for_only_a_wh
     assert not living(str(tmp_path / "r"))
 
 
+@pytest.mark.slow
 def test_fault_40_a_trial_under_way_is_recorded_when_the_controller_is_lost(tmp_path: Path, fast: list[str]) -> None:
     trials = [{"optim.lr": 0.01, "trainer.epochs": 60}, {"optim.lr": 0.01, "trainer.epochs": 1}]
     with wandb_server(one_after_the_other(trials)) as server:

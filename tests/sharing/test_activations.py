@@ -71,6 +71,7 @@ def test_other_trials_are_equal_too(fast: list[str], tmp_path: Path, extra: str)
     assert off.history == on.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [4, 6, 8])  # units lie contiguous from the seventh on
 def test_trials_are_equal_whatever_the_layout_at_the_cut(fast: list[str], tmp_path: Path, depth: int) -> None:
     torch.save(scrambled(build_backbone("resnet18")), tmp_path / "w.pth")

@@ -44,6 +44,7 @@ GRID = {"optim.lr": {"values": [0.01, 1.0e30, 0.001, 0.0001]}, "model.freeze_dep
 EXPECTED = {0.01: "complete", 1.0e30: "failed", 0.001: "complete", 0.0001: "complete"}
 
 
+@pytest.mark.slow
 def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, GRID)
     jobs = run_sweep(spec, tmp_path / "jobs", Options(launcher=settings(tmp_path)))
@@ -60,6 +61,7 @@ def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str])
     assert {result.key for result in here.results} == {result.key for result in jobs.results}
 
 
+@pytest.mark.slow
 def test_a_spent_budget_ends_jobs_that_run(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01]}}, epochs=1000)
     sweep = run_sweep(spec, tmp_path / "s", Options(launcher=settings(tmp_path), budget=12))

@@ -59,6 +59,7 @@ def test_a_grid_leaves_one_record_a_trial_and_only_the_best_checkpoint(tmp_path:
     assert [p.parent.name for p in (tmp_path / "s").glob(f"trials/*/{CHECKPOINT}")] == [sweep.best.key]
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, GRID)
     run_sweep(spec, tmp_path / "one", Options(workers=1))
@@ -91,6 +92,7 @@ def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path,
     assert len({key(params) for params in trials}) == len(trials) == 21
 
 
+@pytest.mark.slow
 def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: list[str]) -> None:
     space = {"model.freeze_depth": {"values": [17]}, "optim.lr": {"values": [0.01, 1e-9, 1e-10]}}
     stopping = {"type": "hyperband", "min_iter": 1, "eta": 3}
@@ -108,6 +110,7 @@ def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, fast: li
     assert again.results == sweep.results
 
 
+@pytest.mark.slow
 def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, fast: list[str]) -> None:
     space = {"optim.lr": {"values": [0.02, 1e-9, 1e-10]}, "model.freeze_depth": {"values": [17]}}
     spec = replace(spec_of(tmp_path, fast, space), fixed=(*fast[:-2], "trainer.epochs=30", fast[-1]))
@@ -137,6 +140,7 @@ def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_p
     assert {trial["model.freeze_depth"] for trial in all_over[:3]} == {5, 9, "all"}
 
 
+@pytest.mark.slow
 def test_a_sweep_prepares_once_what_its_trials_share(tmp_path: Path, fast: list[str]) -> None:
     space = {"optim.lr": {"values": [0.1, 0.01, 0.001]}, "model.freeze_depth": {"values": [5, 17]}}
     spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"], space)
@@ -170,6 +174,7 @@ def test_only_a_trial_that_is_better_than_the_incumbent_writes_a_checkpoint(
     assert [path.parent.name for path in written] == ["none", "low"]
 
 
+@pytest.mark.slow
 def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fast: list[str]) -> None:
     metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}
     spec = spec_of(tmp_path, fast, GRID, metric=metric)
@@ -180,6 +185,7 @@ def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, fas
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_may_end_early_starts_all_over_its_grid(tmp_path: Path, fast: list[str]) -> None:
     spec = spec_of(tmp_path, fast, GRID)
     for options, whole in ((Options(workers=1), [17, 17, 14, 14]), (Options(workers=1, budget=600), [17, 14, 17, 14])):
@@ -267,6 +273,7 @@ def test_a_trial_killed_from_outside_is_recorded_with_the_signal(tmp_path: Path,
     assert [(r.status, r.reason) for r in sweep.results] == [("failed", reason)]
 
 
+@pytest.mark.slow
 def test_random_and_bayes_run_their_cap(tmp_path: Path, fast: list[str]) -> None:
     space = {
         "model.freeze_depth": {"values": [14, 16, 17]},
@@ -312,6 +319,7 @@ def test_another_sweep_in_the_folder_is_left_alone(tmp_path: Path, fast: list[st
     assert records(tmp_path / "s") == before
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_five_random_moments_ends_with_the_records_of_an_undisturbed_one(
     tmp_path: Path, fast: list[str]
 ) -> None:
