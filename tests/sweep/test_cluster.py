@@ -158,8 +158,6 @@ def test_a_cancelled_job_is_started_again_and_a_requeued_one_goes_on(tmp_path: P
                 subprocess.run([*command, trial.job.name], check=True)  # type: ignore[attr-defined]
                 done.append(command[0])
 
-    started = time.monotonic()
     sweep = run_sweep(spec, tmp_path / "s", Options(launcher=launcher), watch=disturb)
     assert done == ["scontrol", "scancel"]
     assert statuses(sweep) == {0.01: "complete", 0.001: "complete"}
-    assert time.monotonic() - started < 400
