@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config import NOT_MEANINGFUL, Config, flat, key_of, leaves
+from finetune.config import NOT_MEANINGFUL, Config, flat, freeze_depth_number, key_of, leaves
 from finetune.errors import Refused, nearest
 
 
@@ -66,8 +66,10 @@ def checked(cfg: DictConfig) -> Config:
         _check_value(key, value, setting.metadata)
 
     depth = config.model.freeze_depth
-    if isinstance(depth, str) and depth != "all":
-        raise Refused(f"model.freeze_depth={depth!r} is not a depth; give a whole number or all")
+    try:
+        freeze_depth_number(depth)
+    except ValueError as error:
+        raise Refused(f"model.freeze_depth={depth!r} is not a depth; give a whole number or all") from error
     if config.model.weights == "none" and depth != 0:
         raise Refused(
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "

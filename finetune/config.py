@@ -183,7 +183,11 @@ def freeze_depth_number(freeze_depth: int | str, deepest: float = math.inf) -> f
     Raises:
         ValueError: it is neither a whole number nor `all`.
     """
-    return deepest if freeze_depth == "all" else int(freeze_depth)
+    if freeze_depth == "all":
+        return deepest
+    if isinstance(freeze_depth, str):
+        raise ValueError(f"{freeze_depth!r} is neither a whole number nor all")
+    return freeze_depth
 
 
 NOT_MEANINGFUL = (

@@ -1,8 +1,10 @@
 """Records to conclusions, in words: what is best, what is worse beyond the noise of seeds, what is cheap."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune.config import freeze_depth_number
 from finetune.errors import counted
 from finetune.records.result import Result
 from finetune.report.depths import deepest
@@ -226,7 +228,7 @@ def head_only_depth(records: Sequence[Result]) -> int | None:
 
 
 def _deepest(record: Result) -> int | None:
-    if record.config.get("model.freeze_depth") == "all":
+    if freeze_depth_number(record.config.get("model.freeze_depth") or 0) == math.inf:
         return record.freeze_depth
     return deepest(str(record.config.get("model.backbone")), record.freeze_unit)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import digest_of, typed
+from finetune.config import digest_of, freeze_depth_number, typed
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec
 
@@ -99,7 +99,7 @@ def sharing_order(params: Params) -> tuple[Any, ...]:
     """A key that puts trials with the same stores side by side, the deepest frozen and so cheapest first."""
     depth = params.get(DEPTH, 0)
     others = {key: value for key, value in params.items() if decides_store(key) and key not in ("seed", DEPTH)}
-    return digest_of(others), -math.inf if depth == "all" else -depth, digest_of(params.get("seed"))
+    return digest_of(others), -freeze_depth_number(depth), digest_of(params.get("seed"))
 
 
 def corners(spec: SweepSpec) -> list[Params]:

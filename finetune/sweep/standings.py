@@ -1,8 +1,8 @@
 """How a sweep's trials stand to each other after each epoch, and so which need not go on. Imports no torch."""
 
-import math
 from typing import Any
 
+from finetune.config import freeze_depth_number
 from finetune.sweep.search import DEPTH, Params
 from finetune.sweep.state import Running, Sweep
 from finetune.sweep.stopping import EndedTrial, Race
@@ -50,4 +50,4 @@ def _place(params: Params) -> tuple[float, dict[str, Any], Any]:
     """A trial's depth, its other settings, and its seed."""
     depth = params.get(DEPTH, 0)
     others = {key: value for key, value in params.items() if key != DEPTH}
-    return math.inf if depth == "all" else float(depth), others, params.get("seed")
+    return float(freeze_depth_number(depth)), others, params.get("seed")
