@@ -232,6 +232,7 @@ def plant(root: Path, entries: list[tuple[list[str], str, str, str]]) -> None:
             continue  # two entries that cannot both be there
 
 
+@pytest.mark.slow
 @FUZZ
 @given(ENTRIES, st.integers(0, 3), st.sampled_from(["follow", "refuse"]))
 def test_any_folder_is_read_or_refused_and_left_as_it_was(
