@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.config import key_of
 from finetune.records.layout import PROGRESS, TRIALS
 from finetune.records.result import Result
 from finetune.sweep.coordinator import Coordinator
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare
-from finetune.sweep.records import trial_keys
+from finetune.sweep.records import trial_settings
 from finetune.sweep.search import Search, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
@@ -56,13 +57,13 @@ def start_up(scratch: Path, repeats: int = 9) -> None:
 def bookkeeping(scratch: Path, count: int = 10_000) -> None:
     lr = Distribution("log_uniform_values", bounds=(1e-5, 0.1))
     spec = SweepSpec("many", "random", "maximize", "val/acc_best", {"optim.lr": lr}, (), count)
-    search, key = Search(spec), trial_keys(spec)
+    search, settings_of = Search(spec), trial_settings(spec)
     epoch = {"train/loss": 0.5, "train/acc": 0.8, "val/loss": 0.6, "val/acc": 0.7, "lr": 0.001}
     made = Result(
         "", "complete", "", 17, "block", 0, 0.7, 4, 1000, {}, history=[{"epoch": i, **epoch} for i in range(5)]
     )
     while (params := search.propose()) is not None:
-        place = scratch / TRIALS / key(params)
+        place = scratch / TRIALS / key_of(settings_of(params))
         place.mkdir(parents=True)
         replace(made, key=place.name, params=params).save(place)
     sweep = Sweep(spec, scratch, size(spec))
@@ -73,7 +74,7 @@ def bookkeeping(scratch: Path, count: int = 10_000) -> None:
 
 def _coordinator(sweep: Sweep) -> Coordinator:
     launcher, quiet = LocalLauncher([Slot(None, 1)]), lambda sweep, result: None
-    return Coordinator(sweep, trial_keys(sweep.spec), Search(sweep.spec), launcher, Options(), quiet)
+    return Coordinator(sweep, trial_settings(sweep.spec), Search(sweep.spec), launcher, Options(), quiet)
 
 
 class Pending:

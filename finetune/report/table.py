@@ -125,8 +125,10 @@ def _group(trials: Sequence[Result]) -> Group:
 
 
 def _swept(records: Sequence[Result]) -> tuple[str, ...]:
-    # A trial that failed says nothing of what was searched: it may have died before its settings were known.
-    trials = [*ranked(records), *(record for record in records if record.status == "pruned")]
+    # A trial that failed says nothing of what was searched: it may have died before its settings were known. Nor do
+    # older records of trials that a race did not start, which lack the settings that all trials have.
+    pruned = [record for record in records if record.status == "pruned" and (record.config or record.history)]
+    trials = [*ranked(records), *pruned]
     keys = sorted({key for trial in trials for key in trial.params if key not in _OWN_COLUMNS and is_meaningful(key)})
     return tuple(key for key in keys if len({repr(trial.params.get(key)) for trial in trials}) > 1)
 

@@ -3,7 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from finetune.config import key_of
+from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
 from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import Result
@@ -13,14 +16,14 @@ from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, prov
 from finetune.sweep.children import is_stopped
 from finetune.sweep.jobs import Launcher, stop_jobs
 from finetune.sweep.records import (
+    cause_of_death,
     clear_attempt,
     heartbeat_of,
     progress_of,
-    record_death,
     record_unlogged,
-    record_unstarted,
     reused_record,
     unfinished_trials,
+    unrecorded,
 )
 from finetune.sweep.search import Observation, Params, Search
 from finetune.sweep.standings import why_not_to_start, why_to_stop
@@ -36,16 +39,19 @@ class Coordinator:
     def __init__(
         self,
         sweep: Sweep,
-        key_of: Callable[[Params], str],
+        settings_of: Callable[[Params], dict[str, Any]],
         search: Search,
         launcher: Launcher,
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
         data: Sequence[str] = (),
     ):
-        """`data` are the digests of images and weights that a record of another folder must have to count here."""
-        self._sweep, self._key_of, self._search, self._launcher = sweep, key_of, search, launcher
-        self._options, self._watch, self._data = options, watch, data
+        """`settings_of` gives all settings of a trial from its parameters.
+
+        `data` are the digests of images and weights that a record of another folder must have to count here.
+        """
+        self._sweep, self._settings_of, self._search = sweep, settings_of, search
+        self._launcher, self._options, self._watch, self._data = launcher, options, watch, data
         self._deadline = None if options.budget is None else time.monotonic() + options.budget
         self._attempts = Attempts()
         self._workers = Workers()
@@ -91,7 +97,7 @@ class Coordinator:
         while len(sweep.running) + len(to_start) < self._launcher.capacity and not sweep.ended:
             proposed = self._propose(to_start)
             if proposed is not None:
-                params, folder = proposed, sweep.folder / TRIALS / self._key_of(proposed)
+                params, folder = proposed, sweep.folder / TRIALS / key_of(self._settings_of(proposed))
             elif self._to_retry:
                 params, folder = self._to_retry.pop(0)
             else:
@@ -106,7 +112,7 @@ class Coordinator:
             # a trial that began is not given up for what others did since
             reason = why_not_to_start(params, sweep) if proposed is not None else ""
             if reason:
-                self._finish(params, record_unstarted(folder, params, reason))
+                self._finish(params, self._write_record(params, folder, "pruned", reason))
                 self._watch(sweep, sweep.finished[-1].result)
                 continue
 
@@ -180,12 +186,20 @@ class Coordinator:
 
         reach("tell", trial.folder)
         if result is None:
-            starts = self._attempts.count(key)
-            result = record_death(trial.folder, trial.params, exitcode, starts, trial.stuck)
+            cause = cause_of_death(trial.folder, exitcode, self._attempts.count(key), trial.stuck)
+            result = self._write_record(trial.params, trial.folder, "failed", cause)
         best_before = sweep.best
         self._finish(trial.params, result)
         self._keep_model_of_best(result, best_before)
-        self._watch(sweep, result)
+        self._watch(sweep, sweep.finished[-1].result)
+
+    def _write_record(self, params: Params, folder: Path, status: str, reason: str) -> Result:
+        """Record a trial that did not do so itself."""
+        try:
+            settings = self._settings_of(params)
+        except Refused:  # an earlier call began it, in an environment that `${…}` no longer finds
+            settings = {}
+        return unrecorded(folder, self._sweep.spec, params, settings, status, reason)
 
     def _keep_model_of_best(self, result: Result, best_before: Result | None) -> None:
         """Remove the model of a trial that just ended, or of the best one before it, whichever is not the best now."""

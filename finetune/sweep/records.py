@@ -3,13 +3,13 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.compose import compose_config, override_values
-from finetune.config import flat, key_of, trial_key, typed
+from finetune.config import flat, typed
 from finetune.errors import Refused
 from finetune.records.layout import (
     CHECKPOINT,
@@ -27,38 +27,43 @@ from finetune.records.layout import (
 from finetune.records.read import finished_record
 from finetune.records.result import Result
 from finetune.storage.durable import write_durably
-from finetune.sweep.search import Params, corners
+from finetune.sweep.search import DEPTH, Params, corners
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.yaml_file import read_document
 
 
-def trial_keys(spec: SweepSpec) -> Callable[[Params], str]:
-    """From the parameters of a trial to its key, as composing its config gives it; in microseconds without `${`."""
+def trial_settings(spec: SweepSpec) -> Callable[[Params], dict[str, Any]]:
+    """From the parameters of a trial to all its settings, as composing its config gives them, `out` apart.
+
+    That takes microseconds instead of a tenth of a second: the swept values are put into the settings of one composed
+    trial. Where a value refers to others by `${`, each trial is composed.
+    """
     swept = (str(value) for distribution in spec.parameters.values() for value in distribution.values)
     if any("${" in text for text in (*spec.fixed, *swept)):
-        return lambda params: trial_key(compose_config(spec.overrides(params)))
-    base = flat(compose_config(spec.overrides(corners(spec)[0])))
-    return lambda params: key_of({**base, **{key: typed(key, value) for key, value in params.items()}})
+        return lambda params: flat(compose_config(spec.overrides(params)))
+
+    settings = flat(compose_config(spec.overrides(corners(spec)[0])))
+    return lambda params: {**settings, **{key: typed(key, value) for key, value in params.items()}}
 
 
 def clear_attempt(trial: Path) -> None:
     """Remove what an unfinished attempt left, all but what the next goes on from."""
-    for left in trial.glob("*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif left.name != LAST:
-            left.unlink(missing_ok=True)
+    for entry in trial.glob("*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != LAST:
+            entry.unlink(missing_ok=True)
 
 
 def unfinished_trials(folder: Path, keys: Collection[str]) -> list[tuple[Params, Path]]:
     """The trials that were under way when a sweep ended: the values of the swept `keys`, and each one's folder."""
     begun = {file.parent for name in (RECORD, LAST) for file in (folder / TRIALS).glob(f"*/{name}")}
-    left = []
+    unfinished = []
     for trial in sorted(trial for trial in begun if finished_record(trial) is None):
-        given = override_values([f"{key}={text}" for key, text in overrides_of(trial).items()])
-        if given.keys() >= set(keys):
-            left.append(({key: typed(key, given[key]) for key in keys}, trial))
-    return left
+        values = override_values([f"{key}={text}" for key, text in overrides_of(trial).items()])
+        if values.keys() >= set(keys):
+            unfinished.append(({key: typed(key, values[key]) for key in keys}, trial))
+    return unfinished
 
 
 def refuse_without_trials(folder: Path) -> None:
@@ -72,23 +77,28 @@ def refuse_without_trials(folder: Path) -> None:
 
 
 def reused_record(
-    spec: SweepSpec, params: Params, place: Path, others: Sequence[Path], data: Collection[str]
+    spec: SweepSpec, params: Params, trial: Path, others: Sequence[Path], data: Collection[str]
 ) -> Result | None:
-    """The complete record of the same settings in one of the folders `others`, now also at `place`; None without one.
+    """The complete record of the same settings in another folder, now also in `trial`'s; None without one.
 
-    `others` are folders of sweeps, or folders of runs by key. Records of other images, labels or weights than those
-    whose digests are in `data` do not count.
+    Args:
+        spec: The sweep.
+        params: The trial's.
+        trial: Its folder.
+        others: Folders of sweeps, or of runs by key.
+        data: Digests of the sweep's images, labels and weights; a record of others does not count.
     """
-    for other in (folder for base in others for folder in (base / TRIALS / place.name, base / place.name)):
-        result = finished_record(other)
-        if result is not None and result.status == "complete" and _made_from(result) <= set(data):
-            shown = {key: result.config[key] for key in (*override_values(spec.fixed), *params) if key in result.config}
-            result = replace(result, params=shown)
-            for kept in (CHECKPOINT, PREDICTIONS):
-                if (other / kept).is_file():
-                    write_durably(place / kept, (other / kept).read_bytes())
-            result.save(place)  # last, so that no record lacks its model
-            return result
+    for folder in (folder for other in others for folder in (other / TRIALS / trial.name, other / trial.name)):
+        result = finished_record(folder)
+        if result is None or result.status != "complete" or not _made_from(result) <= set(data):
+            continue
+
+        result = replace(result, params=_recorded_params(spec, params, result.config))
+        for name in (CHECKPOINT, PREDICTIONS):
+            if (folder / name).is_file():
+                write_durably(trial / name, (folder / name).read_bytes())
+        result.save(trial)  # last, so that no record lacks its model
+        return result
     return None
 
 
@@ -96,6 +106,12 @@ def _made_from(result: Result) -> set[str | None]:
     """Digests of a trial's data and weights, as `Prepared` has them."""
     digests = result.digests
     return {f"{digests.get('dataset')}_{digests.get('split')}", digests.get("weights")}
+
+
+def _recorded_params(spec: SweepSpec, params: Params, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record calls a trial's `params`: the values of the fixed overrides, then of the swept ones."""
+    keys = (*override_values(spec.fixed), *params)
+    return {key: settings[key] for key in keys if key in settings and key != "out"}
 
 
 def progress_of(trial: Path) -> dict[str, Any]:
@@ -118,8 +134,12 @@ def heartbeat_of(trial: Path) -> str:
 def trials_under_way(folder: Path) -> list[Path]:
     """Folders of the trials of a running sweep that have begun, since it was last started, and not ended."""
     since = (folder / SWEEP).stat().st_mtime
-    begun = sorted((folder / TRIALS).glob(f"*/{HEARTBEAT}"))
-    return [beat.parent for beat in begun if finished_record(beat.parent) is None and beat.stat().st_mtime >= since]
+    heartbeats = sorted((folder / TRIALS).glob(f"*/{HEARTBEAT}"))
+    return [
+        heartbeat.parent
+        for heartbeat in heartbeats
+        if finished_record(heartbeat.parent) is None and heartbeat.stat().st_mtime >= since
+    ]
 
 
 def overrides_of(trial: Path) -> dict[str, str]:
@@ -130,16 +150,58 @@ def overrides_of(trial: Path) -> dict[str, str]:
         return {}
 
 
-def record_death(trial: Path, params: Params, exitcode: int, starts: int, stuck: bool) -> Result:
-    """Write, and return, the record of a trial that left none: refused, killed from outside, or stuck."""
+def unrecorded(
+    trial: Path, spec: SweepSpec, params: Params, settings: Mapping[str, Any], status: str, reason: str
+) -> Result:
+    """Write, and return, the record of a trial that left none: it died, or was given up before it ran.
+
+    Args:
+        trial: Its folder.
+        spec: The sweep.
+        params: The trial's.
+        settings: All that it was, or would have been, trained with; empty where they cannot be composed.
+        status: `failed` or `pruned`.
+        reason: Why.
+    """
+    config: dict[str, Any] = {**settings, "out": str(trial)} if settings else {}
+    known = config or params
+    depth, seed = known.get(DEPTH), known.get("seed")
+    result = Result(
+        key=trial.name,
+        status=status,
+        reason=reason,
+        freeze_depth=depth if isinstance(depth, int) else None,  # what `all` means was not found out
+        freeze_unit=known.get("model.freeze_unit", ""),
+        seed=seed if isinstance(seed, int) else 0,
+        val_acc_best=None,
+        best_epoch=None,
+        trained_parameters=0,
+        params=_recorded_params(spec, params, known),
+        config=config,
+    )
+    result.save(trial)
+    (trial / LAST).unlink(missing_ok=True)
+    return result
+
+
+def cause_of_death(trial: Path, exitcode: int, starts: int, stuck: bool) -> str:
+    """Why a trial left no record: it was refused, killed from outside, or stuck.
+
+    Args:
+        trial: Its folder.
+        exitcode: Of the last start; negative for the signal that killed it.
+        starts: How often it was started.
+        stuck: Whether it was ended for want of progress.
+    """
     log = trial / LOG
-    words = log.read_text(errors="replace").strip().splitlines() if exitcode > 0 and log.exists() else []
-    how = f"killed by signal {-exitcode}" if exitcode < 0 else words[-1] if words else f"exit code {exitcode}"
+    lines = log.read_text(errors="replace").strip().splitlines() if exitcode > 0 and log.exists() else []
     if stuck:
-        how = "no sign of progress, so it was ended"
-    if starts > 1:
-        how = f"{how}, at each of {starts} starts"
-    return _write_record(trial, params, "failed", how)
+        cause = "no sign of progress, so it was ended"
+    elif exitcode < 0:
+        cause = f"killed by signal {-exitcode}"
+    else:
+        cause = lines[-1] if lines else f"exit code {exitcode}"
+    return f"{cause}, at each of {starts} starts" if starts > 1 else cause
 
 
 def record_unlogged(trial: Path, result: Result, metric: str) -> Result:
@@ -148,27 +210,3 @@ def record_unlogged(trial: Path, result: Result, metric: str) -> Result:
     failed = replace(result, status="failed", reason=f"{metric} was never logged; logged were {', '.join(names)}")
     failed.save(trial)
     return failed
-
-
-def record_unstarted(trial: Path, params: Params, reason: str) -> Result:
-    """Write, and return, the record of a trial that was given up before it ran."""
-    return _write_record(trial, params, "pruned", reason)
-
-
-def _write_record(trial: Path, params: Params, status: str, reason: str) -> Result:
-    depth, seed = params.get("model.freeze_depth"), params.get("seed", 0)
-    result = Result(
-        key=trial.name,
-        status=status,
-        reason=reason,
-        freeze_depth=depth if isinstance(depth, int) else None,
-        freeze_unit="block",
-        seed=seed if isinstance(seed, int) else 0,
-        val_acc_best=None,
-        best_epoch=None,
-        trained_parameters=0,
-        params=params,
-    )
-    result.save(trial)
-    (trial / LAST).unlink(missing_ok=True)
-    return result

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.config import key_of
 from finetune.errors import Refused
 from finetune.records.layout import HEARTBEAT
 from finetune.records.result import Result, outcome
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import Slot
-from finetune.sweep.records import heartbeat_of, trial_keys
+from finetune.sweep.records import heartbeat_of, trial_settings
 from finetune.sweep.run import run_sweep
 from finetune.sweep.search import planned_trials
 from finetune.sweep.spec import SweepSpec
@@ -36,7 +37,7 @@ def outcomes(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def key_at(spec: SweepSpec, depth: int) -> str:
-    return trial_keys(spec)({"model.freeze_depth": depth})
+    return key_of(trial_settings(spec)({"model.freeze_depth": depth}))
 
 
 def wait_for(found: Callable[[], object], patience: float = 60) -> None:

@@ -130,7 +130,8 @@ def test_swept_keys_are_those_that_vary_but_depth_and_seed() -> None:
     assert tabulate([*records, failed]).swept == ("model.head.hidden", "optim.lr")
     elsewhere = [replace(r, params={**r.params, "cache.mode": mode}) for r, mode in zip(records, "abc", strict=False)]
     assert tabulate([*records, *elsewhere]).swept == ("model.head.hidden", "optim.lr")  # it changes no result
-    pruned = replace(records[0], status="pruned", params={**records[0].params, "data.size": 32})
+    params = {**records[0].params, "data.size": 32}
+    pruned = replace(records[0], status="pruned", params=params, config=params)
     assert tabulate([*records, pruned]).swept == ("data.size", "model.head.hidden", "optim.lr")
     assert tabulate(records[:1]).swept == ()
 

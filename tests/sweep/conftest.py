@@ -29,31 +29,45 @@ class Pretended:
 
 
 class Pretender:
-    """A launcher of one worker that trains nothing: it keeps the words of each start, and leaves the records."""
+    """A launcher of one worker that trains nothing: it keeps the overrides of each start, and leaves the records."""
 
     capacity, longest_wait = 1, 0.0
 
     def __init__(self) -> None:
         self.started: list[list[str]] = []
         self.digests = {"dataset": "pixels", "split": "labels", "weights": "weights"}
-        self.status: Callable[[dict[str, str]], str] = lambda given: "complete"
-        """Of the trial with these words, by key; empty where it dies."""
+        self.status: Callable[[dict[str, str]], str] = lambda overrides: "complete"
+        """The status of the trial with these overrides, by key; empty where it dies."""
 
     def start(
         self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
     ) -> list[Pretended]:
-        (words, place), *_ = trials
-        self.started.append(list(words))
-        status = self.status(dict(word.partition("=")[::2] for word in words))
+        (overrides, folder), *_ = trials
+        self.started.append(list(overrides))
+        given = dict(word.partition("=")[::2] for word in overrides)
+        status = self.status(given)
         if not status:
             return [Pretended(-9)]
-        config = compose_config(words)
-        params = {word.partition("=")[0]: flat(config).get(word.partition("=")[0]) for word in words}
-        epoch = {"val/acc_best": config.optim.lr, "val/acc": config.optim.lr, "val/loss": 1 - config.optim.lr}
-        history = [epoch] if status == "complete" else []
-        settings = {"config": flat(config), "history": history, "digests": dict(self.digests)}
-        Result(trial_key(config), status, status, 0, "block", 0, None, None, 0, params, **settings).save(place)
-        (place / CHECKPOINT).touch()
+
+        config = compose_config([*overrides, f"out={folder}"])
+        settings, depth, lr = flat(config), config.model.freeze_depth, config.optim.lr
+        complete = status == "complete"
+        Result(
+            key=trial_key(config),
+            status=status,
+            reason=status,
+            freeze_depth=depth if isinstance(depth, int) else 17,
+            freeze_unit=config.model.freeze_unit,
+            seed=config.seed,
+            val_acc_best=lr if complete else None,
+            best_epoch=0 if complete else None,
+            trained_parameters=1,
+            params={key: settings[key] for key in given if key in settings},
+            config=settings,
+            history=[{"epoch": 0, "val/acc": lr, "val/loss": 1 - lr}] if complete else [],
+            digests=dict(self.digests),
+        ).save(folder)
+        (folder / CHECKPOINT).touch()
         return [Pretended(0)]
 
     def wait(self, jobs: Sequence[Pretended]) -> None: ...

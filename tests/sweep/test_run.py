@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from finetune.compose import compose_config
-from finetune.config import trial_key
+from finetune.config import flat, key_of, trial_key
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD
 from finetune.records.metric import Incumbent
@@ -28,7 +28,7 @@ from finetune.sharing.facts import Facts, ImageFacts, SplitFacts
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
-from finetune.sweep.records import trial_keys
+from finetune.sweep.records import trial_settings
 from finetune.sweep.run import _in_order, run_sweep
 from finetune.sweep.search import Search, planned_trials
 from finetune.sweep.state import Options, Sweep
@@ -75,7 +75,7 @@ def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path,
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
-def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path, fast: list[str]) -> None:
+def test_the_quick_settings_of_a_trial_are_those_of_its_composed_config(tmp_path: Path, fast: list[str]) -> None:
     space = {
         "optim.lr": {"values": [1, 0.5, 1.0e-5]},
         "trainer.precision": {"values": [32, "bf16"]},
@@ -85,11 +85,13 @@ def test_the_quick_key_of_a_trial_is_that_of_its_composed_config(tmp_path: Path,
         "data.root": {"values": ["a b", "c=d", "it's"]},
     }
     spec = spec_of(tmp_path, fast, space)
-    key, search = trial_keys(spec), Search(spec)
+    settings_of, search = trial_settings(spec), Search(spec)
     trials = [params for i in range(144) if (params := search.propose()) is not None and i % 7 == 0]
     for params in trials:
-        assert key(params) == trial_key(compose_config(spec.overrides(params)))
-    assert len({key(params) for params in trials}) == len(trials) == 21
+        composed = flat(compose_config([*spec.overrides(params), "out=x"]))
+        assert {**settings_of(params), "out": "x"} == composed
+        assert key_of(settings_of(params)) == key_of(composed)
+    assert len({key_of(settings_of(params)) for params in trials}) == len(trials) == 21
 
 
 @pytest.mark.slow
@@ -427,7 +429,8 @@ def test_a_bayes_sweep_goes_on_with_the_trials_that_were_under_way(
     spec = spec_of(tmp_path, fast, LR, method="bayes", run_cap=4)
     run_sweep(spec, tmp_path / "s", Options(), watch=_after(2))
     killed, interrupted = ({"optim.lr": lr} for lr in (0.0012345, 0.0054321))
-    for params, place in ((p, tmp_path / "s" / "trials" / trial_keys(spec)(p)) for p in (killed, interrupted)):
+    for params in (killed, interrupted):
+        place = tmp_path / "s" / "trials" / key_of(trial_settings(spec)(params))
         begin(place, spec.overrides(params))
     example = Result.load(next((tmp_path / "s").glob(f"trials/*/{RECORD}")).parent)
     replace(example, key=place.name, status="interrupted", params=interrupted).save(place)
