@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -90,6 +91,9 @@ def refuse_reach(overrides: Sequence[str]) -> None:
         Refused: one that names code (Hydra's own settings can), a file outside `conf`, or a secret of the environment.
     """
     for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise Refused(_no_override(override))
+
         key, _, value = override.partition("=")
         name = key.lstrip("+~")
         if key.startswith("~"):
@@ -106,6 +110,17 @@ def refuse_reach(overrides: Sequence[str]) -> None:
                 raise Refused(
                     f"{override}: {variable} may be a secret, which would end up in records; give the value itself"
                 )
+
+
+def _no_override(word: str) -> str:
+    """What to write instead of a word without a key, which mostly names the images."""
+    if Path(word).is_dir():
+        key = "data.root"
+    elif Path(word).suffix.lower() in (".csv", ".tsv"):
+        key = "data.csv"
+    else:
+        return f"{word} is no setting; settings are given as KEY=VALUE, such as optim.lr=0.01"
+    return f"{word} is no setting; did you mean {shlex.quote(f'{key}={word}')}?"
 
 
 def _options_of(group: str) -> set[str]:

@@ -66,7 +66,7 @@ def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
 def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, reason = tmp_path / "a [/b]", "[enforce fail at alloc.cpp:117] . [/usr/lib/x.so]"
+    folder, reason = tmp_path / "a [/b] :cat:", "[enforce fail at alloc.cpp:117] . [/usr/lib/x.so] :dog:"
     failed = Result("t", "failed", reason, 0, "block", 0, None, None, 0, {"seed": 0})
     failed.save(folder / "trials" / "t")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0]}}}))
@@ -100,6 +100,9 @@ def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
         (["swep"], "No such command 'swep'. Did you mean 'sweep'?"),
         (["sweep", "local.yaml", "optim.lr=3"], "optim.lr is swept by"),
         (["sweep", "explore.yaml"], "data.root is not set"),
+        (["sweep", "explore.yaml", "/usr"], "/usr is no setting; did you mean data.root=/usr?"),
+        (["plan", "explore.yaml", "/a b.csv"], "/a b.csv is no setting; did you mean 'data.csv=/a b.csv'?"),
+        (["sweep", "explore.yaml", "lr"], "lr is no setting; settings are given as KEY=VALUE, such as optim.lr=0.01"),
     ],
 )
 def test_what_cannot_be_done_gets_one_line_and_exit_code_2(

@@ -1,3 +1,7 @@
+import os
+import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +170,18 @@ def test_keys_of_trials_are_those_of_the_first_release_whatever_settings_came_la
     )
     assert trial_key(compose_config(["data.val_dir=valid"])) != trial_key(compose_config([]))
     assert trial_key(compose_config(["data.links=refuse"])) == trial_key(compose_config([]))
+
+
+def test_an_empty_home_is_not_the_root_folder() -> None:
+    """As containers leave it: what we and the libraries keep is the account's, not the root folder's."""
+    code = "from finetune.compose import compose_config; print(compose_config(['data.root=x']).cache.dir)"
+    bare = {"HOME": "", "PATH": os.environ["PATH"]}
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=bare,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() == f"{pwd.getpwuid(os.getuid()).pw_dir}/.cache/finetune"

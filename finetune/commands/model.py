@@ -66,9 +66,11 @@ def _refit(winner: "Winner", out: Path) -> int:
     from finetune.compose import override
     from finetune.records.layout import SWEEP
     from finetune.records.repeat import repeat_overrides
+    from finetune.storage.durable import refuse_unwritable
 
     if (out / SWEEP).exists():
         raise Refused(f"--out {out} is the folder of a sweep; give a new one")
+    refuse_unwritable(out, "--out")
 
     # No image is left to choose the epoch by, so their number is what its seeds needed.
     changes = {"trainer.refit": True, "trainer.epochs": winner.epochs, "trainer.patience": None}
@@ -92,9 +94,10 @@ def export(
     OUT gets model.onnx, model.pt2, model.safetensors (torchvision's layout), classes.json and a model card, README.md,
     with the code to use them.
     """
-    from finetune.export.write import CARD
+    from finetune.export.write import CARD, refuse_unusable
     from finetune.export.write import export as write
 
+    refuse_unusable(out)
     classifier, record, file = load_model(model)
     write(classifier, out, _card(classifier, record, file))
 

@@ -45,7 +45,7 @@ def predict(
     """
     from finetune.data.folders import image_files
 
-    _refuse_folder(csv_file)
+    _refuse_unusable(csv_file)
     files, notes = image_files(images)
     for note in notes:
         console.print(f"note: {note}")
@@ -91,7 +91,7 @@ def test(
     """
     from finetune.data.folders import labelled_images
 
-    _refuse_folder(csv_file)
+    _refuse_unusable(csv_file)
     name, labelled, notes = labelled_images(data, split)
     for note in notes:
         console.print(f"note: {note}")
@@ -193,9 +193,14 @@ def _load(model: Path, device: str) -> "Classifier":
     return classifier
 
 
-def _refuse_folder(csv_file: Path | None) -> None:
-    if csv_file is not None and csv_file.is_dir():
+def _refuse_unusable(csv_file: Path | None) -> None:
+    from finetune.storage.durable import refuse_unwritable
+
+    if csv_file is None:
+        return
+    if csv_file.is_dir():
         raise Refused(f"--csv {csv_file} is a folder; give the name of a file")
+    refuse_unwritable(csv_file, "--csv")
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:

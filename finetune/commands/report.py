@@ -31,15 +31,21 @@ def report(
 
     The verdict, how sure it is and its caveats, here and in report.html.
     """
+    from finetune.records.layout import REPORT
     from finetune.records.read import read_all
     from finetune.report.page.page import write_report
     from finetune.report.png import write_png
     from finetune.report.table import tabulate
+    from finetune.storage.durable import refuse_unwritable
 
     if png is not None and png.suffix.lower() != ".png":
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
 
     records = read_all(folders)
+    if png is not None:
+        refuse_unwritable(png, "--png")
+    if not serve:
+        refuse_unwritable(folders[0] / REPORT, "the page")
     print_conclusions(folders, records)
     if png is not None:
         names = ", ".join(folder.resolve().name for folder in folders)

@@ -111,6 +111,7 @@ def _conclude(ended: "Sweep") -> int:
 
 def _print_next_steps(ended: "Sweep", best: "Result") -> None:
     from finetune.data.shapes import EMBEDDED
+    from finetune.records.layout import TRIALS
 
     spec = ended.spec
     if not spec.metric.startswith("val/acc"):
@@ -118,6 +119,9 @@ def _print_next_steps(ended: "Sweep", best: "Result") -> None:
             f"the sweep was for {spec.metric}: by that k={best.freeze_depth}, trial {best.key}, is the best, and its "
             "model is kept; the conclusions above compare accuracies"
         )
+    if best.val_acc_best is None:  # a refit, whose kind is not compared
+        console.print(f"a model of it: finetune export {ended.folder / TRIALS / best.key} OUT")
+        return
     console.print(f"the winner, its command and its model: finetune best {ended.folder}")
     if any(key in (f"data={EMBEDDED}", "experiment=embedded") for key in spec.fixed):
         console.print("the same on your own images: make sweep-local DATA=FOLDER")

@@ -12,7 +12,7 @@ from torch.export import Dim
 from finetune.errors import Refused
 from finetune.export.classifier import Classifier, exported_bytes
 from finetune.records.layout import EXPORTED
-from finetune.storage.durable import published_folder
+from finetune.storage.durable import published_folder, refuse_unwritable
 
 ONNX, PT2, CLASSES, CARD = "model.onnx", "model.pt2", "classes.json", "README.md"
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -26,11 +26,9 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
     N × classes. `model.safetensors` gives logits.
 
     Raises:
-        Refused: `out` exists and is not an empty folder, or a package that writes ONNX is missing.
+        Refused: `out` cannot be used, or a package that writes ONNX is missing.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out} exists already; give the path of a new folder")
-
+    refuse_unusable(out)
     network = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
     files = {
         EXPORTED: exported_bytes(classifier),
@@ -44,6 +42,17 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
     with published_folder(out) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
+
+
+def refuse_unusable(out: Path) -> None:
+    """Make sure that an export can be written to `out`.
+
+    Raises:
+        Refused: `out` exists and is not an empty folder, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out} exists already; give the path of a new folder")
+    refuse_unwritable(out, "the folder")
 
 
 def class_file(classes: Sequence[str]) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
 from finetune.report.figures.base import BLUE, ORANGE, TICKS, accuracy_range
-from finetune.report.table import Table, ranked
+from finetune.report.table import Table, ranked, winner_sentence
 from finetune.storage.durable import write_durably
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figur
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     else:
         axes.set_axis_off()
-        axes.text(0, 0.9, "No trial is complete yet.")
+        axes.text(0, 0.9, winner_sentence(table))
     return figure
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config import digest_of, is_meaningful
+from finetune.errors import counted
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
 
@@ -167,11 +168,20 @@ def accuracy_text(group: Group) -> str:
     return f"{group.mean:.3f}" if width is None else f"{group.mean:.3f} ± {width:.3f}"
 
 
+def _no_winner(table: Table) -> str:
+    complete = table.counts.get("complete", 0)
+    if not complete:
+        return "No trial is complete yet."
+    trials = counted(complete, "trial", ("is", "are"))
+    reason = "but trained on the validation images too (trainer.refit), so there is no accuracy to compare"
+    return f"{trials} complete, {reason}."
+
+
 def winner_sentence(table: Table) -> str:
     """The winner: `Best: freeze_depth=11 lr=0.01 with val/acc 0.735 ± 0.015, mean of 3 seeds with …`."""
     winner = table.winner
     if winner is None:
-        return "No trial is complete yet."
+        return _no_winner(table)
 
     settings = label(winner.params, table.swept)
     where = f"freeze_depth={winner.freeze_depth} {settings}".strip()

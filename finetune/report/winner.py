@@ -10,6 +10,15 @@ from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import Group, Table, tabulate, winner_sentence
 
+_PICKLED = "weights saved with torch.save, which tell neither the classes nor how images are prepared"
+_OTHER_FILES = {
+    ".onnx": "a program for ONNX Runtime",
+    ".pt2": "a program for torch.export.load",
+    ".ckpt": "a state to go on training from",
+    **dict.fromkeys((".pth", ".pt", ".bin", ".pkl", ".tar"), _PICKLED),
+}
+"""Files that people take for the model, by ending, and what they are."""
+
 
 @dataclass(frozen=True)
 class Winner:
@@ -44,6 +53,11 @@ def find_winner(folder: Path) -> Winner:
     """
     records = read_records(folder)
     table = tabulate(records)
+    if table.winner is None and "complete" in table.counts:
+        raise Refused(
+            f"{folder} has no winner: its trials trained on the validation images too (trainer.refit=true), so none "
+            "has an accuracy; sweep without it, then `finetune best DIR --refit`, or give the folder of a trial"
+        )
     if table.winner is None:
         raise Refused(f"{folder}: no trial is complete yet; run the sweep, or see `finetune status {folder}`")
 
@@ -61,6 +75,8 @@ def model_file(model: Path) -> tuple[Path, str]:
         Refused: none of these, or a sweep that kept no checkpoint.
     """
     if model.is_file():
+        if model.suffix.lower() in _OTHER_FILES:
+            raise Refused(f"{model} is {_OTHER_FILES[model.suffix.lower()]}; {_what_to_give(model)}")
         return model, ""
 
     for name in (EXPORTED, CHECKPOINT):
@@ -94,6 +110,15 @@ def _winners_file(sweep: Path) -> tuple[Path, str]:
         f"the winner by the mean of its seeds has no checkpoint; this is the single best trial (freeze_depth={depth}); "
         f"`finetune best {sweep} --refit` trains the winner"
     )
+
+
+def _what_to_give(file: Path) -> str:
+    """The model that lies beside a file which is none, or what could be one."""
+    for name in (EXPORTED, CHECKPOINT):
+        if (file.parent / name).is_file():
+            return f"give the folder that it lies in, {file.parent}"
+    hint = f", or train from it with model.weights={file}" if _OTHER_FILES[file.suffix.lower()] == _PICKLED else ""
+    return f"give a {CHECKPOINT}, or the folder of a trial, a sweep or an export{hint}"
 
 
 def _nothing_there(model: Path) -> str:

@@ -1,10 +1,12 @@
 """Files that survive a crash: whole or absent, never half-written."""
 
+import errno
 import json
 import os
 import platform
 import re
 import shutil
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import Refused
 from finetune.storage.faults import reach
 
 
@@ -36,6 +39,26 @@ def write_durably(path: Path, data: bytes) -> None:
 
     reach("sync", path)
     _sync(path.parent)  # the folder is what holds the new name
+
+
+def refuse_unwritable(path: Path, name: str) -> None:
+    """Make sure that a file or a folder can be made at `path`, before the work whose result it is to hold.
+
+    Args:
+        path: The file or folder; it and the folders above it need not be there yet.
+        name: What the person gave it as, such as `--csv`; the message begins with it.
+
+    Raises:
+        Refused: it cannot be made there.
+    """
+    place = next(place for place in path.absolute().parents if os.access(place, os.F_OK))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the place is right, and there may be room when the work is done
+        raise Refused(f"{name} {path} cannot be written ({place}: {error.strerror}); give another place") from error
 
 
 @contextmanager

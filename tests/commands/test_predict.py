@@ -125,6 +125,23 @@ def test_figures_of_many_classes_against_scikit_learn_and_wilson() -> None:
         (["test", "TRIAL", "OTHER"], "the model knows no class 'redd'; did you mean red?"),
         (["test", "TRIAL", "FOLDER/nothing"], "nothing is not a folder"),
         (["best", "TRIAL"], "holds no trial records"),
+        (
+            ["predict", "EXPORT/model.onnx", "IMAGES"],
+            "program for ONNX Runtime; give the folder that it lies in, .*/e",
+        ),
+        (["export", "EXPORT/model.pt2", "OTHER/x"], "program for torch.export.load; give the folder that it lies in"),
+        (
+            ["predict", "FOLDER/weights.PTH", "IMAGES"],
+            "neither the classes .*; give a .* or train from it with m",
+        ),
+        (["predict", "FOLDER/last.ckpt", "IMAGES"], "is a state to go on training from; give a best.safetensors, or"),
+        (["predict", "TRIAL", "IMAGES", "--csv", "TRIAL/result.json/x.csv"], "--csv .*x.csv cannot be written .*Not a"),
+        (
+            ["test", "TRIAL", "IMAGES", "--csv", "/proc/nowhere/x.csv"],
+            "--csv /proc/.* cannot be written .*; give anoth",
+        ),
+        (["export", "TRIAL", "TRIAL/result.json/out"], "the folder .*out cannot be written .*; give another place"),
+        (["check", "IMAGES", "OTHER"], "other is no setting; did you mean data.root=.*/other?"),
         (["check", "FOLDER/nothing"], "nothing is not a folder"),
         (["check", "IMAGES", "data.on_bda=skip"], "did you mean data.on_bad?"),
         (["predict"], "Missing argument 'MODEL'"),
@@ -141,7 +158,16 @@ def test_mistakes_get_one_line_and_exit_code_2(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(trained / "images" / "val" / "red", tmp_path / "other" / "redd")
-    places = {"FOLDER": trained, "TRIAL": trained / "trial", "IMAGES": trained / "images", "OTHER": tmp_path / "other"}
+    (trained / "exported").mkdir(exist_ok=True)
+    for name in ("weights.PTH", "last.ckpt", "exported/model.onnx", "exported/model.pt2", "exported/model.safetensors"):
+        (trained / name).write_bytes(b"x")
+    places = {
+        "EXPORT": trained / "exported",
+        "FOLDER": trained,
+        "TRIAL": trained / "trial",
+        "IMAGES": trained / "images",
+        "OTHER": tmp_path / "other",
+    }
     filled = [re.sub(r"^[A-Z]+", lambda found: str(places[found[0]]), word) for word in words]
     assert finetune(monkeypatch, *filled) == 2
     error = capfd.readouterr().err

@@ -46,6 +46,11 @@ def test_the_picture_is_a_png_of_its_size(
         assert (image.format, image.size) == ("PNG", (1600, 1000))
         colors = {color for _, color in image.convert("RGB").getcolors(1 << 16) or []}
     assert (0xD5, 0x5E, 0x00) in colors  # the line
+    (sweep / "file").touch()
+    assert finetune(monkeypatch, "report", str(sweep), "--png", str(sweep / "file" / "curve.png")) == 2
+    said = capfd.readouterr()
+    assert "curve.png cannot be written" in said.err
+    assert not said.out
     assert finetune(monkeypatch, "report", str(sweep), "--png", "curve.jpg") == 2
     assert "let it end in .png" in capfd.readouterr().err
 
@@ -89,3 +94,15 @@ def test_compare_sets_two_sweeps_side_by_side(
     assert "data.size: 96 → 64" in out
     assert finetune(monkeypatch, "compare", str(tmp_path / "a"), str(tmp_path / "none")) == 2
     assert "holds no trial records" in capfd.readouterr().err
+
+
+def test_a_sweep_of_refits_is_said_to_have_nothing_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        replace(record(4, None, seed), key=f"k{seed}").save(tmp_path / "s" / "trials" / f"k{seed}")
+    out = run(monkeypatch, capfd, "report", str(tmp_path / "s"), "--png", str(tmp_path / "x.png"))
+    assert "2 trials are complete, but trained on the validation images too (trainer.refit), so there is no" in out
+    assert "No trial is complete" not in out
+    assert finetune(monkeypatch, "best", str(tmp_path / "s")) == 2
+    assert "has no winner: its trials trained on the validation images too" in capfd.readouterr().err

@@ -56,8 +56,9 @@ def test_any_folder_has_a_picture_of_its_size(tmp_path: Path, title: str) -> Non
 def test_matplotlib_is_imported_for_the_picture_alone_and_asks_for_no_screen() -> None:
     code = (
         "import sys, finetune.commands.report, finetune.report.page.page, finetune.report.png as png\n"
+        "from finetune.report.table import tabulate\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "png.depth_picture([], None, 'x')\n"
+        "png.depth_picture([], tabulate([]), 'x')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent)
