@@ -11,6 +11,7 @@ from finetune.errors import Refused
 
 if TYPE_CHECKING:
     from finetune.export.classifier import Classifier
+    from finetune.records.ranking import Objective
     from finetune.records.result import Result
     from finetune.report.winner import Winner
 
@@ -55,10 +56,20 @@ def _print_winner(folder: Path, winner: "Winner") -> None:
     for trial in winner.trials:
         checkpoint = folder / TRIALS / trial.key / CHECKPOINT
         where = f"  {checkpoint}" if checkpoint.is_file() else ""
-        console.print(f"  seed {trial.seed}: val/acc {trial.accuracy:.3f}, {trial.key}{where}")
+        console.print(f"  seed {trial.seed}: {_results(trial, winner.table.objective)}, {trial.key}{where}")
 
     console.print(f"repeat it (seed {winner.best.seed}, the best of {len(winner.trials)}):")
     console.print(f"  {repeat_command(winner.best.config)}")
+
+
+def _results(trial: "Result", objective: "Objective") -> str:
+    """`val/acc 0.754`, after what the sweep optimises, if that is something else."""
+    from finetune.records.ranking import ACCURACY
+
+    accuracy = f"val/acc {trial.accuracy:.3f}"
+    if objective == ACCURACY:
+        return accuracy
+    return f"{objective.name} {objective.value(trial):.3f}, {accuracy}"
 
 
 def _refit(winner: "Winner", out: Path) -> int:

@@ -12,6 +12,7 @@ from finetune.errors import Refused
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from finetune.records.ranking import Objective
     from finetune.records.result import Result
     from finetune.report.table import Table
     from finetune.report.verdict import Depth
@@ -32,6 +33,7 @@ def report(
     The verdict, how sure it is and its caveats, here and in report.html.
     """
     from finetune.records.layout import REPORT
+    from finetune.records.ranking import read_objective
     from finetune.records.read import read_all
     from finetune.report.page.page import write_report
     from finetune.report.png import write_png
@@ -49,7 +51,8 @@ def report(
     print_conclusions(folders, records)
     if png is not None:
         names = ", ".join(folder.resolve().name for folder in folders)
-        write_png(png, records, tabulate(records), f"Validation accuracy against freeze depth: {names}")
+        table = tabulate(records, read_objective(folders))
+        write_png(png, records, table, f"Validation accuracy against freeze depth: {names}")
         console.print(f"picture: {png}")
 
     if serve:
@@ -61,12 +64,13 @@ def report(
 
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
     """Print the table of depths, the verdict and the caveats, as on the page."""
+    from finetune.records.ranking import read_objective
     from finetune.report.caveats import caveats
     from finetune.report.page.page import kept_predictions
     from finetune.report.table import tabulate
     from finetune.report.verdict import conclude
 
-    table = tabulate(records)
+    table = tabulate(records, read_objective(folders))
     conclusions = conclude(records, table)
     console.print(", ".join(f"{count} {status}" for status, count in table.counts.items()))
     if conclusions.depths:
@@ -83,11 +87,11 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
 
 
 def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
-    from finetune.report.table import accuracy_text, label
+    from finetune.report.table import label, score_text
     from finetune.report.verdict import STANDINGS
 
-    rows = plain_table("validation accuracy per freeze depth")
-    for column in ("freeze depth", "trials", "best val/acc", "s a trial"):
+    rows = plain_table(f"{_in_words(table.objective)} per freeze depth")
+    for column in ("freeze depth", "trials", f"best {table.objective.name}", "s a trial"):
         rows.add_column(column, justify="right", no_wrap=True)
     rows.add_column("with")
     rows.add_column("beyond noise?", no_wrap=True)
@@ -97,13 +101,19 @@ def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
         rows.add_row(
             str(group.freeze_depth),
             str(table.trials_at(group.freeze_depth)),
-            accuracy_text(group),
+            score_text(group, table.objective),
             f"{group.seconds:.1f}",
             label(group.params, table.swept),
             STANDINGS[depth.standing],
             style="bold" if depth.standing == "best" else None,
         )
     return rows
+
+
+def _in_words(objective: "Objective") -> str:
+    from finetune.records.ranking import ACCURACY
+
+    return "validation accuracy" if objective == ACCURACY else objective.name
 
 
 def _serve(folders: Sequence[Path], port: int) -> None:
@@ -125,27 +135,30 @@ def compare(
 
     Depth by depth, winner against winner, and which settings differ.
     """
+    from finetune.records.ranking import read_objective
     from finetune.records.read import read_all
     from finetune.report.compare import compare as compare_depths
     from finetune.report.compare import conclusions, setting_lines
-    from finetune.report.table import accuracy_text
+    from finetune.report.table import score_text
 
     ours, theirs = read_all([a]), read_all([b])
-    rows = plain_table(f"best validation accuracy per freeze depth: A is {a}, B is {b}")
-    for column in ("freeze depth", "A", "B", "B - A", "95 % interval", "p"):
+    objective = read_objective([a, b])
+    rows = plain_table(f"best {_in_words(objective)} per freeze depth: A is {a}, B is {b}")
+    gap = "B - A" if objective.goal == "maximize" else "A - B"  # above 0 where B is better
+    for column in ("freeze depth", "A", "B", gap, "95 % interval", "p"):
         rows.add_column(column, justify="right", no_wrap=True)
-    for row in compare_depths(ours, theirs):
+    for row in compare_depths(ours, theirs, objective):
         rows.add_row(
             str(row.freeze_depth),
-            accuracy_text(row.a) if row.a else "–",
-            accuracy_text(row.b) if row.b else "–",
-            f"{row.b.mean - row.a.mean:+.3f}" if row.a and row.b else "",
+            score_text(row.a, objective) if row.a else "–",
+            score_text(row.b, objective) if row.b else "–",
+            f"{row.b.score - row.a.score:+.3f}" if row.a and row.b else "",
             f"{row.ahead.low:+.3f}..{row.ahead.high:+.3f}" if row.ahead else "",
             "" if row.p is None else f"{row.p:.2g}",
         )
     console.print(rows)
 
-    for sentence in conclusions((str(a), str(b)), ours, theirs):
+    for sentence in conclusions((str(a), str(b)), ours, theirs, objective):
         console.print(sentence)
     lines = setting_lines(ours, theirs)
     if lines:

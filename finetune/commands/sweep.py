@@ -114,11 +114,6 @@ def _print_next_steps(ended: "Sweep", best: "Result") -> None:
     from finetune.records.layout import TRIALS
 
     spec = ended.spec
-    if not spec.metric.startswith("val/acc"):
-        console.print(
-            f"the sweep was for {spec.metric}: by that k={best.freeze_depth}, trial {best.key}, is the best, and its "
-            "model is kept; the conclusions above compare accuracies"
-        )
     if best.val_acc_best is None:  # a refit, whose kind is not compared
         console.print(f"a model of it: finetune export {ended.folder / TRIALS / best.key} OUT")
         return
@@ -134,6 +129,7 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Trials by status, those under way, why some failed, the best so far.
     """
     from finetune.records.layout import RECORD, TRIALS
+    from finetune.records.ranking import read_objective
     from finetune.records.read import read_records
     from finetune.report.table import label, tabulate, winner_sentence
     from finetune.sweep.folder import is_running, planned
@@ -143,7 +139,7 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     plan = planned(folder)
     begun = any((folder / TRIALS).glob(f"*/{RECORD}"))
     records = read_records(folder) if begun or not plan else []
-    table = tabulate(records)
+    table = tabulate(records, read_objective([folder]))
     total, keys = plan or (0, ["model.freeze_depth", *table.swept])
     total = max(total, len(records))  # a later call may have asked for fewer
 

@@ -14,13 +14,16 @@ class Incumbent:
     """`maximize` or `minimize`."""
     value: float
 
-    def improved_by(self, history: Sequence[dict[str, float]]) -> bool:
-        """Whether a trial with these epochs is better; one that never reported the metric is not."""
+    def matched_by(self, history: Sequence[dict[str, float]]) -> bool:
+        """Whether a trial with these epochs is at least as good; one that never reported the metric is not.
+
+        Of equals the sweep decides which model to keep, so a trial that is as good leaves its model too.
+        """
         values = metric_values(self.metric, history)
         if not values:
             return False
 
-        return values[-1] > self.value if self.goal == "maximize" else values[-1] < self.value
+        return values[-1] >= self.value if self.goal == "maximize" else values[-1] <= self.value
 
 
 def metric_values(metric: str, history: Sequence[dict[str, float]]) -> list[float]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune.errors import counted
+from finetune.records.ranking import ACCURACY, Objective
 from finetune.records.result import Result
 from finetune.report.stats import ALPHA, Difference, corrected, difference, rounding_step
-from finetune.report.table import Group, accuracy_text, short, tabulate
+from finetune.report.table import Group, score_text, short, tabulate
 from finetune.report.verdict import duration
 
 
@@ -18,12 +19,12 @@ class Row:
     a: Group | None
     b: Group | None
     ahead: Difference | None
-    """B minus A; None where one has too few seeds."""
+    """How far B is ahead of A; None where one has too few seeds."""
     p: float | None
     """Corrected for the number of depths compared."""
 
 
-def compare(a: Sequence[Result], b: Sequence[Result]) -> list[Row]:
+def compare(a: Sequence[Result], b: Sequence[Result], objective: Objective = ACCURACY) -> list[Row]:
     """A row for each freeze depth that either sweep has.
 
     >>> from pathlib import Path
@@ -32,10 +33,10 @@ def compare(a: Sequence[Result], b: Sequence[Result]) -> list[Row]:
     >>> [(row.freeze_depth, row.ahead.mean) for row in compare(records, records)]
     [(0, 0.0), (11, 0.0), (17, 0.0)]
     """
-    tables = tabulate(a), tabulate(b)
+    tables = tabulate(a, objective), tabulate(b, objective)
     ours, theirs = ({group.freeze_depth: group for group in table.best_per_depth} for table in tables)
 
-    step = rounding_step([*tables[0].accuracies, *tables[1].accuracies])
+    step = rounding_step([*tables[0].scores, *tables[1].scores])
     ahead = {depth: difference(theirs[depth].scores, ours[depth].scores, step) for depth in ours.keys() & theirs}
     p = corrected(ahead)
     return [
@@ -44,9 +45,11 @@ def compare(a: Sequence[Result], b: Sequence[Result]) -> list[Row]:
     ]
 
 
-def conclusions(names: tuple[str, str], a: Sequence[Result], b: Sequence[Result]) -> Iterator[str]:
+def conclusions(
+    names: tuple[str, str], a: Sequence[Result], b: Sequence[Result], objective: Objective = ACCURACY
+) -> Iterator[str]:
     """The comparison in sentences: first the winners, then the cost, then what speaks against comparing at all."""
-    tables = tabulate(a), tabulate(b)
+    tables = tabulate(a, objective), tabulate(b, objective)
     for name, table in zip(names, tables, strict=True):
         if table.winner is None:
             yield f"{name} has no complete trial yet."
@@ -55,8 +58,8 @@ def conclusions(names: tuple[str, str], a: Sequence[Result], b: Sequence[Result]
     ours, theirs = tables[0].winner, tables[1].winner
     assert ours is not None
     assert theirs is not None
-    step = rounding_step([*tables[0].accuracies, *tables[1].accuracies])
-    best = [f"k={group.freeze_depth} {accuracy_text(group)}" for group in (ours, theirs)]
+    step = rounding_step([*tables[0].scores, *tables[1].scores])
+    best = [f"k={group.freeze_depth} {score_text(group, objective)}" for group in (ours, theirs)]
     yield f"Best of {names[0]}: {best[0]}; best of {names[1]}: {best[1]}. {_who_leads(names, ours, theirs, step)}."
 
     spent = [duration(sum(record.total_seconds for record in records)) for records in (a, b)]
@@ -67,7 +70,7 @@ def conclusions(names: tuple[str, str], a: Sequence[Result], b: Sequence[Result]
 
 
 def _who_leads(names: tuple[str, str], ours: Group, theirs: Group, step: float) -> str:
-    gap = theirs.mean - ours.mean
+    gap = theirs.score - ours.score
     if not gap:
         return "Neither is ahead"
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.records.ranking import ACCURACY, Objective
 from finetune.records.result import Result
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ _MINIMUM = 5
 """Complete trials below which an importance would be noise."""
 
 
-def importance(records: Sequence[Result], keys: Sequence[str]) -> dict[str, float]:
+def importance(records: Sequence[Result], keys: Sequence[str], objective: Objective = ACCURACY) -> dict[str, float]:
     """How much each of the `keys` decides whether a trial is among the better ones, most first, together 1.
 
     Optuna's PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) over the complete trials; empty for fewer than five.
@@ -23,7 +24,7 @@ def importance(records: Sequence[Result], keys: Sequence[str]) -> dict[str, floa
     >>> importance(read_records(Path("runs/local")), ["model.freeze_depth", "optim.lr"])
     {'optim.lr': 0.7..., 'model.freeze_depth': 0.2...}
     """
-    complete = [r for r in records if r.status == "complete" and all(key in r.params for key in keys)]
+    complete = [r for r in records if objective.value(r) is not None and all(key in r.params for key in keys)]
     varied = [key for key in keys if len({repr(r.params[key]) for r in complete}) > 1]
     if len(complete) < _MINIMUM or not varied:
         return {}
@@ -35,7 +36,7 @@ def importance(records: Sequence[Result], keys: Sequence[str]) -> dict[str, floa
     study = optuna.create_study(direction="maximize")
     for record in sorted(complete, key=lambda r: r.key):
         params = {key: _value(record.params[key], axis) for key, axis in axes.items()}
-        study.add_trial(optuna.create_trial(params=params, distributions=axes, value=record.val_acc_best))
+        study.add_trial(optuna.create_trial(params=params, distributions=axes, value=objective.score_of(record)))
 
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))

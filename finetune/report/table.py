@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import digest_of, is_meaningful
+from finetune.config import is_meaningful
 from finetune.errors import counted
+from finetune.records.ranking import ACCURACY, OWN_COLUMNS, Objective, configurations
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
-
-_OWN_COLUMNS = {"seed", "model.freeze_depth"}
-"""Settings that tables have a column for."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,18 @@ class Group:
     """The seed of each accuracy, ascending."""
     keys: tuple[str, ...] = ()
     """The key of each trial."""
+    other_scores: tuple[float, ...] = ()
+    """What the sweep optimises, of each seed, so that more is better; empty where that is the accuracy."""
 
     @property
     def scores(self) -> dict[int, float]:
-        """Accuracy by seed."""
-        return dict(zip(self.seeds, self.accuracies, strict=True))
+        """What the sweep optimises by seed, so that more is better: the accuracy, or a loss with its sign turned."""
+        return dict(zip(self.seeds, self.other_scores or self.accuracies, strict=True))
+
+    @property
+    def score(self) -> float:
+        """The mean of the scores, by which configurations are ranked."""
+        return statistics.fmean(self.other_scores or self.accuracies)
 
     @property
     def mean(self) -> float:
@@ -56,10 +61,12 @@ class Table:
     """Keys whose values differ between trials, the seed and freeze depth left out."""
     counts: dict[str, int]
     """Trials by status."""
+    objective: Objective = ACCURACY
+    """What the configurations are ranked by."""
 
     @property
     def best_per_depth(self) -> tuple[Group, ...]:
-        """The best configuration of each freeze depth, by mean accuracy, in order of depth."""
+        """The best configuration of each freeze depth, by its score, in order of depth."""
         first: dict[int, Group] = {}
         for group in self.groups:
             first.setdefault(group.freeze_depth, group)
@@ -67,20 +74,20 @@ class Table:
 
     @property
     def winner(self) -> Group | None:
-        """The configuration with the highest mean accuracy; of equals, the deepest frozen, which is the cheapest."""
-        return max(self.groups, key=lambda group: (group.mean, group.freeze_depth), default=None)
+        """The best configuration: the first in the order of `ranking.configurations`."""
+        return min(self.groups, key=lambda group: (-group.score, -group.freeze_depth), default=None)
 
     @property
-    def accuracies(self) -> list[float]:
-        """The accuracy of every complete trial."""
-        return [accuracy for group in self.groups for accuracy in group.accuracies]
+    def scores(self) -> list[float]:
+        """The score of every trial that is compared."""
+        return [score for group in self.groups for score in group.scores.values()]
 
     def trials_at(self, freeze_depth: int) -> int:
         """How many complete trials have this depth."""
         return sum(len(group.accuracies) for group in self.groups if group.freeze_depth == freeze_depth)
 
 
-def tabulate(records: Sequence[Result]) -> Table:
+def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Table:
     """Group the complete trials by configuration and rank the groups.
 
     >>> from pathlib import Path
@@ -91,15 +98,14 @@ def tabulate(records: Sequence[Result]) -> Table:
     >>> table.winner.params
     {'model.freeze_depth': 11, 'optim.lr': 0.01}
     """
-    members: dict[str, list[Result]] = {}
-    for record in ranked(records):
-        members.setdefault(_configuration(record), []).append(record)
-    groups = [_group(sorted(trials, key=lambda r: (r.seed, r.key))) for trials in members.values()]
-    groups.sort(key=lambda group: (group.freeze_depth, -group.mean, repr(group.params)))
-
+    best_first = [_group(trials, objective) for trials in configurations(records, objective)]
     statuses = [record.status for record in records]
-    counts = {status: statuses.count(status) for status in STATUSES if status in statuses}
-    return Table(tuple(groups), _swept(records), counts)
+    return Table(
+        groups=tuple(sorted(best_first, key=lambda group: group.freeze_depth)),  # which keeps the best first in each
+        swept=_swept(records),
+        counts={status: statuses.count(status) for status in STATUSES if status in statuses},
+        objective=objective,
+    )
 
 
 def ranked(records: Sequence[Result]) -> list[Result]:
@@ -107,13 +113,7 @@ def ranked(records: Sequence[Result]) -> list[Result]:
     return [record for record in records if record.status == "complete" and record.val_acc_best is not None]
 
 
-def _configuration(record: Result) -> str:
-    """Equal for trials of one group."""
-    settings = {key: value for key, value in record.params.items() if key not in _OWN_COLUMNS and is_meaningful(key)}
-    return digest_of([record.freeze_depth, settings])
-
-
-def _group(trials: Sequence[Result]) -> Group:
+def _group(trials: Sequence[Result], objective: Objective) -> Group:
     params = trials[0].params
     return Group(
         freeze_depth=int(trials[0].freeze_depth or 0),
@@ -122,6 +122,7 @@ def _group(trials: Sequence[Result]) -> Group:
         seconds=statistics.fmean(trial.total_seconds for trial in trials),
         seeds=tuple(trial.seed for trial in trials),
         keys=tuple(trial.key for trial in trials),
+        other_scores=() if objective == ACCURACY else tuple(objective.score_of(trial) for trial in trials),
     )
 
 
@@ -130,7 +131,7 @@ def _swept(records: Sequence[Result]) -> tuple[str, ...]:
     # older records of trials that a race did not start, which lack the settings that all trials have.
     pruned = [record for record in records if record.status == "pruned" and (record.config or record.history)]
     trials = [*ranked(records), *pruned]
-    keys = sorted({key for trial in trials for key in trial.params if key not in _OWN_COLUMNS and is_meaningful(key)})
+    keys = sorted({key for trial in trials for key in trial.params if key not in OWN_COLUMNS and is_meaningful(key)})
     return tuple(key for key in keys if len({repr(trial.params.get(key)) for trial in trials}) > 1)
 
 
@@ -177,6 +178,16 @@ def _no_winner(table: Table) -> str:
     return f"{trials} complete, {reason}."
 
 
+def score_text(group: Group, objective: Objective) -> str:
+    """What the sweep optimises, as a table shows it: `0.412 ± 0.021`; `accuracy_text` where that is the accuracy."""
+    if objective == ACCURACY:
+        return accuracy_text(group)
+
+    width = half_width(group.other_scores)
+    value = objective.score(group.score)
+    return f"{value:.3f}" if width is None else f"{value:.3f} ± {width:.3f}"
+
+
 def winner_sentence(table: Table) -> str:
     """The winner: `Best: freeze_depth=11 lr=0.01 with val/acc 0.735 ± 0.015, mean of 3 seeds with …`."""
     winner = table.winner
@@ -187,4 +198,7 @@ def winner_sentence(table: Table) -> str:
     where = f"freeze_depth={winner.freeze_depth} {settings}".strip()
     seeds = len(winner.accuracies)
     basis = f"mean of {seeds} seeds with its 95 % interval" if seeds > 1 else "one seed: no interval"
-    return f"Best: {where} with val/acc {accuracy_text(winner)}, {basis}."
+    result = f"{table.objective.name} {score_text(winner, table.objective)}"
+    if table.objective != ACCURACY:
+        result += f" (val/acc {accuracy_text(winner)})"
+    return f"Best: {where} with {result}, {basis}."

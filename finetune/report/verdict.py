@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from finetune.config import freeze_depth_number
 from finetune.errors import counted
+from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
 from finetune.report.depths import deepest
 from finetune.report.stats import (
@@ -19,7 +20,7 @@ from finetune.report.stats import (
     rounding_step,
     runs_to_settle,
 )
-from finetune.report.table import Group, Table, accuracy_text, label, winner_sentence
+from finetune.report.table import Group, Table, label, score_text, winner_sentence
 
 STANDINGS = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
 """How a depth compares with the best of all, and what a table says in its column "beyond noise?"."""
@@ -74,8 +75,9 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
     cheapest = _cheapest(depths, best)
     sentences = [
         winner_sentence(table),
+        *_about_objective(table),
         *_about_depth(depths),
-        *_about_cheapest(cheapest, best, depths, table.swept),
+        *_about_cheapest(cheapest, best, depths, table),
         *_about_head(records, depths, best),
         *_cost(records),
     ]
@@ -85,7 +87,7 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
 def compare_depths(table: Table, best: Group) -> tuple[Depth, ...]:
     """Each depth's best configuration against the best of all, in order of depth."""
     groups = table.best_per_depth
-    step = rounding_step(table.accuracies)
+    step = rounding_step(table.scores)
     behind = {group.freeze_depth: difference(best.scores, group.scores, step) for group in groups if group != best}
     p = corrected(behind)
 
@@ -109,6 +111,12 @@ def compare_depths(table: Table, best: Group) -> tuple[Depth, ...]:
 def missing_runs(depths: Sequence[Depth]) -> int:
     """Trials that would give the best configuration of each depth enough seeds for a verdict."""
     return sum(max(0, REPEATS - len(depth.group.seeds)) for depth in depths)
+
+
+def _about_objective(table: Table) -> list[str]:
+    if table.objective == ACCURACY:
+        return []
+    return [f"Trials are compared by {table.objective.metric}, which the sweep was to {table.objective.goal}."]
 
 
 def _about_depth(depths: Sequence[Depth]) -> list[str]:
@@ -182,7 +190,7 @@ def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:
     return min([best, *equal], key=lambda group: (group.seconds, -group.freeze_depth))
 
 
-def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth], swept: Sequence[str]) -> list[str]:
+def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth], table: Table) -> list[str]:
     if cheapest is None:
         return []
     if cheapest == best:
@@ -190,10 +198,10 @@ def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth]
 
     behind = next(depth.behind for depth in depths if depth.group == cheapest)
     assert behind is not None
-    settings = label(cheapest.params, swept)
+    result = f"{label(cheapest.params, table.swept)}: {score_text(cheapest, table.objective)}"
     return [
         f"The cheapest depth not distinguishably worse is k={cheapest.freeze_depth} "
-        f"({settings}: {accuracy_text(cheapest)}) in {_share_of_time(cheapest, best)} of the best's time; "
+        f"({result}) in {_share_of_time(cheapest, best)} of the best's time; "
         f"a loss of up to {max(0.0, behind.high):.3f} is not ruled out."
     ]
 
@@ -211,7 +219,7 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
     if head.standing == "best":
         return [f"The best trains the head alone (k={deepest_depth})."]
 
-    gap = best.mean - head.group.mean
+    gap = best.score - head.group.score
     certainty = {
         "worse": "more than the noise of seeds",
         "open": "not more than the noise of seeds",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, EXPORTED, RECORD, TRIALS
+from finetune.records.ranking import best_trial, read_objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import Group, Table, tabulate, winner_sentence
@@ -22,7 +23,7 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True)
 class Winner:
-    """The best configuration of a sweep, by mean accuracy over seeds."""
+    """The best configuration of a sweep, by the mean over seeds of what the sweep optimises."""
 
     group: Group
     trials: tuple[Result, ...]
@@ -32,7 +33,7 @@ class Winner:
     @property
     def best(self) -> Result:
         """The trial of its best seed."""
-        return max(self.trials, key=lambda trial: trial.accuracy)
+        return best_trial(self.trials, self.table.objective)
 
     @property
     def epochs(self) -> int:
@@ -52,7 +53,7 @@ def find_winner(folder: Path) -> Winner:
     (11, [0, 1, 2])
     """
     records = read_records(folder)
-    table = tabulate(records)
+    table = tabulate(records, read_objective([folder]))
     if table.winner is None and "complete" in table.counts:
         raise Refused(
             f"{folder} has no winner: its trials trained on the validation images too (trainer.refit=true), so none "
@@ -96,18 +97,20 @@ def model_file(model: Path) -> tuple[Path, str]:
 def _winners_file(sweep: Path) -> tuple[Path, str]:
     """The checkpoint of the winner, of its best seed first; another trial's where it has none."""
     winner = find_winner(sweep)
-    for trial in sorted(winner.trials, key=lambda trial: -trial.accuracy):
+    for trial in sorted(winner.trials, key=winner.table.objective.score_of, reverse=True):
         file = sweep / TRIALS / trial.key / CHECKPOINT
         if file.is_file():
             return file, ""
 
-    kept = sorted((sweep / TRIALS).glob(f"*/{CHECKPOINT}"))
+    # Earlier versions kept the model of the single best trial, whatever its other seeds came to.
+    kept = [Result.load(file.parent) for file in sorted((sweep / TRIALS).glob(f"*/{CHECKPOINT}"))]
     if not kept:
         raise Refused(f"{sweep} kept no {CHECKPOINT}; `finetune best {sweep} --refit` trains its winner")
 
-    depth = Result.load(kept[0].parent).freeze_depth
-    return kept[0], (
-        f"the winner by the mean of its seeds has no checkpoint; this is the single best trial (freeze_depth={depth}); "
+    best = max(kept, key=winner.table.objective.score_of)
+    return sweep / TRIALS / best.key / CHECKPOINT, (
+        "the winner by the mean of its seeds has no checkpoint; this is the single best trial "
+        f"(freeze_depth={best.freeze_depth}); "
         f"`finetune best {sweep} --refit` trains the winner"
     )
 
@@ -133,5 +136,5 @@ def sweep_verdict(trial: Path) -> str:
     """What the sweep around a trial, or around a refit, says of its winner; empty where there is none."""
     for folder in (trial.parent.parent, trial.parent):
         if (folder / TRIALS).is_dir():
-            return winner_sentence(tabulate(read_records(folder)))
+            return winner_sentence(tabulate(read_records(folder), read_objective([folder])))
     return ""

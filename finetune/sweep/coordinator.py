@@ -1,7 +1,7 @@
 """The coordinator of a sweep: proposes, starts, watches and records its trials. Imports no torch."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from finetune.sweep.state import Finished, Options, Running, Sweep, result_value
 
 _SAME_FAILURES = 3
 """So many first trials that fail for the same reason end a sweep."""
+_CANDIDATES = 8
+"""Configurations whose models are kept while seeds of them are still to come, for any may turn out the best."""
 
 
 class Coordinator:
@@ -67,6 +69,7 @@ class Coordinator:
             while not sweep.out_of_time:
                 self._start()
                 if not sweep.running and (sweep.ended or not self._to_retry):
+                    self._drop_all_models_but_the_best()
                     return
 
                 self._watch(sweep, None)
@@ -188,9 +191,9 @@ class Coordinator:
         if result is None:
             cause = cause_of_death(trial.folder, exitcode, self._attempts.count(key), trial.stuck)
             result = self._write_record(trial.params, trial.folder, "failed", cause)
-        best_before = sweep.best
+        models = {*sweep.worth_keeping(_CANDIDATES), result.key}
         self._finish(trial.params, result)
-        self._keep_model_of_best(result, best_before)
+        self._drop_models(models - sweep.worth_keeping(_CANDIDATES))
         self._watch(sweep, sweep.finished[-1].result)
 
     def _write_record(self, params: Params, folder: Path, status: str, reason: str) -> Result:
@@ -201,13 +204,17 @@ class Coordinator:
             settings = {}
         return unrecorded(folder, self._sweep.spec, params, settings, status, reason)
 
-    def _keep_model_of_best(self, result: Result, best_before: Result | None) -> None:
-        """Remove the model of a trial that just ended, or of the best one before it, whichever is not the best now."""
-        best = self._sweep.best
-        for other in (result, best_before):
-            if other is not None and (best is None or other.key != best.key):
-                for name in (CHECKPOINT, PREDICTIONS):
-                    (self._sweep.folder / TRIALS / other.key / name).unlink(missing_ok=True)
+    def _drop_all_models_but_the_best(self) -> None:
+        """Once no trial is left that could change which one that is."""
+        kept = {file.parent.name for file in (self._sweep.folder / TRIALS).glob(f"*/{CHECKPOINT}")}
+        best = self._sweep.worth_keeping()
+        if best & kept:
+            self._drop_models(kept - best)
+
+    def _drop_models(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            for name in (CHECKPOINT, PREDICTIONS):
+                (self._sweep.folder / TRIALS / key / name).unlink(missing_ok=True)
 
     def _finish(self, params: Params, result: Result) -> None:
         """Count a trial that has its record, and see whether it ends the search."""

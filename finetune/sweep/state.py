@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.records.metric import Incumbent, metric_values
+from finetune.records.ranking import Objective, best_trial, configurations
 from finetune.records.result import Result
 from finetune.sweep.jobs import Job
 from finetune.sweep.search import Observation, Params
@@ -115,15 +116,37 @@ class Sweep:
 
     @property
     def best(self) -> Result | None:
-        """The complete trial with the best metric, the first of equals."""
+        """The complete trial with the best metric; of equals, the deepest frozen."""
         complete = [trial for trial in self.finished if trial.result.status == "complete" and trial.curve]
-        return max(complete, key=lambda trial: trial.curve[-1]).result if complete else None
+        if not complete:
+            return None
+
+        best = min(complete, key=lambda trial: (-trial.curve[-1], -(trial.result.freeze_depth or 0), trial.result.key))
+        return best.result
+
+    @property
+    def repeats(self) -> bool:
+        """Whether several trials have one configuration, so that the best is the one with the best mean."""
+        return "seed" in self.spec.parameters
 
     @property
     def incumbent(self) -> Incumbent | None:
-        """What the next trial has to improve on; None before any is complete."""
+        """What the next trial must be as good as for its model to be of use; None where any may be."""
         value = None if self.best is None else result_value(self.spec, self.best)
-        return None if value is None else Incumbent(self.spec.metric, self.spec.goal, value)
+        if value is None or self.repeats:
+            return None
+        return Incumbent(self.spec.metric, self.spec.goal, value)
+
+    def worth_keeping(self, candidates: int = 1) -> set[str]:
+        """Keys of the trials whose models are worth keeping: of each of the best configurations, the best trial's."""
+        if self.best is None:
+            return set()
+
+        objective = Objective(self.spec.metric, self.spec.goal)
+        best_first = configurations(self.results, objective)[:candidates] if self.repeats else []
+        if not best_first:  # also where all are refits, which nothing compares
+            return {self.best.key}
+        return {best_trial(trials, objective).key for trials in best_first}
 
     @property
     def observed(self) -> list[Observation]:

@@ -117,7 +117,7 @@ def train(
     # 4. Train, test, and keep the model if it is the best so far
     def work() -> dict[str, float]:
         test = _fit(config, module, trainer, batches)
-        if incumbent is None or incumbent.improved_by(module.history):
+        if incumbent is None or incumbent.matched_by(module.history):
             _save_best(out, config, module, images, weights, cut.freeze_depth, digests["frozen"])
         return test
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
 from finetune.report.figures.base import (
@@ -46,11 +47,12 @@ def pictures(records: Sequence[Result], table: Table, ended: Mapping[str, float]
 
 
 def _of_complete(complete: Sequence[Result], table: Table, ended: Mapping[str, float]) -> Iterator[Picture]:
+    by = "" if table.objective == ACCURACY else f" by {table.objective.name}"
     yield Picture(
         "depth",
         "Accuracy against freeze depth",
-        "Points are trials; the line joins the best configuration of each depth, with the 95 % interval of its mean "
-        "over seeds. Above: share of the parameters, and of the forward pass at 224 px, that is frozen.",
+        f"Points are trials; the line joins the best configuration of each depth{by}, with the 95 % interval of its "
+        "mean over seeds. Above: share of the parameters, and of the forward pass at 224 px, that is frozen.",
         depth_figure(table, complete),
     )
     yield Picture(

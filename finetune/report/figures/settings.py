@@ -142,7 +142,7 @@ def _marks(values: Sequence[Any]) -> list[tuple[float, str]]:
 
 def importance_figure(complete: Sequence[Result], table: Table) -> go.Figure | None:
     """A bar for each setting's share of the importance; None where it cannot be told."""
-    weights = importance(complete, ["model.freeze_depth", *table.swept])
+    weights = importance(complete, ["model.freeze_depth", *table.swept], table.objective)
     if not weights:
         return None
     return bars({short(key): value for key, value in weights.items()}, "share of the importance", BLUE, ".0%")

@@ -11,13 +11,14 @@ import plotly.offline
 
 from finetune.records.layout import RECORD, REPORT, TRIALS
 from finetune.records.predictions import Predictions
+from finetune.records.ranking import read_objective
 from finetune.records.repeat import repeat_command
 from finetune.records.result import Result
 from finetune.report.caveats import caveats
 from finetune.report.figures.base import Picture
 from finetune.report.figures.main import pictures
 from finetune.report.page.predictions import winner_section
-from finetune.report.table import Table, accuracy_text, label, ranked, tabulate
+from finetune.report.table import Table, label, ranked, score_text, tabulate
 from finetune.report.verdict import STANDINGS, Conclusions, Depth, conclude, p_text
 from finetune.storage.durable import write_durably
 
@@ -51,13 +52,14 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
         live: What a server's `/state` says as long as nothing is new; empty for a page that nobody refreshes.
     """
     # 1. What is said
-    table = tabulate(records)
+    table = tabulate(records, read_objective(folders))
     conclusions = conclude(records, table)
     kept = kept_predictions(folders, records, table)
     sentences = caveats(records, table, kept[1] if kept else None)
 
     # 2. What is shown: a page has room for so many trials, but every failure is counted
-    best_first = sorted(records, key=lambda r: (r.status != "complete", -r.accuracy, r.key))
+    score_of = table.objective.score_of
+    best_first = sorted(records, key=lambda r: (r.status != "complete", -score_of(r), -r.accuracy, r.key))
     shown, rest = best_first[:SHOWN], best_first[SHOWN:]
     failed = [record for record in rest if record.status == "failed"]
     main_pictures = pictures([*shown, *failed], table, ended_at(folders, records))
@@ -75,6 +77,7 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
         counts=", ".join(f"{count} {status}" for status, count in table.counts.items()),
         verdict=_verdict(conclusions),
         caveats=_caveats(sentences),
+        metric=html.escape(table.objective.name),
         rows="\n".join(_depth_row(depth, table) for depth in conclusions.depths),
         pictures="\n".join(map(picture_html, main_pictures)),
         winner=winner,
@@ -100,7 +103,7 @@ def kept_predictions(
 ) -> tuple[Result, Predictions] | None:
     """The best trial that still has its predictions, those of the winning configuration first."""
     won = table.winner.keys if table.winner else ()
-    for record in sorted(ranked(records), key=lambda r: (r.key not in won, -r.accuracy)):
+    for record in sorted(ranked(records), key=lambda r: (r.key not in won, -table.objective.score_of(r))):
         for folder in folders:
             predictions = Predictions.load(folder / TRIALS / record.key)
             if predictions is not None and predictions.probabilities.shape[1] == len(record.classes):
@@ -160,7 +163,7 @@ def _depth_row(depth: Depth, table: Table) -> str:
     cells = [
         group.freeze_depth,
         table.trials_at(group.freeze_depth),
-        accuracy_text(group),
+        score_text(group, table.objective),
         f"{group.seconds:.1f}",
         label(group.params, table.swept),
         "" if behind is None else f"{behind.mean:.3f} [{behind.low:.3f}..{behind.high:.3f}]",

@@ -1,0 +1,111 @@
+"""Which trial of a sweep is the best, by whatever the sweep optimises. Imports no torch.
+
+One rule for the model that a sweep keeps, for `finetune best`, exports and their cards, and for the report.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.config import digest_of, is_meaningful
+from finetune.records.layout import SWEEP
+from finetune.records.metric import metric_values
+from finetune.records.result import Result
+from finetune.storage.durable import unsealed
+
+OWN_COLUMNS = frozenset({"seed", "model.freeze_depth"})
+"""Settings that a table has a column for."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a sweep optimises.
+
+    >>> loss = Objective("val/loss", "minimize")
+    >>> loss.score(0.4) > loss.score(0.5)
+    True
+    """
+
+    metric: str = "val/acc_best"
+    goal: str = "maximize"
+    """`maximize` or `minimize`."""
+
+    @property
+    def name(self) -> str:
+        """The metric as tables call it."""
+        return "val/acc" if self == ACCURACY else self.metric
+
+    def value(self, record: Result) -> float | None:
+        """The metric of a trial that can be compared, else None.
+
+        That is a complete one; but not a refit, which trains on the validation images too.
+        """
+        if record.status != "complete" or record.val_acc_best is None:
+            return None
+        if self.metric == "val/acc_best":
+            return record.val_acc_best
+
+        values = metric_values(self.metric, record.history)
+        return values[-1] if values else None
+
+    def score(self, value: float) -> float:
+        """A value of the metric so that more is better; and back from a score to the value."""
+        return value if self.goal == "maximize" else -value
+
+    def score_of(self, record: Result) -> float:
+        """The score of a trial, and less than any for one that cannot be compared."""
+        value = self.value(record)
+        return float("-inf") if value is None else self.score(value)
+
+
+ACCURACY = Objective()
+"""The best validation accuracy of a trial's epochs."""
+
+
+def read_objective(folders: Sequence[Path]) -> Objective:
+    """What the sweeps in these folders optimise; the accuracy where that is unknown or not the same in all."""
+    objectives = {_read_objective(folder) for folder in folders}
+    return objectives.pop() if len(objectives) == 1 else ACCURACY
+
+
+def _read_objective(folder: Path) -> Objective:
+    # `grid, maximize val/acc_best, target None, stopping none`: so every version has written it
+    pattern = r"\w+, (?P<goal>maximize|minimize) (?P<metric>\S+), target "
+    try:
+        search = re.match(pattern, unsealed((folder / SWEEP).read_bytes())["search"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ACCURACY
+    return Objective(search["metric"], search["goal"]) if search else ACCURACY
+
+
+def configurations(records: Iterable[Result], objective: Objective = ACCURACY) -> list[list[Result]]:
+    """The trials that can be compared, those of one configuration together: the best configuration first.
+
+    The trials of a configuration differ in their seed alone, or in settings that change no result; its score is their
+    mean. Of equals, the deepest frozen comes first, which is the cheapest. Within a configuration, the trials are in
+    order of seeds.
+    """
+    members: dict[str, list[Result]] = {}
+    for record in records:
+        if objective.value(record) is not None:
+            members.setdefault(_configuration(record), []).append(record)
+
+    groups = [sorted(trials, key=lambda trial: (trial.seed, trial.key)) for trials in members.values()]
+    return sorted(groups, key=lambda trials: _rank(trials, objective))
+
+
+def best_trial(trials: Sequence[Result], objective: Objective = ACCURACY) -> Result:
+    """The best of a configuration's trials; of equals, the first."""
+    return max(trials, key=objective.score_of)
+
+
+def _rank(trials: Sequence[Result], objective: Objective) -> tuple[float, int, str]:
+    mean = sum(objective.score_of(trial) for trial in trials) / len(trials)
+    return (-mean, -(trials[0].freeze_depth or 0), min(trial.key for trial in trials))
+
+
+def _configuration(record: Result) -> str:
+    """Equal for trials of one configuration."""
+    settings = {key: value for key, value in record.params.items() if key not in OWN_COLUMNS and is_meaningful(key)}
+    return digest_of([record.freeze_depth, settings])
