@@ -34,8 +34,8 @@ One trial is `python -m finetune.train KEY=VALUE…`. --debug shows where an err
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         console.print(f"finetune {importlib.metadata.version('finetune')}")
         raise typer.Exit
 
@@ -66,14 +66,15 @@ app.command()(predict.test)
 
 
 def main() -> int:
-    """The console script; returns the exit code."""
+    """The console script; returns the exit code, which docs/reliability.md explains."""
     debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _on_sigterm)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
         return int(code or 0)
@@ -91,13 +92,14 @@ def main() -> int:
         print(f"stopped: {error}; make room, then run the same command again: {this_command()}", file=sys.stderr)
         return 4
     except Exception as error:
+        # A mistyped option or command; typer's own classes of errors differ from version to version.
         return _refused(error.format_message(), debug) if hasattr(error, "format_message") else _failed(error, debug)
 
 
-def _refused(why: str, debug: bool) -> int:
+def _refused(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"refused: {why}", file=sys.stderr)
+    print(f"refused: {message}", file=sys.stderr)
     return 2
 
 

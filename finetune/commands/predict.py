@@ -102,12 +102,7 @@ def test(
 
     if name != "test" and classifier.refit:
         console.print("note: this is a refit, which may have trained on these images; only a test set can measure it")
-    low, high = confusion.interval
-    console.print(
-        f"accuracy {confusion.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on "
-        f"{counted(confusion.images, 'image')}{f' of {name}/' if name else ''}; "
-        f"mean recall of the classes {confusion.mean_recall:.3f}"
-    )
+    _print_accuracy(confusion, name)
     _print_classes(confusion)
     _print_confusion(confusion)
     if csv_file is not None:
@@ -151,6 +146,15 @@ def _measure(
             true.append(number)
             predicted.append(int(probabilities.argmax()))
     return Confusion(classifier.classes, np.array(true, np.int64), np.array(predicted, np.int64))
+
+
+def _print_accuracy(confusion: "Confusion", split: str | None) -> None:
+    low, high = confusion.interval
+    console.print(
+        f"accuracy {confusion.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) on "
+        f"{counted(confusion.images, 'image')}{f' of {split}/' if split else ''}; "
+        f"mean recall of the classes {confusion.mean_recall:.3f}"
+    )
 
 
 def _print_classes(confusion: "Confusion") -> None:

@@ -42,11 +42,12 @@ def pictures(records: Sequence[Result], table: Table, ended: Mapping[str, float]
         ended: When each trial ended, by key, in seconds since 1970.
     """
     complete = ranked(records)
-    shown = list(_of_complete(complete, table, ended)) if complete else []
-    return [*shown, *_failures(records)]
+    if not complete:
+        return list(_failures(records))
+    return [*_of_settings(complete, table), *_over_time(complete, table, ended), *_failures(records)]
 
 
-def _of_complete(complete: Sequence[Result], table: Table, ended: Mapping[str, float]) -> Iterator[Picture]:
+def _of_settings(complete: Sequence[Result], table: Table) -> Iterator[Picture]:
     by = "" if table.objective == ACCURACY else f" by {table.objective.name}"
     yield Picture(
         "depth",
@@ -79,6 +80,8 @@ def _of_complete(complete: Sequence[Result], table: Table, ended: Mapping[str, f
             deciding,
         )
 
+
+def _over_time(complete: Sequence[Result], table: Table, ended: Mapping[str, float]) -> Iterator[Picture]:
     if any(len(record.history) > 1 for record in complete):
         yield Picture(
             "curves",
