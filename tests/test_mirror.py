@@ -60,7 +60,6 @@ ELSEWHERE = {
     "sweep/launch": "sweep/test_run.py",
     "sweep/preload": "sweep/test_run.py",
     "sweep/prepare": "sweep/test_run.py",
-    "sweep/records": "sweep/test_run.py",
     "sweep/standings": "sweep/test_stopping.py",
     "sweep/state": "sweep/test_run.py",
     "sweep/yaml_file": "sweep/test_spec.py",
