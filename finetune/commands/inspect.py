@@ -55,10 +55,11 @@ def _inspect(config: "Config") -> "Inspection":
     from finetune.data.check import inspect_images
     from finetune.data.source import find_samples
 
-    samples = find_samples(config.data, Path(config.cache.dir).expanduser())
+    cache = Path(config.cache.dir).expanduser()
+    samples = find_samples(config.data, cache)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         bar = display.add_task("reading images")
-        return inspect_images(samples, lambda done, total: display.update(bar, completed=done, total=total))
+        return inspect_images(samples, cache, lambda done, total: display.update(bar, completed=done, total=total))
 
 
 def _print_images(data: str, inspection: "Inspection") -> None:

@@ -1,5 +1,6 @@
 """A look at a data set before anyone trains on it: what is in it, and what will hurt. Imports no torch."""
 
+import functools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.decode import decode
+from finetune.data.decode import DEFAULT_LEVELS, Levels, decode
 from finetune.data.files import LEAKAGE_REMEDY, contents, equal_files, leakage_warning, misnamed
+from finetune.data.levels import find_levels
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 
@@ -42,6 +44,8 @@ class Inspection:
     """Every image, by path."""
     copies: tuple[tuple[Path, ...], ...]
     """Groups of files with the same bytes, of two or more."""
+    levels_note: str = ""
+    """A sentence on how pixels of more than 8 bits are scaled, where that is not from 0 to 65535."""
 
     @property
     def readable(self) -> dict[Path, ImageSummary]:
@@ -112,7 +116,15 @@ class Inspection:
             for split, samples in self.data.splits.items():
                 if all(path in unreadable for path in samples.paths):
                     refusals.append(f"every image of {split} is unreadable; give others")
+            refusals += [f"every image of class {name} is unreadable; give others" for name in self._lost_classes]
         return refusals
+
+    @property
+    def _lost_classes(self) -> list[str]:
+        """Classes of whose training images none can be read."""
+        train = self.data.splits["train"]
+        left = train.without(frozenset(self.unreadable))
+        return [name for label, name in enumerate(self.data.classes) if label not in left.labels and left.labels]
 
     def caveats(self, size: int) -> list[str]:
         """What training would accept and its owner may regret, one sentence each; `size` is `data.size`."""
@@ -120,6 +132,7 @@ class Inspection:
             *self.data.warnings,
             *self._on_copies(),
             *([self.misnamed] if self.misnamed else []),
+            *([self.levels_note] if self.levels_note else []),
             *self._on_counts(),
             *self._on_small_images(size),
         ]
@@ -166,29 +179,35 @@ class Inspection:
             yield f"{are} smaller than data.size={size} and enlarged, such as {small[0]}"
 
 
-def inspect_images(data: DataSet, progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
+def inspect_images(
+    data: DataSet, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Inspection:
     """Read every image of `data` whole, and compare their bytes.
 
     Args:
         data: The images.
+        cache: Folder of all stores.
         progress: Called with images read and their total.
 
     Raises:
-        Refused: a file is gone or may not be read.
+        Refused: a file is gone, or reading it fails.
     """
     paths = [path for samples in data.splits.values() for path in samples.paths]
+    extremes = find_levels(paths, cache)
+    summarise = functools.partial(_summary, levels=DEFAULT_LEVELS if extremes is None else extremes.levels)
 
     summaries: dict[Path, ImageSummary] = {}
     with ThreadPoolExecutor() as pool:
-        for path, summary in zip(paths, pool.map(_summary, paths), strict=True):
+        for path, summary in zip(paths, pool.map(summarise, paths), strict=True):
             summaries[path] = summary
             progress(len(summaries), len(paths))
 
     by_digest = defaultdict[str, list[Path]](list)
     for path, content in zip(paths, contents(paths), strict=True):
-        by_digest[content.digest].append(path)
+        if content.digest:
+            by_digest[content.digest].append(path)
     copies = tuple(tuple(group) for group in by_digest.values() if len(group) > 1)
-    return Inspection(data, summaries, copies)
+    return Inspection(data, summaries, copies, extremes.note if extremes is not None else "")
 
 
 def range_and_median(values: list[int]) -> str:
@@ -202,9 +221,9 @@ def range_and_median(values: list[int]) -> str:
     return f"{min(values)} to {max(values)}, median {statistics.median(values):.0f}"
 
 
-def _summary(path: Path) -> ImageSummary:
+def _summary(path: Path, levels: Levels) -> ImageSummary:
     try:
-        image = decode(path)
+        image = decode(path, levels)
         with Image.open(path) as file:
             return ImageSummary(*image.size, str(file.format), file.mode)
     except (ValueError, OSError) as error:

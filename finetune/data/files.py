@@ -26,10 +26,10 @@ class Content:
 
 
 def contents(paths: Sequence[Path]) -> list[Content]:
-    """Digest and format of each file, in order, each read once.
+    """Digest and format of each file, in order, each read once; both empty for one that may not be read.
 
     Raises:
-        Refused: a file is gone or may not be read.
+        Refused: a file is gone, or reading it fails.
     """
 
     def read(path: Path) -> Content:
@@ -38,6 +38,8 @@ def contents(paths: Sequence[Path]) -> list[Content]:
                 beginning = file.read(BEGINNING)
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except PermissionError:  # an unreadable image like others, as whoever decodes it will see
+            return Content("", "")
         except OSError as error:
             raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
         return Content(digest, format_of_bytes(beginning))

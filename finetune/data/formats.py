@@ -167,20 +167,22 @@ def what_else(path: Path) -> str:
     return next((kind for pattern, kind in _NOT_IMAGES if pattern.match(beginning)), "not an image")
 
 
-def _register_heif() -> bool:
-    """Let Pillow read HEIC where pillow-heif is installed."""
+def _register_heif() -> str:
+    """Let Pillow read HEIC where pillow-heif is installed, whose version is returned."""
     try:
         import pillow_heif
     except ImportError:
-        return False
+        return ""
 
     pillow_heif.register_heif_opener()
-    return True
+    return str(pillow_heif.__version__)
 
 
 _UNREAD = {"", "HEIF"}
 """Formats, as `format_of` names them, that are not read."""
-if _register_heif():
+HEIF_VERSION = _register_heif()
+"""Of pillow-heif; empty where it is not installed."""
+if HEIF_VERSION:
     _UNREAD.remove("HEIF")
     for _suffix in (".heic", ".heif", ".hif"):
         FORMATS[_suffix] = "HEIF"

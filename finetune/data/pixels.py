@@ -13,8 +13,9 @@ import PIL
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.decode import Transform, decode
+from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform, decode
 from finetune.data.files import contents, file_state, misnamed
+from finetune.data.formats import HEIF_VERSION
 from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
@@ -53,6 +54,7 @@ def pixel_store(
     threads: int | None = None,
     progress: ItemsDone = lambda done, total: None,
     max_bytes: int = 2**63,
+    levels: Levels = DEFAULT_LEVELS,
 ) -> PixelStore:
     """The decoded samples, read from the cache or decoded into it first; an interrupted build is continued.
 
@@ -64,6 +66,7 @@ def pixel_store(
         threads: Decoding threads; one per core by default.
         progress: Called with images done and total.
         max_bytes: Of all stores together; older ones go first.
+        levels: Which values become black and white where files have more than 8 bits.
 
     Raises:
         Refused: unreadable images, all of them listed, or none left; or no room for the pixels.
@@ -71,8 +74,12 @@ def pixel_store(
     states = [file_state(path) for path in samples.paths]
     known = dict(zip(samples.paths, contents(samples.paths), strict=True))
     digests = [known[path].digest for path in samples.paths]
-    key = digest_of([digests, asdict(transform), PIL.__version__, VERSION])
-    decoded = _decoder(samples, states, transform, threads, progress)
+    # nothing is added for ordinary images, so that stores of the first release keep their names
+    added: list[object] = [] if levels == DEFAULT_LEVELS else [asdict(levels)]
+    if HEIF_VERSION and any(content.format == "HEIF" for content in known.values()):
+        added.append(HEIF_VERSION)
+    key = digest_of([digests, asdict(transform), PIL.__version__, VERSION, *added])
+    decoded = _decoder(samples, states, transform, levels, threads, progress)
     need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
 
     try:
@@ -111,6 +118,7 @@ def _decoder(
     samples: Samples,
     states: Sequence[str],
     transform: Transform,
+    levels: Levels,
     threads: int | None,
     progress: ItemsDone,
 ) -> Decoded:
@@ -118,7 +126,7 @@ def _decoder(
         path, state = item
         image: NDArray[np.uint8] | str
         try:
-            image = transform(decode(path))
+            image = transform(decode(path, levels))
         except (ValueError, FileNotFoundError) as error:
             image = str(error)
 

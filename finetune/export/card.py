@@ -1,7 +1,7 @@
 """The model card of an export: what a stranger must know to use the model and to judge it. Imports no torch."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from string import Template
 from typing import Any
@@ -23,6 +23,18 @@ _RESIZING_CODE = {
     "pad": "ImageOps.pad(image, {size}, {method}, color={color})",
 }
 """The same as Python code."""
+_ORDINARY = (
+    "The code below is for ordinary photographs: it neither lays transparency over white nor scales 16-bit pixels."
+)
+_DEEP = """Pixels of more than 8 bits are scaled by the range of the training images{ranges}.
+The code below scales them too; it does not lay transparency over white."""
+_SCALING = """
+    if image.mode.startswith(("I", "F")):
+        low, high = {floats} if image.mode == "F" else {integers}
+        values = (np.asarray(image).astype(np.float64) - low) * (255 / (high - low))
+        image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    image = image"""
+"""What stands between opening an image and `.convert("RGB")`."""
 _TORCHVISION = """With torchvision alone, to train on or to take features from:
 
 ```python
@@ -51,7 +63,7 @@ def model_card(
     Args:
         model: The network's settings.
         classes: Names in label order.
-        pixels: `size`, `resize`, `interpolation`, `mean`, `std`.
+        pixels: `size`, `resize`, `interpolation`, `mean`, `std`, `levels`.
         torchvision: `torchvision_code`'s section; empty where torchvision has no such network.
         result: The record of the trial; None for a checkpoint that lies alone.
         chosen: What the sweep that chose the settings says of them; empty without one.
@@ -66,6 +78,8 @@ def model_card(
         n=n,
         resized=_RESIZED[resize].format(n=n, color=PAD_COLOR),
         interpolation=interpolation,
+        limits=_limits(pixels.get("levels")),
+        scaling=_scaling(pixels.get("levels")),
         code=_RESIZING_CODE[resize].format(size=(n, n), method=method, color=PAD_COLOR),
         mean=list(pixels["mean"]),
         std=list(pixels["std"]),
@@ -74,6 +88,26 @@ def model_card(
         metrics=_metrics(result, chosen),
         provenance=_provenance(model, result, command),
     )
+
+
+def _limits(levels: Mapping[str, Any] | None) -> str:
+    """What the code of the card does with pixels that are not opaque ones of 8 bits."""
+    if levels is None:
+        return _ORDINARY
+
+    low, high = levels["integers"]
+    ranges = f": {low} becomes black and {high} white"
+    if levels["floats"] is not None:
+        low, high = levels["floats"]
+        ranges += f", of floating-point pixels {low:g} and {high:g}"
+    return _DEEP.format(ranges=ranges)
+
+
+def _scaling(levels: Mapping[str, Any] | None) -> str:
+    if levels is None:
+        return ""
+    integers = tuple(levels["integers"])
+    return _SCALING.format(integers=integers, floats=tuple(levels["floats"] or integers))
 
 
 def torchvision_code(backbone: str, classifier: str, head: Sequence[str], classes: int) -> str:

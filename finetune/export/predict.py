@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetune.data.augment import NO_AUGMENTATION, Preprocess
-from finetune.data.decode import Transform, decode
+from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform, decode
 from finetune.export.classifier import Classifier
 from finetune.network.device import device_named
 
@@ -32,11 +32,12 @@ def probabilities_of(
     spec = classifier.preprocessing
     network = torch.nn.Sequential(classifier.network, torch.nn.Softmax(dim=1)).eval().to(compute_device)
     resize = Transform(spec.size, spec.resize, spec.interpolation)
+    levels = DEFAULT_LEVELS if spec.levels is None else Levels.parse(spec.levels)
     normalise = Preprocess(spec.mean, spec.std, NO_AUGMENTATION)
 
     def read(path: Path) -> NDArray[np.uint8] | str:
         try:
-            return resize(decode(path))
+            return resize(decode(path, levels))
         except (ValueError, OSError) as error:
             return str(error)
 

@@ -34,11 +34,16 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Per channel, for pixels in 0..1."""
+    levels: Mapping[str, Any] | None = None
+    """Which values become black and white where files have more than 8 bits, as `data.decode.Levels`; None without."""
 
     @property
     def text(self) -> str:
-        """As JSON, for a file's metadata."""
-        return json.dumps(asdict(self))
+        """As JSON, for a file's metadata; levels are left out where there are none, as the first release does."""
+        values = asdict(self)
+        if self.levels is None:
+            del values["levels"]
+        return json.dumps(values)
 
     @classmethod
     def parse(cls, text: str) -> "InputSpec":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import ModelConfig
+from finetune.data.decode import Levels
 from finetune.data.files import file_state
 from finetune.network.backbone import backbone_shapes
 from finetune.network.weights import Weights, read_weights
@@ -34,6 +35,8 @@ class ImageFacts:
     warnings: tuple[str, ...]
     val_paths: tuple[str, ...]
     """The validation images' files, in order."""
+    levels: Levels | None = None
+    """How pixels of more than 8 bits were scaled; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def _image_facts(raw: Mapping[str, Any]) -> ImageFacts:
         split_digest=raw["split_digest"],
         warnings=tuple(raw["warnings"]),
         val_paths=tuple(raw["val_paths"]),
+        levels=None if raw.get("levels") is None else Levels.parse(raw["levels"]),
     )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import Config, digest_of
-from finetune.data.decode import Transform
+from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform
 from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
+from finetune.data.levels import find_levels
 from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet
 from finetune.data.source import find_samples
@@ -30,12 +31,14 @@ class Images:
     warnings: tuple[str, ...]
     val_paths: tuple[str, ...]
     """The validation images' files, in order."""
+    levels: Levels | None = None
+    """How pixels of more than 8 bits were scaled; None where there are none."""
 
     @property
     def facts(self) -> ImageFacts:
         """What another trial on the same images need not find out again."""
         splits = {split: SplitFacts(store.digest, tuple(store.labels.tolist())) for split, store in self.splits.items()}
-        return ImageFacts(self.classes, splits, self.split_digest, self.warnings, self.val_paths)
+        return ImageFacts(self.classes, splits, self.split_digest, self.warnings, self.val_paths, self.levels)
 
 
 def open_images(config: Config, facts: Facts, progress: Progress = no_progress) -> tuple[Images, Weights, Cut]:
@@ -79,7 +82,9 @@ def pixel_folder(config: Config, digest: str) -> Path:
     return Path(config.cache.dir).expanduser() / "pixels" / digest
 
 
-def decode_splits(config: Config, data: DataSet, progress: Progress = no_progress) -> dict[str, PixelStore]:
+def decode_splits(
+    config: Config, data: DataSet, progress: Progress = no_progress, levels: Levels = DEFAULT_LEVELS
+) -> dict[str, PixelStore]:
     """The images of every split decoded and resized; what the cache has already is not done again.
 
     Raises:
@@ -94,7 +99,7 @@ def decode_splits(config: Config, data: DataSet, progress: Progress = no_progres
         def show(done: int, total: int) -> None:
             progress(f"decoding {split} images", done, total)
 
-        return pixel_store(data.splits[split], transform, cache, config.data.on_bad, threads, show, limit)
+        return pixel_store(data.splits[split], transform, cache, config.data.on_bad, threads, show, limit, levels)
 
     return {split: decode_split(split) for split in data.splits}
 
@@ -108,7 +113,7 @@ def _reopen(config: Config, known: ImageFacts) -> Images | None:
             return None
         splits[split] = PixelStore(store.rows, np.asarray(facts.labels, dtype=np.int64), facts.digest)
 
-    return Images(known.classes, splits, known.split_digest, known.warnings, known.val_paths)
+    return Images(known.classes, splits, known.split_digest, known.warnings, known.val_paths, known.levels)
 
 
 def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: Progress) -> Images:
@@ -116,7 +121,11 @@ def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: P
 
     `known` is what they were when the sweep began.
     """
-    splits = decode_splits(config, data, progress)
+    paths = [path for samples in data.splits.values() for path in samples.paths]
+    extremes = find_levels(paths, Path(config.cache.dir).expanduser(), config.data.workers or None)
+    levels = None if extremes is None else extremes.levels
+    splits = decode_splits(config, data, progress, levels or DEFAULT_LEVELS)
+    _refuse_lost_classes(data, splits)
     if known is not None:
         _refuse_changed(config, data, splits, known)
 
@@ -125,10 +134,27 @@ def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: P
         raise Refused(f"{leakage}; {LEAKAGE_REMEDY}")
 
     warnings = [*data.warnings, *([leakage] if leakage else [])]
+    if extremes is not None and extremes.note:
+        warnings.append(extremes.note)
     for store in splits.values():
         warnings += store.warnings
     val_paths = tuple(str(path) for path in data.splits["val"].paths if path in splits["val"].contents)
-    return Images(data.classes, splits, data.split_digest, tuple(warnings), val_paths)
+    return Images(data.classes, splits, data.split_digest, tuple(warnings), val_paths, levels)
+
+
+def _refuse_lost_classes(data: DataSet, splits: dict[str, PixelStore]) -> None:
+    """Make sure that every class has an image to train on, once those that cannot be read are left out.
+
+    Raises:
+        Refused: one has none.
+    """
+    left = set(splits["train"].labels.tolist())
+    lost = [name for label, name in enumerate(data.classes) if label not in left]
+    if lost:
+        raise Refused(
+            f"every training image of class {lost[0]} is unreadable, so nothing is left to learn it from; "
+            "mend them, or remove the class"
+        )
 
 
 def _refuse_changed(config: Config, data: DataSet, splits: dict[str, PixelStore], known: ImageFacts) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -244,7 +244,8 @@ def _save_best(
     reach("checkpoint", out / CHECKPOINT)
     model = replace(config.model, freeze_depth=freeze_depth)  # `all` as a number
     data = config.data
-    preprocessing = InputSpec(data.size, data.resize, data.interpolation, weights.mean, weights.std)
+    levels = None if images.levels is None else asdict(images.levels)
+    preprocessing = InputSpec(data.size, data.resize, data.interpolation, weights.mean, weights.std, levels)
     save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen_digest, preprocessing)
 
     if not config.trainer.refit:  # whose weights are of the last epoch, and whose validation images were trained on

@@ -359,7 +359,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path, monkeypat
     part = tmp_path / "c" / "pixels" / f"{whole.digest}.part"
     assert len((part / "blocks.jsonl").read_text().splitlines()) == 2
     decoded: list[Path] = []
-    monkeypatch.setattr(pixels, "decode", lambda path: (decoded.append(path), decode(path))[1])
+    monkeypatch.setattr(pixels, "decode", lambda path, levels: (decoded.append(path), decode(path, levels))[1])
     again = pixel_store(samples, SQUASH, tmp_path / "c", "skip")
     assert sorted(decoded) == sorted(samples.paths[8:])
     np.testing.assert_array_equal(again.images[:], whole.images[:])

@@ -1,4 +1,4 @@
-"""Rows 1 to 11: what is wrong with images is refused by name, or counted in the report."""
+"""Rows 1 to 11, 50 and 52 to 54: what is wrong with images is refused by name, or counted in the report."""
 
 import hashlib
 import json
@@ -18,6 +18,9 @@ from torchvision.datasets import ImageFolder
 from finetune.data.decode import Transform, decode
 from finetune.data.pixels import pixel_store
 from finetune.data.samples import Samples, load_samples
+from finetune.export.card import model_card
+from finetune.export.classifier import exported_bytes, load_classifier
+from finetune.export.predict import probabilities_of
 from finetune.export.write import class_file
 from finetune.records.result import Result
 from tests.faults.invariants import check_invariants, run, terminal_records
@@ -463,3 +466,107 @@ def test_fault_11_a_folder_named_like_an_image_is_refused(sweeps: Sweeps, fast: 
     folder = images / "train" / "class2" / "x.jpg"
     folder.mkdir()
     assert f"{folder} is a folder with the name of an image; rename or remove it" in sweeps.refused(fast)
+
+
+# 50
+
+
+@pytest.mark.parametrize("names", [("Training", "Validation"), ("TRAIN", "EVAL"), ("seg_train/seg_train", "seg_dev")])
+def test_fault_50_splits_by_other_names_are_no_classes(
+    sweeps: Sweeps, fast: list[str], images: Path, names: tuple[str, str]
+) -> None:
+    for old, new in zip(("train", "val"), names, strict=True):
+        (images / new).parent.mkdir(exist_ok=True)
+        (images / old).rename(images / new)
+    sweeps.warned(fast)
+    (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
+    for samples, name in zip(load_samples(str(images)).splits.values(), names, strict=True):
+        theirs = ImageFolder(images / name)
+        assert record.classes == theirs.classes
+        assert sorted(zip(map(str, samples.paths), samples.labels, strict=True)) == sorted(theirs.samples)
+
+
+def test_fault_50_what_cannot_be_told_is_refused_and_the_key_decides(
+    sweeps: Sweeps, fast: list[str], images: Path
+) -> None:
+    shutil.copytree(images / "val", images / "valid")
+    assert "val and valid could each be the val split; set data.val_dir=val, or another" in sweeps.refused(fast)
+    told = sweeps.warned([*fast, "data.val_dir=valid"])
+    assert f"{images}: not used: val (3 folders with images)" in told
+
+
+# 52
+
+
+def test_fault_52_images_under_other_names_are_read_and_the_rest_is_said(
+    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = images / "train" / "class0"
+    for i, name in enumerate(("a.jfif", "b.jpg?itok=1", "c", "d.avif", "e.tga")):
+        form = {".jfif": "JPEG", ".avif": "AVIF", ".tga": "TGA"}.get(Path(name).suffix, "PNG")
+        (folder / name).write_bytes(encoded(photograph(60 + i), form))
+        (images / "val" / "class0" / name).write_bytes(encoded(photograph(70 + i), form))
+    for place in (folder, images / "val" / "class0"):
+        (place / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    told = sweeps.warned(fast)
+    heic = "left out 2 .heic files, which `pip install pillow-heif` lets Pillow read"
+    assert f"{images}: {heic}" in told
+    assert len(load_samples(str(images)).splits["train"]) == 24 + 5
+    for command, place, count in (("predict", images / "val" / "class0", 9), ("test", images, 17)):
+        capfd.readouterr()
+        assert finetune(monkeypatch, command, sweeps.folder, place) == 0
+        out = capfd.readouterr().out
+        assert "left out 1 .heic file, which `pip install pillow-heif` lets Pillow read" in out
+        if command == "predict":
+            assert sum(line.startswith(str(place)) and "  class" in line for line in out.splitlines()) == count
+        else:
+            assert f"on {count} images of val/" in out
+
+
+# 53
+
+
+def as_12_bits(images: Path) -> None:
+    """The grey of each picture, in 12 bits of 16."""
+    for path in images.rglob("*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 16 + grey // 16).save(path)
+
+
+def test_fault_53_12_bits_in_16_are_scaled_and_whoever_uses_the_model_scales_alike(
+    sweeps: Sweeps, fast: list[str], images: Path, tmp_path: Path
+) -> None:
+    greys = {path: Image.open(path).convert("L") for path in images.rglob("*.png")}
+    as_12_bits(images)
+    told = sweeps.warned(fast)
+    assert any("36 images have more than 8 bits and 12-bit values" in text for text in told), told
+    (checkpoint,) = sweeps.folder.glob("trials/*/best.safetensors")
+    classifier = load_classifier(checkpoint)
+    exported = tmp_path / "model.safetensors"
+    exported.write_bytes(exported_bytes(classifier))
+    plain = tmp_path / "plain"
+    for path, grey in greys.items():
+        (plain / path.relative_to(images)).parent.mkdir(parents=True, exist_ok=True)
+        grey.save(plain / path.relative_to(images))
+    for model in (classifier, load_classifier(exported)):
+        assert model.preprocessing.levels == {"integers": [0, 4095], "floats": None, "wide": False}
+        deep = [row for _, row in probabilities_of(model, sorted(images.rglob("*.png")), device="cpu")]
+        eight = [row for _, row in probabilities_of(model, sorted(plain.rglob("*.png")), device="cpu")]
+        np.testing.assert_allclose(np.stack(deep), np.stack(eight), atol=0.02)  # half a level at the most
+    card = model_card(classifier.model, classifier.classes, vars(classifier.preprocessing), "", None, "", [])
+    assert "0 becomes black and 4095 white" in card
+    assert "low, high = (0, 4095)" in card
+
+
+# 54
+
+
+def test_fault_54_a_class_of_which_no_image_is_left_is_refused(
+    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in (images / "train" / "class1").iterdir():
+        path.write_bytes(b"")
+    line = sweeps.refused([*fast, "data.on_bad=skip"])
+    assert "every training image of class class1 is unreadable, so nothing is left to learn it from" in line
+    assert finetune(monkeypatch, "check", images, "data.on_bad=skip") == 2
+    assert "training would be refused: every image of class class1 is unreadable" in capfd.readouterr().out
