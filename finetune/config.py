@@ -57,6 +57,8 @@ class DataConfig:
     """A folder of class folders, with or without train/ and val/; the name `shapes10` is the embedded set."""
     csv: str | None = None
     """A file of `path,label[,split]` lines instead of a folder; paths are relative to `root`, else to the file."""
+    csv_columns: str | None = None
+    """Which column of it is what, where their names do not say: `path:image_id,label:dx`, and `split:…`."""
     train_dir: str | None = None
     """The folder of the training images, in root or absolute, where its name does not say so; `.` is root itself."""
     val_dir: str | None = None
@@ -204,7 +206,7 @@ NOT_MEANINGFUL = (
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
 
 
-ADDED = ("data.train_dir", "data.val_dir", "data.test_dir")
+ADDED = ("data.csv_columns", "data.train_dir", "data.val_dir", "data.test_dir")
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 
 

@@ -26,8 +26,9 @@ def check(
     formats. Ends with 2 when training would be refused, else with 0.
     """
     from finetune.compose import compose_config, override
+    from finetune.data.table import is_table
 
-    key = "data.csv" if data.endswith(".csv") else "data.root"
+    key = "data.csv" if is_table(Path(data).expanduser()) else "data.root"
     settings = [override(key, data), *(overrides or ())]
     config = compose_config(settings)
     inspection = _inspect(config)

@@ -74,7 +74,7 @@ def predict(
 def test(
     model: Model,
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A folder of class folders, or of splits that hold them.")
+        Path, typer.Argument(metavar="DATA", help="A folder of class folders, or of splits that hold them; or a CSV.")
     ],
     split: Annotated[
         str | None, typer.Option(metavar="NAME", help="train, val or test; default test, else val, else all images.")
@@ -89,10 +89,10 @@ def test(
 
     Prints the accuracy with its interval, precision and recall of each class, and the confusion matrix.
     """
-    from finetune.data.folders import labelled_images
+    from finetune.data.source import find_labelled
 
     _refuse_unusable(csv_file)
-    name, labelled, notes = labelled_images(data, split)
+    name, labelled, notes = find_labelled(data, split)
     for note in notes:
         console.print(f"note: {note}")
     classifier = _load(model, device)

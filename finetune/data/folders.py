@@ -1,6 +1,7 @@
 """The images below folders: where links lead, and what is passed over. Looks at names and first bytes."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Search:
         if not classes:
             raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
 
+        _refuse_equal_names(classes)
         for entry in classes:
             unread_before = self.unread.copy()
             _refuse_loop(entry)
@@ -168,6 +170,21 @@ class Search:
         ]
 
 
+def _refuse_equal_names(folders: Collection[Path]) -> None:
+    """Refuse two class folders whose names look the same and differ in how Unicode writes them.
+
+    A Mac takes accents apart (NFD) and others do not (NFC), so archives of both unpacked in one place have two.
+    """
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        other = seen.setdefault(unicodedata.normalize("NFC", folder.name), folder)
+        if other is not folder:
+            raise Refused(
+                f"{folder.parent} holds two folders called {folder.name}, whose accents are written in two ways (as on a "
+                "Mac and elsewhere); put the images of both into one"
+            )
+
+
 def _refuse_loop(folder: Path) -> None:
     """Make sure that `folder`, once its links are followed, does not lead back to a folder that it lies in.
 
@@ -196,6 +213,8 @@ def from_folder(
     Raises:
         Refused: there is none, a class is empty, or something in it is no file of its own; the message names it.
     """
+    if root.is_file():
+        raise Refused(f"data.root={root} is not a folder but a file; a table of images is given as data.csv={root}")
     if not root.is_dir():
         raise Refused(f"data.root={root} is not a folder; give a folder that holds one folder of images per class")
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.folders import LabelledImages, from_folder
+from finetune.data.folders import from_folder
 from finetune.data.splits import SPLITS
 from finetune.data.table import from_csv
 from finetune.errors import Refused
@@ -81,23 +82,31 @@ def load_samples(
     use_val_as: str = "val",
     folders: Mapping[str, str | None] = MappingProxyType({}),
     links: str = "follow",
+    columns: str | None = None,
 ) -> DataSet:
     """Find the images under `root`, or those a CSV names, and split them.
 
     Args:
         root: A folder of class folders, or one with `train/` and perhaps `val/` and `test/` that hold them.
-        csv_file: Lines of `path,label[,split]` under such a header; paths are relative to `root`, else to the file.
+        csv_file: A table with a line an image instead; paths in it are relative to `root`, else to the file.
         val_fraction: Share of the training images that become validation where none is given, 0..1.
         split_seed: Which of them; together with labels and fraction it decides the split, and nothing else does.
         use_val_as: `test` makes the given validation images the test set and splits validation off the training set.
         folders: By split, its folder in `root`, where its name does not say which it is.
         links: `follow` or `refuse` links below `root`.
+        columns: Which column of the CSV is what, as `path:filename,label:diagnosis`.
 
     Raises:
         Refused: no such folder, no images, a class without images, fewer than two classes, or a class that only
             validation or test has; the message names it.
     """
-    images, warnings = _labelled_images(root, csv_file, folders, links)
+    if csv_file is not None:
+        images, warnings = from_csv(Path(csv_file).expanduser(), root, columns)
+    elif root is not None:
+        images, warnings = from_folder(Path(root).expanduser(), folders, links)
+    else:
+        raise Refused("data.root is not set; give data.root=FOLDER of class folders, or experiment=embedded")
+
     if use_val_as == "test":
         if "val" not in images:
             raise Refused("data.use_val_as=test, but there is no val/ folder or split; leave the key at val")
@@ -109,9 +118,11 @@ def load_samples(
         names = f" ({classes[0]})" if classes else ""
         raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed")
 
+    warnings += _on_case(where, classes)
     splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
     for name in splits.keys() - {"train"}:
-        absent = sorted(set(classes) - {label for _, label in images[name]})
+        present = set(splits[name].labels)
+        absent = [label for i, label in enumerate(classes) if i not in present]
         if absent:
             warnings.append(f"{where}: {name} has no image of {', '.join(absent)}")
 
@@ -126,14 +137,17 @@ def load_samples(
     return DataSet(classes, ordered, tuple(warnings))
 
 
-def _labelled_images(
-    root: str | None, csv_file: str | None, folders: Mapping[str, str | None], links: str
-) -> tuple[LabelledImages, list[str]]:
-    if csv_file is not None:
-        return from_csv(Path(csv_file).expanduser(), root)
-    if root is not None:
-        return from_folder(Path(root).expanduser(), folders, links)
-    raise Refused("data.root is not set; give data.root=FOLDER of class folders, or experiment=embedded")
+def _on_case(where: str, classes: Sequence[str]) -> list[str]:
+    """A sentence for each two classes that differ in case only, as typing errors do."""
+    seen: dict[str, str] = {}
+    warnings = []
+    for name in classes:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            warnings.append(
+                f"{where}: classes {other} and {name} differ in case only; put them into one if they are one"
+            )
+    return warnings
 
 
 def _refuse_single_images(train: Samples, classes: tuple[str, ...], where: str) -> None:
@@ -178,11 +192,14 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
 
 
 def _indexed(split: str, images: list[tuple[Path, str]], classes: tuple[str, ...], where: str) -> Samples:
-    index = {label: i for i, label in enumerate(classes)}
-    unknown = sorted({label for _, label in images} - index.keys())
+    """The images with their labels as indices, sorted by path; accents of labels may be written in two ways."""
+    index = {unicodedata.normalize("NFC", label): i for i, label in enumerate(classes)}
+    ordered = sorted(images, key=lambda image: os.fsencode(image[0]))
+    labels = [index.get(unicodedata.normalize("NFC", label)) for _, label in ordered]
+
+    unknown = sorted(label for (_, label), i in zip(ordered, labels, strict=True) if i is None)
     if unknown:
         raise Refused(
             f"{where}: {split} has class {unknown[0]!r}, which training lacks; remove it or add images to train"
         )
-    images = sorted(images, key=lambda image: os.fsencode(image[0]))
-    return Samples(tuple(path for path, _ in images), tuple(index[label] for _, label in images))
+    return Samples(tuple(path for path, _ in ordered), tuple(label for label in labels if label is not None))

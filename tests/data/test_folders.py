@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,26 @@ def test_an_empty_class_in_validation_is_warned_of(tmp_path: Path) -> None:
     root = drawn(tmp_path, *(f"{split}/{name}" for split in ("train", "val") for name in TWO_CLASSES))
     (root / "val" / "emu").mkdir()
     assert load_samples(str(root)).warnings == (f"{root}: 1 class folder holds no images ({root}/val/emu)",)
+
+
+def test_two_spellings_of_one_class_are_refused_in_one_split_and_one_class_in_two(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    root = drawn(tmp_path / "one", f"{composed}/1.png", f"{apart}/1.png", "dog/1.png")
+    with pytest.raises(Refused, match=r"holds two folders called .*, whose accents are written in two ways"):
+        load_samples(str(root))
+    root = drawn(tmp_path / "two", *(f"train/{name}" for name in (f"{apart}/1.png", "dog/1.png")))
+    drawn(root, f"val/{composed}/2.png", "val/dog/2.png")
+    data = load_samples(str(root))
+    assert data.classes == ("dog", apart)
+    assert data.splits["val"].labels == (0, 1)
+    assert data.warnings == ()
+
+
+def test_classes_that_differ_in_case_only_are_doubted(tmp_path: Path) -> None:
+    root = drawn(tmp_path, *TWO_CLASSES, "Cat/1.png", "Cat/2.png")
+    assert load_samples(str(root), val_fraction=0.5).warnings == (
+        f"{root}: classes Cat and cat differ in case only; are they one?",
+    )
 
 
 def test_a_pipe_with_the_name_of_an_image_is_refused_and_another_passed_over(tmp_path: Path) -> None:

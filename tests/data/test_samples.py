@@ -237,10 +237,10 @@ def test_val_of_a_csv_can_be_the_test_set(tmp_path: Path) -> None:
 REFUSED_TABLES = {
     "empty": ("", r"the first line must name the columns: path,label or path,label,split"),
     "no header": ("cat/1.png,cat\n", r"the first line must name the columns"),
-    "no label column": ("path,class\ncat/1.png,cat\n", r"the first line must name the columns"),
+    "no label column": ("path,animal\ncat/1.png,cat\n", r"the first line must name the columns"),
     "an unknown split": (
-        "path,label,split\ncat/1.png,cat,dev\n",
-        r"csv:2: split 'dev' is not known; use train, val, t",
+        "path,label,split\ncat/1.png,cat,fold1\n",
+        r"csv:2: split 'fold1' is not known; use train, val, t",
     ),
     "no label": ("path,label\ncat/1.png,cat\ndog/1.png,\n", r"csv:3: path or label is empty; fill it in or remove"),
     "a blank label": ("path,label\ncat/1.png,cat\ndog/1.png,  \n", r"csv:3: path or label is empty"),
