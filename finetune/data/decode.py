@@ -1,6 +1,7 @@
 """One image file to upright 8-bit RGB, and to the network's size."""
 
 import functools
+import logging
 import re
 import threading
 import warnings
@@ -59,6 +60,7 @@ _COLOUR_16 = re.compile(r"(RGB|RGBA|RGBX|LA|CMYK);16[BLN]?")
 Image.MAX_IMAGE_PIXELS = _LARGEST_JPEG // 2  # it refuses twice that; what is between is refused here
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _LARGEST_TEXT
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on files that are read all the same; nobody could act on them
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or its errors would be printed besides being raised
 
 _UNSAFE = ("EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR")
 """Formats that other programs would have to draw, or that Pillow knows by name only."""

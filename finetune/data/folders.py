@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from finetune.data.formats import has_image_name, is_image, is_system, remedy_for
+from finetune.data.formats import has_image_name, is_image, is_system, unread_kind
 from finetune.data.splits import SPLITS, find_layout
 from finetune.errors import Refused, counted
 
@@ -55,6 +55,7 @@ class Search:
         if not classes:
             raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
 
+        _refuse_detection_set(folder, {entry.name.lower() for entry in classes})
         _refuse_equal_names(classes)
         for entry in classes:
             unread_before = self.unread.copy()
@@ -86,8 +87,8 @@ class Search:
                 self.ignored[entry.name] += 1
             elif is_image(entry):
                 yield entry
-            elif remedy := remedy_for(entry):
-                suffix = entry.suffix.lower()
+            elif kind := unread_kind(entry):
+                suffix, remedy = kind
                 self.unread[suffix] += 1
                 self.remedies[suffix] = remedy
             else:
@@ -170,6 +171,15 @@ class Search:
         ]
 
 
+def _refuse_detection_set(folder: Path, names: Collection[str]) -> None:
+    """Refuse images/ beside labels/, which hold where things are in images, and no classes of images."""
+    if "images" in names and set(names) & {"labels", "annotations"}:
+        raise Refused(
+            f"{folder} holds images/ and labels/, as sets for detection do; put the images of each class in a folder "
+            "named after it, or list them in a table (data.csv=FILE)"
+        )
+
+
 def _refuse_equal_names(folders: Collection[Path]) -> None:
     """Refuse two class folders whose names look the same and differ in how Unicode writes them.
 
@@ -180,8 +190,8 @@ def _refuse_equal_names(folders: Collection[Path]) -> None:
         other = seen.setdefault(unicodedata.normalize("NFC", folder.name), folder)
         if other is not folder:
             raise Refused(
-                f"{folder.parent} holds two folders called {folder.name}, whose accents are written in two ways (as on a "
-                "Mac and elsewhere); put the images of both into one"
+                f"{folder.parent} holds two folders called {folder.name}, whose accents are written in two ways (as on "
+                "a Mac, and elsewhere); put the images of both into one"
             )
 
 

@@ -62,7 +62,8 @@ _HEIF_REMEDY = "which `pip install pillow-heif` lets Pillow read"
 _PICTURES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), _HEIF_REMEDY),
     **dict.fromkeys((".dcm", ".dicom"), "which are DICOM; convert them to PNG or TIFF"),
-    **dict.fromkeys((".svg", ".pdf", ".eps", ".ai", ".wmf", ".emf"), "which are drawings; export them as PNG"),
+    ".pdf": "which are PDF; export their pages as PNG",
+    **dict.fromkeys((".svg", ".eps", ".ai", ".wmf", ".emf"), "which are drawings; export them as PNG"),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), "which are videos; extract their frames"),
     **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "which are volumes; save their slices as PNG or TIFF"),
     **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5", ".mat"), "which are arrays; save them as PNG or TIFF"),
@@ -128,7 +129,7 @@ def is_image(path: Path) -> bool:
 
     if path.name.lower().endswith(("~", *_UNFINISHED)):  # a copy, or the beginning of one, of an image beside it
         return False
-    if remedy_for(path):  # a camera's raw file would be taken for the small TIFF that it begins like
+    if path.suffix.lower() in _PICTURES:  # a camera's raw file would be taken for the small TIFF that it begins like
         return False
     return format_of(path) not in _UNREAD
 
@@ -151,9 +152,27 @@ def format_of_bytes(beginning: bytes) -> str:
     return next((name for name, pattern in _BEGINNINGS.items() if pattern.match(beginning)), "")
 
 
-def remedy_for(path: Path) -> str:
-    """What to do with a picture of a kind that is not read, by its name; empty for anything else."""
-    return _PICTURES.get(path.suffix.lower(), "")
+def unread_kind(path: Path) -> tuple[str, str] | None:
+    """A picture's kind that is not read, and what to do with it; None for anything else.
+
+    >>> unread_kind(Path("scan.DCM"))
+    ('.dcm', 'which are DICOM; convert them to PNG or TIFF')
+    """
+    suffix = path.suffix.lower()
+    if suffix in _PICTURES:
+        return suffix, _PICTURES[suffix]
+    if format_of(path) in _UNREAD - {""}:
+        return ".heic", _HEIF_REMEDY
+    return (".dcm", _PICTURES[".dcm"]) if _is_dicom(path) else None
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file is of medical devices, which give it no ending: DICOM has its name after 128 free bytes."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def what_else(path: Path) -> str:
@@ -162,8 +181,11 @@ def what_else(path: Path) -> str:
         beginning = file.read(64)
     if not beginning:
         return "empty"
-    if format_of_bytes(beginning) in _UNREAD - {""}:
+    form = format_of_bytes(beginning)
+    if form in _UNREAD - {""}:
         return f"HEIC, {_HEIF_REMEDY}"
+    if form:
+        return f"{form}, damaged or of a kind that Pillow does not read"
     return next((kind for pattern, kind in _NOT_IMAGES if pattern.match(beginning)), "not an image")
 
 

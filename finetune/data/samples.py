@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.config import digest_of
 from finetune.data.folders import from_folder
-from finetune.data.splits import SPLITS
+from finetune.data.splits import SPLITS, table_hint
 from finetune.data.table import from_csv
 from finetune.errors import Refused
 
@@ -116,7 +116,8 @@ def load_samples(
     classes = tuple(sorted({label for _, label in images.get("train", [])}))
     if len(classes) < 2:
         names = f" ({classes[0]})" if classes else ""
-        raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed")
+        hint = table_hint(Path(root).expanduser()) if csv_file is None and root is not None else ""
+        raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed{hint}")
 
     warnings += _on_case(where, classes)
     splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
@@ -144,9 +145,7 @@ def _on_case(where: str, classes: Sequence[str]) -> list[str]:
     for name in classes:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            warnings.append(
-                f"{where}: classes {other} and {name} differ in case only; put them into one if they are one"
-            )
+            warnings.append(f"{where}: classes {other} and {name} differ in case only; are they one?")
     return warnings
 
 

@@ -27,7 +27,10 @@ ALIASES = {
 """Which split a name means, in lower case."""
 _SPLIT_WORD = re.compile(rf"({'|'.join(ALIASES)})(set|data|images|imgs|folder|dir)?")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
-_FOLDS = re.compile(r"(fold|split|part|partition|batch|subset|shard|set|cv|k)[\s_-]?\d+", re.IGNORECASE)
+_PARTS = re.compile(
+    r"(.*[\s_-])?(fold|split|part|partition|batch|subset|shard|chunk|set|cv|k)[\s_-]?\d+", re.IGNORECASE
+)
+"""Names of numbered parts of a set."""
 _SIDE_FOLDERS = frozenset(
     {"annotation", "annotations", "labels", "masks", "metadata", "meta", "docs", "json", "xml", "csv"}
 )
@@ -82,6 +85,7 @@ def find_layout(root: Path, chosen: Mapping[str, str | None], need_train: bool =
     try:
         _refuse_splits_without_classes(place, groups, contents)
         _refuse_repeated_folders(place, contents)
+        _refuse_parts(place, contents)
     except _Undecided as undecided:
         remedy = undecided.remedy if need_train else "give the folder that holds the class folders itself"
         raise Refused(f"{undecided}; {remedy}") from None
@@ -234,6 +238,7 @@ def _refuse_splits_without_classes(root: Path, groups: Sequence[Group], contents
         if folders == full:
             raise Refused(
                 f"{folders[0]} holds no class folders; put the images of each class in a folder named after it"
+                f"{table_hint(root, folders[0])}"
             )
 
 
@@ -255,15 +260,28 @@ def _refuse_repeated_folders(root: Path, contents: Mapping[Path, _Contents]) -> 
     inner = contents[first].folders
     if len(inner) < 2 or any(contents[folder].folders != inner for folder in full):
         return
-    are_dates = not any(character.isalpha() for name in inner for character in name)
-    are_folds = all(_FOLDS.fullmatch(folder.name) for folder in full)
-    if are_dates and not are_folds:
+    if not _have_letters(inner) and not _are_parts(full):  # folders by date in each class
         return
     raise _Undecided(
         f"{root}: {_listed(full)} all hold the same folders ({_first_few(inner)}), as splits do",
         f"set data.train_dir={first.name} (and data.val_dir, data.test_dir), or data.train_dir=. if {_listed(full)} "
         "are the classes",
     )
+
+
+def _refuse_parts(root: Path, contents: Mapping[Path, _Contents]) -> None:
+    """Refuse folders that are numbered parts of one set: images_part_1, images_part_2."""
+    full = [folder for folder in contents if not contents[folder].is_empty]
+    if len(full) > 1 and _are_parts(full) and len({re.sub(r"\d+$", "", folder.name) for folder in full}) == 1:
+        raise _Undecided(
+            f"{root}: {_listed(full)} look like parts of one set, and no class folders",
+            "put the images of each class in a folder named after it, or list them in a table (data.csv=FILE); "
+            "or set data.train_dir=. if they are classes",
+        )
+
+
+def _are_parts(folders: Sequence[Path]) -> bool:
+    return all(_PARTS.fullmatch(folder.name) for folder in folders)
 
 
 def _refuse_undecided(root: Path, split: str, folders: Sequence[Path]) -> NoReturn:
@@ -292,17 +310,23 @@ def _description(folder: Path, contents: _Contents) -> str:
 
 
 def _unwrapped(root: Path) -> Path:
-    """The folder in which something is to be chosen: that below `root` where each holds nothing but the next."""
-    for _ in range(_DEPTH):
-        contents = _contents(root)
-        if contents.has_images or len(contents.folders) != 1:
-            return root
+    """The folder in which something is to be chosen: that below `root` where each holds nothing but the next.
 
-        only = root / contents.folders[0]
-        split, rest = split_named(only.name) or ("", "")
-        if _is_class(_contents(only)) or (split and not (split == "train" and rest)):
+    It is `root` where there is nothing to choose below: where images or folders by date come first, a class's.
+    """
+    place = root
+    for _ in range(_DEPTH + 1):
+        contents = _contents(place)
+        if contents.has_images or not contents.folders:
             return root
-        root = only
+        if len(contents.folders) > 1:
+            return place if _have_letters(contents.folders) else root
+
+        only = contents.folders[0]
+        split, rest = split_named(only) or ("", "")
+        if split and not (split == "train" and rest):
+            return place
+        place /= only
     return root
 
 
@@ -318,16 +342,17 @@ def _split_folder(folder: Path, train: Path | None) -> Path:
         return folder
 
     only = folder / contents.folders[0]
-    if _is_class(_contents(only)):
+    inner = _contents(only)
+    if inner.has_images or not _have_letters(inner.folders):  # one class, perhaps with folders by date
         return folder
     if train is not None and only.name in {path.name for path in _folders(train)}:
         return folder
     return only
 
 
-def _is_class(contents: _Contents) -> bool:
-    """Whether a folder that is alone holds images of one class: directly, or in folders by date."""
-    return contents.has_images or not any(character.isalpha() for name in contents.folders for character in name)
+def _have_letters(names: Sequence[str]) -> bool:
+    """Whether these are names of classes or splits; dates and numbers are not."""
+    return any(character.isalpha() for name in names for character in name)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -379,6 +404,12 @@ def _leads_nowhere(link: "os.DirEntry[str]") -> bool:
     except OSError:
         return True
     return False
+
+
+def table_hint(*folders: Path) -> str:
+    """What to add to a refusal where a table lies in one of these folders."""
+    tables = [path for folder in folders for path in folder.glob("*.[ct]sv")]
+    return f"; is {tables[0]} a table of their classes? then set data.csv={tables[0]}" if tables else ""
 
 
 def _listed(folders: Sequence[Path]) -> str:

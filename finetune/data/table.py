@@ -54,7 +54,8 @@ class _Images:
     def find(self, text: str) -> Path | None:
         """The file that `text` names: as it is, with other slashes or accents, or without the ending of its name.
 
-        A name alone is looked for in the folders below, and must be the only one.
+        A name alone, and that in a path of another computer, is looked for in the folders below, and must be the only
+        one there.
         """
         plain = text.replace("\\", "/")
         spellings = (text, plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain))
@@ -69,11 +70,12 @@ class _Images:
                 if named.is_file():
                     return named
 
-        if len(Path(plain).parts) != 1:
+        is_elsewhere = Path(plain).is_absolute() or _ELSEWHERE.match(text) is not None
+        if len(Path(plain).parts) != 1 and not is_elsewhere:
             return None
         if self._below is None:
             self._below = _files_below(self.base)
-        places = self._below.get(plain, [])
+        places = self._below.get(Path(plain).name, [])
         if len(places) != 1:
             return None
         self.by_search += 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.formats import FORMATS, format_of, is_image, is_system, remedy_for, what_else
+from finetune.data.formats import FORMATS, format_of, is_image, is_system, unread_kind, what_else
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8))
 
@@ -75,7 +75,22 @@ def test_a_copy_or_an_unfinished_download_is_none(tmp_path: Path, name: str) -> 
 def test_a_cameras_raw_file_is_not_taken_for_the_tiff_that_it_begins_like(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(encoded("TIFF"))
     assert not is_image(tmp_path / name)
-    assert "raw" in remedy_for(tmp_path / name)
+    kind = unread_kind(tmp_path / name)
+    assert kind is not None
+    assert kind[0] == Path(name).suffix.lower()
+    assert "raw" in kind[1]
+
+
+def test_heic_is_known_without_its_ending(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert not is_image(tmp_path / "x")
+    assert unread_kind(tmp_path / "x") == (".heic", "which `pip install pillow-heif` lets Pillow read")
+
+
+def test_dicom_is_known_without_its_ending(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(20))
+    assert not is_image(tmp_path / "IM0001")
+    assert unread_kind(tmp_path / "IM0001") == (".dcm", "which are DICOM; convert them to PNG or TIFF")
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "thumbs.DB", "__MACOSX", "$RECYCLE.BIN", "@eaDir", "._x"])
@@ -93,6 +108,7 @@ def test_what_systems_leave_is_known(name: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; run `git lfs pull`"),
         (b"%PDF-1.7", "a PDF"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which `pip install pillow-heif`"),
+        (b"\xff\xd8\xff\xe0", "JPEG, damaged or of a kind that Pillow does not read"),
         (b"some text", "not an image"),
     ],
 )

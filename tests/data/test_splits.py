@@ -65,6 +65,7 @@ def test_a_test_set_without_validation_stays_a_test_set(tmp_path: Path, test: st
 ONE_FOLDER = {
     "classes": ("dataset", ()),
     "classes, deep": ("a/b/dataset", ()),
+    "classes in a number": ("EuroSAT/2750", ()),
     "of macOS beside": ("dataset", ("__MACOSX/dataset/._1.png",)),
 }
 
@@ -78,7 +79,8 @@ def test_a_folder_that_is_alone_is_looked_into(tmp_path: Path, case: str) -> Non
 
 
 def test_a_class_that_is_alone_is_no_wrapping(tmp_path: Path) -> None:
-    for i, files in enumerate((["cat/1.png"], ["cat/2023/1.png", "cat/2024/1.png"])):
+    one_class = (["cat/1.png"], ["cat/2023/1.png", "cat/2024/1.png"], ["cat/2023/1.png"], ["cat/2023/a/1.png"])
+    for i, files in enumerate(one_class):
         with pytest.raises(Refused, match=r"found 1 class \(cat\) to train on"):
             load_samples(str(drawn(tmp_path / str(i), *files)))
     root = drawn(tmp_path / "s", *under("train"), "val/cat/2023/1.png")
@@ -144,6 +146,10 @@ UNDECIDED = {
         [*under("color"), *under("grayscale"), *under("segmented")],
         r"color, grayscale, segmented all hold the same folders",
     ),
+    "parts": (
+        ["images_part_1/1.png", "images_part_2/2.png"],
+        r"images_part_1, images_part_2 look like parts of one set, and no class folders",
+    ),
     "flat splits": (["train/1.png", "test/2.png"], r"test, train look like splits, and .*test holds no class folders"),
     "flat splits with a year": (["train2017/1.png", "val2017/2.png"], r"train2017, val2017 look like splits"),
     "flat splits beside others": (["train/1.png", "val/2.png", "bus/3.png"], r"train, val look like splits"),
@@ -171,7 +177,7 @@ def test_a_dot_takes_every_folder_as_a_class(tmp_path: Path, case: str) -> None:
     assert paths == set(ImageFolder(root).samples)
 
 
-SINGLE = ("flat splits", "flat splits with a year", "flat splits beside others", "splits in some classes")
+SINGLE = ("parts", "flat splits", "flat splits with a year", "flat splits beside others", "splits in some classes")
 
 
 CHOSEN = {
@@ -232,3 +238,23 @@ def test_a_folder_that_is_set_and_is_none_is_refused(tmp_path: Path) -> None:
 )
 def test_what_a_name_says(name: str, split: tuple[str, str] | None) -> None:
     assert split_named(name) == split
+
+
+def test_numbered_classes_are_no_parts(tmp_path: Path) -> None:
+    root = drawn(tmp_path, *(f"class_{i}/{j}.png" for i in range(3) for j in range(2)))
+    assert load_samples(str(root), val_fraction=0.5).classes == ("class_0", "class_1", "class_2")
+
+
+@pytest.mark.parametrize("files", [["train/1.png", "train/2.png"], ["images/1.png", "images/2.png"]])
+def test_a_table_beside_images_without_class_folders_is_pointed_at(tmp_path: Path, files: list[str]) -> None:
+    root = drawn(tmp_path, *files)
+    (root / "labels.csv").write_text("path,label\n")
+    with pytest.raises(Refused, match=r"is .*labels\.csv a table of their classes\? then set data\.csv=.*labels\.csv"):
+        load_samples(str(root))
+
+
+def test_a_set_for_detection_is_called_so(tmp_path: Path) -> None:
+    root = drawn(tmp_path, "train/images/1.png", "val/images/2.png")
+    (root / "train" / "labels").mkdir()
+    with pytest.raises(Refused, match="train holds images/ and labels/, as sets for detection do"):
+        load_samples(str(root))

@@ -177,6 +177,16 @@ def test_a_name_alone_is_looked_for_in_the_folders_below(tmp_path: Path) -> None
         from_csv(root / "images.csv", None)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["/data/upload/1/", "/content/drive/MyDrive/set/", "C:\\\\set\\\\", r"\\server\\x\\"]
+)
+def test_paths_of_another_computer_are_found_by_their_names(tmp_path: Path, prefix: str) -> None:
+    root = drawn(tmp_path, "images/a-1.png", "images/b-2.png")
+    images, notes = from_csv(table(root, "image,class", f"{prefix}a-1.png,cat", f"{prefix}b-2.png,dog"), None)
+    assert images == {"train": [(root / "images" / "a-1.png", "cat"), (root / "images" / "b-2.png", "dog")]}
+    assert f"2 images were found by their names in the folders below {root}" in notes[1]
+
+
 ELSEWHERE = {
     r"C:\Users\me\cat\1.png": "of another computer; give paths relative to the table, or to data.root",
     r"\\server\share\1.png": "of another computer",
