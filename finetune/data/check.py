@@ -10,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.decode import DEFAULT_LEVELS, Levels, decode
+from finetune.data.decode import decode
+from finetune.data.extremes import find_extremes
 from finetune.data.files import LEAKAGE_REMEDY, contents, equal_files, leakage_warning, misnamed
-from finetune.data.levels import find_levels
+from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 
@@ -193,7 +194,7 @@ def inspect_images(
         Refused: a file is gone, or reading it fails.
     """
     paths = [path for samples in data.splits.values() for path in samples.paths]
-    extremes = find_levels(paths, cache)
+    extremes = find_extremes(paths, cache)
     summarise = functools.partial(_summary, levels=DEFAULT_LEVELS if extremes is None else extremes.levels)
 
     summaries: dict[Path, ImageSummary] = {}

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from finetune.data.formats import has_image_name, is_image, is_system, unread_kind
-from finetune.data.splits import SPLITS, find_layout
+from finetune.data.names import SPLITS
+from finetune.data.splits import find_layout
 from finetune.errors import Refused, counted
 
 LabelledImages = dict[str, list[tuple[Path, str]]]
@@ -22,8 +23,6 @@ _EXAMPLES = 3
 class Search:
     """How folders are searched, and what was passed over so far."""
 
-    links: str = "follow"
-    """`follow` or `refuse`, as in `data.links`."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no images, and what systems leave, by name."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -113,32 +112,19 @@ class Search:
             notes.append(f"{where}: {folders} no images ({_first_few([str(path) for path in self.empty])})")
         return notes
 
-    def look_beside(self, root: Path, folders: Collection[Path]) -> None:
-        """Take note of what lies in `root` beside the `folders` that are used of it.
+    def look_beside(self, root: Path) -> None:
+        """Take note of images that lie in `root` beside its splits.
 
         Raises:
-            Refused: a link in it, or on the way to one of them, leads nowhere or is not wanted.
+            Refused: a link in it leads nowhere.
         """
-        for folder in folders:
-            way = [place for place in (folder, *folder.parents) if place != root and place.is_relative_to(root)]
-            for place in filter(Path.is_symlink, way):
-                self._check_link(place)
+        self.loose += [entry for entry in self._entries(root, count=False) if entry.is_file() and is_image(entry)]
 
-        if root in folders:
-            return
-        for entry in sorted(root.iterdir()):
-            if is_system(entry.name):
-                continue
-            if entry.is_symlink():
-                self._check_link(entry)
-            if entry.is_file() and is_image(entry):
-                self.loose.append(entry)
-
-    def _entries(self, folder: Path) -> Iterator[Path]:
-        """What `folder` holds, sorted, without what systems leave.
+    def _entries(self, folder: Path, count: bool = True) -> Iterator[Path]:
+        """What `folder` holds, sorted, without what systems leave, which is counted.
 
         Raises:
-            Refused: it cannot be listed, or a link in it leads nowhere or is not wanted.
+            Refused: it cannot be listed, or a link in it leads nowhere.
         """
         try:
             entries = sorted(folder.iterdir())
@@ -147,23 +133,11 @@ class Search:
 
         for entry in entries:
             if is_system(entry.name):
-                self.ignored[entry.name] += 1
+                self.ignored[entry.name] += count
                 continue
             if entry.is_symlink():
-                self._check_link(entry)
+                _refuse_dangling(entry)
             yield entry
-
-    def _check_link(self, link: Path) -> None:
-        if self.links == "refuse":
-            raise Refused(
-                f"{link} is a link, and data.links=refuse takes none; copy in what it leads to, or set it to follow"
-            )
-        try:
-            there = link.exists()
-        except OSError as error:
-            raise Refused(f"{link} leads where nothing can be read ({error.strerror}); check permissions") from error
-        if not there:
-            raise Refused(f"{link} links to nothing or to itself; restore what it leads to, or remove the link")
 
     def _unread_kinds(self, unread: Counter[str]) -> list[str]:
         return [
@@ -193,6 +167,31 @@ def _refuse_equal_names(folders: Collection[Path]) -> None:
                 f"{folder.parent} holds two folders called {folder.name}, whose accents are written in two ways (as on "
                 "a Mac, and elsewhere); put the images of both into one"
             )
+
+
+def _refuse_links(root: Path) -> None:
+    """Make sure that there is no link below `root`, before anything that one may lead to is looked at.
+
+    Raises:
+        Refused: there is one.
+    """
+    for folder, folders, files in os.walk(root):
+        for name in sorted((*folders, *files)):
+            if Path(folder, name).is_symlink() and not is_system(name):
+                link = Path(folder, name)
+                raise Refused(
+                    f"{link} is a link, and data.links=refuse takes none; copy in what it leads to, or set it to follow"
+                )
+        folders[:] = [name for name in folders if not is_system(name)]
+
+
+def _refuse_dangling(link: Path) -> None:
+    try:
+        is_there = link.exists()
+    except OSError as error:
+        raise Refused(f"{link} leads where nothing can be read ({error.strerror}); check permissions") from error
+    if not is_there:
+        raise Refused(f"{link} links to nothing or to itself; restore what it leads to, or remove the link")
 
 
 def _refuse_loop(folder: Path) -> None:
@@ -228,9 +227,12 @@ def from_folder(
     if not root.is_dir():
         raise Refused(f"data.root={root} is not a folder; give a folder that holds one folder of images per class")
 
-    search = Search(links)
+    if links == "refuse":
+        _refuse_links(root)
+    search = Search()
     layout = find_layout(root, chosen)
-    search.look_beside(root, layout.folders.values())
+    if root not in layout.folders.values():  # whose entries are looked at as classes
+        search.look_beside(root)
     images = {
         split: list(search.class_images(folder, layout.others, may_be_empty=split != "train"))
         for split, folder in layout.folders.items()

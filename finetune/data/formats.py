@@ -136,11 +136,18 @@ def is_image(path: Path) -> bool:
 
 def format_of(path: Path) -> str:
     """Pillow's name for what a file begins like; empty when it is no known format, or cannot be read."""
+    return format_of_bytes(_beginning(path, BEGINNING))
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
     try:
+        if path.stat().st_size == 0:  # as those in /proc are, of which some can be waited for without end
+            return b""
         with path.open("rb") as file:
-            return format_of_bytes(file.read(BEGINNING))
+            return file.read(size)
     except OSError:
-        return ""
+        return b""
 
 
 def format_of_bytes(beginning: bytes) -> str:
@@ -168,11 +175,7 @@ def unread_kind(path: Path) -> tuple[str, str] | None:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file is of medical devices, which give it no ending: DICOM has its name after 128 free bytes."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return _beginning(path, 132)[128:] == b"DICM"
 
 
 def what_else(path: Path) -> str:

@@ -13,9 +13,10 @@ import PIL
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
-from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform, decode
+from finetune.data.decode import Transform, decode
 from finetune.data.files import contents, file_state, misnamed
 from finetune.data.formats import HEIF_VERSION
+from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import digest_of
+from finetune.data.contents import table_hint
 from finetune.data.folders import from_folder
-from finetune.data.splits import SPLITS, table_hint
+from finetune.data.names import SPLITS
 from finetune.data.table import from_csv
 from finetune.errors import Refused
 
@@ -119,23 +120,37 @@ def load_samples(
         hint = table_hint(Path(root).expanduser()) if csv_file is None and root is not None else ""
         raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed{hint}")
 
-    warnings += _on_case(where, classes)
     splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
+    warnings += [*_on_case(where, classes), *_on_absent_classes(where, classes, splits)]
+    if "val" not in splits:
+        splits |= _split_off_val(splits["train"], classes, where, val_fraction, split_seed)
+    return DataSet(classes, {name: splits[name] for name in SPLITS if name in splits}, tuple(warnings))
+
+
+def _split_off_val(
+    train: Samples, classes: Sequence[str], where: str, fraction: float, seed: int
+) -> dict[str, Samples]:
+    """`train` without its validation images, and those."""
+    for label, count in Counter(train.labels).items():
+        if count < 2:
+            raise Refused(
+                f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
+                "add images, or give a val/ folder"
+            )
+    chosen = stratified(train.labels, fraction, seed)
+    rest = sorted(set(range(len(train))) - set(chosen))
+    return {"train": train.pick(rest), "val": train.pick(chosen)}
+
+
+def _on_absent_classes(where: str, classes: Sequence[str], splits: Mapping[str, Samples]) -> list[str]:
+    """A sentence for each split that lacks classes of the training split."""
+    warnings = []
     for name in splits.keys() - {"train"}:
         present = set(splits[name].labels)
         absent = [label for i, label in enumerate(classes) if i not in present]
         if absent:
             warnings.append(f"{where}: {name} has no image of {', '.join(absent)}")
-
-    if "val" not in splits:
-        train = splits["train"]
-        _refuse_single_images(train, classes, where)
-        chosen = stratified(train.labels, val_fraction, split_seed)
-        rest = sorted(set(range(len(train))) - set(chosen))
-        splits = {**splits, "train": train.pick(rest), "val": train.pick(chosen)}
-
-    ordered = {name: splits[name] for name in SPLITS if name in splits}
-    return DataSet(classes, ordered, tuple(warnings))
+    return warnings
 
 
 def _on_case(where: str, classes: Sequence[str]) -> list[str]:
@@ -147,15 +162,6 @@ def _on_case(where: str, classes: Sequence[str]) -> list[str]:
         if other != name:
             warnings.append(f"{where}: classes {other} and {name} differ in case only; are they one?")
     return warnings
-
-
-def _refuse_single_images(train: Samples, classes: tuple[str, ...], where: str) -> None:
-    for label, count in Counter(train.labels).items():
-        if count < 2:
-            raise Refused(
-                f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
-                "add images, or give a val/ folder"
-            )
 
 
 def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:

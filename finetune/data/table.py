@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.data.folders import LabelledImages
 from finetune.data.formats import FORMATS, is_system
-from finetune.data.splits import ALIASES, SPLITS
+from finetune.data.names import ALIASES, SPLITS
 from finetune.errors import Refused, counted
 
 _COLUMNS = {

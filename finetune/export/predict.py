@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from finetune.data.augment import NO_AUGMENTATION, Preprocess
-from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform, decode
+from finetune.data.decode import Transform, decode
+from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.export.classifier import Classifier
 from finetune.network.device import device_named
 

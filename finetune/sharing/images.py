@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import Config, digest_of
-from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform
+from finetune.data.decode import Transform
+from finetune.data.extremes import find_extremes
 from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
-from finetune.data.levels import find_levels
+from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet
 from finetune.data.source import find_samples
@@ -122,7 +123,7 @@ def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: P
     `known` is what they were when the sweep began.
     """
     paths = [path for samples in data.splits.values() for path in samples.paths]
-    extremes = find_levels(paths, Path(config.cache.dir).expanduser(), config.data.workers or None)
+    extremes = find_extremes(paths, Path(config.cache.dir).expanduser(), config.data.workers or None)
     levels = None if extremes is None else extremes.levels
     splits = decode_splits(config, data, progress, levels or DEFAULT_LEVELS)
     _refuse_lost_classes(data, splits)

@@ -150,6 +150,24 @@ def test_links_that_lead_nowhere_or_back_are_refused_by_name(tmp_path: Path, cas
         load_samples(str(root))
 
 
+@pytest.mark.parametrize("links", ["follow", "refuse"])
+@pytest.mark.parametrize("target", ["/", "/proc"])
+@pytest.mark.parametrize("name", ["link", "cat/link", "cat/x.png"])
+def test_a_link_to_the_whole_machine_is_not_looked_through(tmp_path: Path, name: str, target: str, links: str) -> None:
+    """Some files of /proc can be waited for without end."""
+    root = drawn(tmp_path / "root", *TWO_CLASSES)
+    (root / name).symlink_to(target)
+    if (target, links) != ("/proc", "follow"):
+        with pytest.raises(Refused, match=rf"{name} (links back to /|is a folder with the name|is a link, and data)"):
+            from_folder(root, links=links)
+    (root / name).unlink()
+    (root / name).symlink_to("/proc/kmsg")
+    try:
+        from_folder(root, links=links)
+    except Refused:
+        assert links == "refuse"
+
+
 @pytest.mark.parametrize("name", ["val", "test", "extra"])
 def test_a_dangling_link_beside_the_splits_is_refused_too(tmp_path: Path, name: str) -> None:
     root = drawn(tmp_path / "root", *(f"train/{name}" for name in TWO_CLASSES))

@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.data import levels as levels_module
-from finetune.data.decode import DEFAULT_LEVELS, Levels, Transform, decode
-from finetune.data.levels import Extremes, find_levels
+from finetune.data import extremes as extremes_module
+from finetune.data.decode import Transform, decode
+from finetune.data.extremes import Extremes, find_extremes
+from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.pixels import pixel_store
 from finetune.data.samples import Samples
 from finetune.export.card import _scaling
@@ -79,7 +80,7 @@ def written(tmp_path: Path, kind: str) -> list[Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_look_as_they_did_in_8_bits_whatever_file_they_are_in(tmp_path: Path, kind: str) -> None:
     paths = written(tmp_path, kind)
-    extremes = find_levels(paths, tmp_path / "cache")
+    extremes = find_extremes(paths, tmp_path / "cache")
     assert extremes is not None
     assert extremes.levels == KINDS[kind][2]
     tolerance = 4 if "14 bits of colour" in kind else 1  # 64 steps are left
@@ -92,43 +93,43 @@ def test_images_of_8_bits_have_no_levels_and_are_not_decoded(tmp_path: Path, mon
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(levels_module, "contents", never)
+    monkeypatch.setattr(extremes_module, "contents", never)
     paths = []
     for form in ("png", "jpg", "gif", "webp", "bmp", "ppm", "tif", "avif", "jp2"):
         Image.fromarray(GREY[0].astype(np.uint8)).convert("RGB").save(tmp_path / f"x.{form}")
         paths.append(tmp_path / f"x.{form}")
-    assert find_levels(paths, tmp_path / "cache") is None
+    assert find_extremes(paths, tmp_path / "cache") is None
 
 
 def test_the_range_is_that_of_the_whole_data_set(tmp_path: Path) -> None:
     paths = written(tmp_path, "12 bits in PNG")
     dark = save((GREY[0] // 8).astype(np.uint16), tmp_path / "dark.png")
-    extremes = find_levels([dark, *paths], tmp_path / "cache")
+    extremes = find_extremes([dark, *paths], tmp_path / "cache")
     assert extremes == Extremes(5, (0, 4095))
     (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:200])
-    assert find_levels([dark, *paths, tmp_path / "broken.png"], tmp_path / "cache") == extremes
+    assert find_extremes([dark, *paths, tmp_path / "broken.png"], tmp_path / "cache") == extremes
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = written(tmp_path, "Hounsfield units")
-    first = find_levels(paths, tmp_path / "cache")
+    first = find_extremes(paths, tmp_path / "cache")
 
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(levels_module, "deep_values", never)
-    assert find_levels(paths[::-1], tmp_path / "cache") == first
+    monkeypatch.setattr(extremes_module, "deep_values", never)
+    assert find_extremes(paths[::-1], tmp_path / "cache") == first
     (kept,) = (tmp_path / "cache" / "pixels").iterdir()
     kept.write_bytes(kept.read_bytes().replace(b"1024", b"2048"))
     with pytest.raises(AssertionError, match="decoded"):
-        find_levels(paths, tmp_path / "cache")
+        find_extremes(paths, tmp_path / "cache")
 
 
 def test_what_is_scaled_otherwise_is_said(tmp_path: Path) -> None:
     said = {}
     for kind in KINDS:
         (tmp_path / kind).mkdir()
-        extremes = find_levels(written(tmp_path / kind, kind), tmp_path / "cache")
+        extremes = find_extremes(written(tmp_path / kind, kind), tmp_path / "cache")
         said[kind] = "" if extremes is None else extremes.note
     assert said["16 bits"] == said["16 bits of colour"] == ""
     assert said["12 bits in PNG"] == (
@@ -144,7 +145,7 @@ def test_what_is_scaled_otherwise_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["12 bits in PNG", "16 bits"])
 def test_a_store_is_named_by_the_levels_unless_they_are_the_usual_ones(tmp_path: Path, name: str) -> None:
     paths = tuple(written(tmp_path, name))
-    extremes = find_levels(paths, tmp_path / "cache")
+    extremes = find_extremes(paths, tmp_path / "cache")
     assert extremes is not None
     samples, transform = Samples(paths, (0, 1, 0, 1)), Transform(16, "squash", "bilinear")
     plain = pixel_store(samples, transform, tmp_path / "cache")
@@ -177,7 +178,7 @@ def test_values_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     save(np.full((4, 4), np.nan, np.float32), tmp_path / "x.tif")
     with pytest.raises(ValueError, match="some not finite"):
         decode(tmp_path / "x.tif", Levels(floats=(0, 1)))
-    assert find_levels([tmp_path / "x.tif"], tmp_path / "cache") is None
+    assert find_extremes([tmp_path / "x.tif"], tmp_path / "cache") is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "colour" not in kind and "PGM" not in kind])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
+from finetune.data.names import split_named
 from finetune.data.samples import DataSet, load_samples
-from finetune.data.splits import split_named
 from finetune.errors import Refused
 from tests.data.test_folders import drawn
 from tests.data.test_samples import TWO_CLASSES, named
@@ -66,6 +66,7 @@ ONE_FOLDER = {
     "classes": ("dataset", ()),
     "classes, deep": ("a/b/dataset", ()),
     "classes in a number": ("EuroSAT/2750", ()),
+    "in a folder called train_images": ("train_images", ()),
     "of macOS beside": ("dataset", ("__MACOSX/dataset/._1.png",)),
 }
 
@@ -258,3 +259,13 @@ def test_a_set_for_detection_is_called_so(tmp_path: Path) -> None:
     (root / "train" / "labels").mkdir()
     with pytest.raises(Refused, match="train holds images/ and labels/, as sets for detection do"):
         load_samples(str(root))
+
+
+def test_digits_are_classes_and_dates_are_not(tmp_path: Path) -> None:
+    digits = drawn(tmp_path / "digits", *(f"mnist/{i}/{j}.png" for i in range(3) for j in range(2)))
+    assert load_samples(str(digits), val_fraction=0.5).classes == ("0", "1", "2")
+    signs = drawn(tmp_path / "signs", *(f"signs/{i:05}/{j}.png" for i in range(3) for j in range(2)))
+    assert load_samples(str(signs), val_fraction=0.5).classes == ("00000", "00001", "00002")
+    dated = ("2023-05-01", "2023", "2024_06", "20240601")
+    days = drawn(tmp_path / "days", *(f"{c}/{day}/1.png" for c in ("cat", "dog") for day in dated))
+    assert load_samples(str(days), val_fraction=0.5).classes == ("cat", "dog")

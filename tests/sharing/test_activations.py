@@ -350,7 +350,13 @@ def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this was done before")
 
-    for name in ("images.find_samples", "images.find_levels", "images.pixel_store", "plan.measure_costs", "plan.build"):
+    for name in (
+        "images.find_samples",
+        "images.find_extremes",
+        "images.pixel_store",
+        "plan.measure_costs",
+        "plan.build",
+    ):
         monkeypatch.setattr(f"finetune.sharing.{name}", never)
     monkeypatch.setattr("finetune.network.weights._tensor_digest", never)
     monkeypatch.setattr("finetune.storage.store._is_whole", never)
