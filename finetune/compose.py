@@ -39,6 +39,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
         Refused: an override that is not in the schema, of the wrong type or out of range, naming key and remedy.
     """
     register()
+    refuse_bare_words(overrides)
     refuse_reach(overrides)
     with initialize_config_dir(str(shipped("conf").resolve()), version_base="1.3"):
         try:
@@ -91,9 +92,6 @@ def refuse_reach(overrides: Sequence[str]) -> None:
         Refused: one that names code (Hydra's own settings can), a file outside `conf`, or a secret of the environment.
     """
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise Refused(_no_override(override))
-
         key, _, value = override.partition("=")
         name = key.lstrip("+~")
         if key.startswith("~"):
@@ -110,6 +108,17 @@ def refuse_reach(overrides: Sequence[str]) -> None:
                 raise Refused(
                     f"{override}: {variable} may be a secret, which would end up in records; give the value itself"
                 )
+
+
+def refuse_bare_words(overrides: Sequence[str]) -> None:
+    """Make sure that each override has a key and a value.
+
+    Raises:
+        Refused: one has not; the message says what to write instead.
+    """
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise Refused(_no_override(override))
 
 
 def _no_override(word: str) -> str:
@@ -175,6 +184,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> Refused:
     if error.__cause__ is not None and message.startswith("Error merging override"):
         reason = str(error.__cause__).strip().splitlines()[0]
         return Refused(f"{message.removeprefix('Error merging override ')}: {reason[:1].lower()}{reason[1:]}")
+
+    bare = re.match("Error parsing override '([^'=]*)' ", message)
+    if bare:
+        return Refused(_no_override(bare[1]))
 
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]

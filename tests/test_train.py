@@ -252,3 +252,19 @@ def test_a_stop_meant_for_an_earlier_attempt_stops_no_other(fast: list[str], tmp
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "stop").write_text("stopped by W&B")
     assert train(compose_config(words), words).status == "complete"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.root=x", "--cfg", "job"], "root: x"),
+        (["/usr"], "/usr is no setting; did you mean data.root=/usr?"),
+        (["lr"], "lr is no setting; settings are given as KEY=VALUE, such as optim.lr=0.01"),
+    ],
+)
+def test_a_word_without_a_key_gets_what_to_write_and_hydras_own_flags_work(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, *words) == (0 if "--cfg" in words else 2)
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.compose import no_such_key, override, refuse_reach, shipped
+from finetune.compose import no_such_key, override, refuse_bare_words, refuse_reach, shipped
 from finetune.config import Config as Schema
 from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
@@ -127,6 +127,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     flattened = list(_flattened(path, raw["parameters"]))
     parameters = {key: _parameter(path, key, given, method) for key, given, _ in flattened}
     told = command_overrides(str(path), raw.get("command", []))
+    refuse_bare_words(overrides)
     refuse_reach((*told, *overrides))
     _refuse_climbing(path, told, parameters)
     fixed = (*told, *overrides)
