@@ -53,7 +53,6 @@ ELSEWHERE = {
     "storage/cache": "storage/test_store.py",
     "storage/faults": "faults/test_points.py",
     "storage/parallel": "sharing/test_activations.py",
-    "sweep/agent": "test_wandb.py",
     "sweep/attempts": "faults/test_coordinator.py",
     "sweep/children": "faults/test_coordinator.py",
     "sweep/coordinator": "sweep/test_run.py",

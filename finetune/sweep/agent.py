@@ -24,7 +24,7 @@ from finetune.sweep.children import CONTEXT, end_with_parent
 from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare
-from finetune.sweep.spec import command_overrides
+from finetune.sweep.spec import command_overrides, refuse_wrong_goal
 
 _PATIENCE = 20.0
 """Seconds that a trial W&B stopped may take to end by itself; the server waits 30."""
@@ -52,6 +52,7 @@ def run_agents(
     fixed = command_overrides(sweep, config.get("command", []))
     if not fixed and not config.get("command"):
         raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
+    refuse_wrong_goal(sweep, config.get("metric") or {})
     name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
     slots = local_slots(chosen_gpus(check_and_prepare([]).gpus, gpus), workers, trials_per_gpu)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from finetune.config import typed
+from finetune.config import Config, leaves, typed
 from finetune.errors import Refused, nearest
 
 BASES: Mapping[str, tuple[str, ...]] = {
@@ -23,7 +23,12 @@ BASES: Mapping[str, tuple[str, ...]] = {
 _QUANTIZED = ("uniform", "log_uniform", "log_uniform_values", "normal", "log_normal", "beta")
 DISTRIBUTIONS = ("constant", "categorical", "int_uniform", *BASES, *(f"q_{base}" for base in _QUANTIZED))
 
-
+_AT_MOST_ONE = {
+    "optim.lr",
+    "optim.weight_decay",
+    *(key for key, _, field in leaves(Config()) if (field.metadata.get("high") or math.inf) <= 1),
+}
+"""Settings of which a value above 1 cannot be meant."""
 _NUMBERS = {**BASES, "int_uniform": ("min", "max")}
 _PARAMETER = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "a", "b", "q"}
 
@@ -106,38 +111,80 @@ def _quantile(base: str, a: float, b: float, u: float) -> float:
     return math.exp(value) if base == "log_normal" else value
 
 
-def read_distribution(where: str, key: str, given: Any) -> Distribution:
+def read_distribution(where: str, key: str, entry: Any) -> Distribution:
     """One entry of a sweep file's `parameters`.
+
+    >>> read_distribution("s.yaml: optim.lr", "optim.lr", {"min": 0, "max": 0.1})
+    Distribution(kind='uniform', values=(), probabilities=(), bounds=(0.0, 0.1), q=1.0)
 
     Args:
         where: File and key, for messages.
         key: The setting whose type listed values get.
-        given: What the file says.
+        entry: What the file says.
 
     Raises:
         Refused: what is unknown, contradictory or out of range.
     """
-    if not isinstance(given, dict):
-        raise Refused(f"{where} must be a mapping such as {{value: {given}}} or {{values: […]}}")
-    unknown = sorted(map(str, given.keys() - _PARAMETER))
+    if not isinstance(entry, dict):
+        raise Refused(f"{where} must be a mapping such as {{value: {entry}}} or {{values: […]}}")
+    unknown = sorted(map(str, entry.keys() - _PARAMETER))
     if unknown:
         raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _PARAMETER)}")
-    kind = given.get("distribution") or _implied(where, given)
-    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
-        raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
-    names = _NUMBERS.get(kind.removeprefix("q_"), ())
-    known = {
-        "constant": ("value",),
-        "categorical": ("values", "probabilities"),
-    }.get(kind, (*names, "q") if kind.startswith("q_") else names)
-    idle = sorted(given.keys() - {"distribution", *known})
-    if idle:
-        raise Refused(f"{where}: {idle[0]!r} does not belong to a {kind} distribution, which has {', '.join(known)}")
+
+    kind = _kind(where, entry)
+    names = _entry_names(kind)
+    strangers = sorted(entry.keys() - {"distribution", *names})
+    if strangers:
+        raise Refused(
+            f"{where}: {strangers[0]!r} does not belong to a {kind} distribution, which has {', '.join(names)}"
+        )
+
     if kind in ("constant", "categorical"):
-        return _listed(where, key, kind, given)
+        return _listed(where, key, kind, entry)
+    distribution = _continuous(where, kind, entry)
+    _refuse_exponents(where, key, distribution)
+    return distribution
+
+
+def _kind(where: str, entry: Mapping[str, Any]) -> str:
+    """The distribution an entry names, or the one that W&B takes it for."""
+    kind = entry.get("distribution")
+    if kind == "categorical_w_probabilities":
+        if "probabilities" not in entry:
+            raise Refused(f"{where}: a categorical_w_probabilities distribution needs probabilities")
+        return "categorical"
+    if kind:
+        if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
+            raise Refused(f"{where}: distribution {kind!r} is not supported; {nearest(str(kind), DISTRIBUTIONS)}")
+        return kind
+
+    if "values" in entry:
+        return "categorical"
+    if "value" in entry:
+        return "constant"
+    if "min" in entry and "max" in entry:
+        whole = isinstance(entry["min"], int) and isinstance(entry["max"], int)
+        return "int_uniform" if whole else "uniform"
+    raise Refused(f"{where}: give `value`, `values`, or `min` and `max`")
+
+
+def _entry_names(kind: str) -> tuple[str, ...]:
+    """What an entry of this distribution may hold."""
+    if kind == "constant":
+        return ("value",)
+    if kind == "categorical":
+        return ("values", "probabilities")
+    names = _NUMBERS[kind.removeprefix("q_")]
+    return (*names, "q") if kind.startswith("q_") else names
+
+
+def _continuous(where: str, kind: str, entry: Mapping[str, Any]) -> Distribution:
+    """A distribution of two numbers, and of a step where it has one."""
+    names = _NUMBERS[kind.removeprefix("q_")]
     defaults = {"mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
-    low, high = (number(where, name, given.get(name, defaults.get(name))) for name in names)
-    q = number(where, "q", given.get("q", 1))
+    low, high = (number(where, name, entry.get(name, defaults.get(name))) for name in names)
+    q = number(where, "q", entry.get("q", 1))
+
     if names == ("min", "max") and not low < high:
         raise Refused(f"{where}: min {low:g} must be below max {high:g}")
     for name, value in zip(names, (low, high), strict=True):
@@ -147,37 +194,56 @@ def read_distribution(where: str, key: str, given: Any) -> Distribution:
         raise Refused(f"{where}: min and max of an int_uniform distribution must be whole numbers")
     if q <= 0:
         raise Refused(f"{where}: q {q:g} must be above 0")
-    made = Distribution(kind, bounds=(low, high), q=q)
-    try:
-        ends = made.at(0.0), made.at(1.0)
-    except (ArithmeticError, ValueError):
-        ends = math.inf, math.inf
-    if not all(map(math.isfinite, ends)):
+
+    distribution = Distribution(kind, bounds=(low, high), q=q)
+    if not all(map(math.isfinite, _ends(distribution))):
         raise Refused(f"{where}: the ends of this {kind} distribution are too large for a number")
-    return made
+    return distribution
 
 
-def _implied(where: str, given: Mapping[str, Any]) -> str:
-    if "values" in given:
-        return "categorical"
-    if "value" in given:
-        return "constant"
-    if "min" in given and "max" in given:
-        whole = [isinstance(given[name], int) for name in ("min", "max")]
-        if whole[0] != whole[1]:
-            raise Refused(f"{where}: min and max must both be whole or both have a dot, or give a distribution")
-        return "int_uniform" if all(whole) else "uniform"
-    raise Refused(f"{where}: give `value`, `values`, or `min` and `max`")
+def _ends(distribution: Distribution) -> tuple[float, float]:
+    """The smallest and the largest value; infinite where one is no number any more."""
+    try:
+        return distribution.at(0.0), distribution.at(1.0)
+    except (ArithmeticError, ValueError):
+        return math.inf, math.inf
 
 
-def _listed(where: str, key: str, kind: str, given: Mapping[str, Any]) -> Distribution:
-    values = [given.get("value")] if kind == "constant" else given.get("values")
+def _refuse_exponents(where: str, key: str, distribution: Distribution) -> None:
+    """Make sure that nobody gives values to a distribution that takes their logarithms.
+
+    `log_uniform` with min 0.0001 and max 0.1 draws learning rates from 1.0001 to 1.105, for W&B as here.
+    """
+    base = distribution.kind.removeprefix("q_")
+    low, high = distribution.bounds
+    if key not in _AT_MOST_ONE:
+        return
+
+    if base == "log_normal" and low >= 0:
+        raise Refused(
+            f"{where}: mu of a {distribution.kind} distribution is a logarithm, so mu {low:g} draws values around "
+            f"{math.exp(low):.4g}; give a mu below 0, such as {math.log(0.001):.1f} for 0.001"
+        )
+    if base in ("log_uniform", "inv_log_uniform"):
+        inverse = base.startswith("inv")
+        smallest, largest = (math.exp(-high), math.exp(-low)) if inverse else (math.exp(low), math.exp(high))
+        if largest > 1 or (inverse and high <= 1):
+            raise Refused(
+                f"{where}: min and max of a {distribution.kind} distribution are logarithms, so it draws from "
+                f"{smallest:.4g} to {largest:.4g}; use distribution: {distribution.kind}_values to give the values"
+            )
+
+
+def _listed(where: str, key: str, kind: str, entry: Mapping[str, Any]) -> Distribution:
+    """A constant, or one of a list."""
+    values = [entry.get("value")] if kind == "constant" else entry.get("values")
     if not isinstance(values, list) or not values:
         raise Refused(f"{where}: values must be a list with at least one entry")
-    shares = given.get("probabilities", [])
-    if not isinstance(shares, list):
+
+    probabilities = entry.get("probabilities", [])
+    if not isinstance(probabilities, list):
         raise Refused(f"{where}: probabilities must be a list")
-    shares = [number(where, "a probability", share) for share in shares]
+    shares = [number(where, "a probability", share) for share in probabilities]
     if shares and (len(shares) != len(values) or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0):
         raise Refused(f"{where}: probabilities must be {len(values)} shares that sum to 1")
     return Distribution(kind, tuple(_value(where, key, value) for value in values), tuple(shares))
@@ -194,13 +260,14 @@ def _value(where: str, key: str, value: Any) -> Any:
             raise Refused(f"{where}: {part} is not a finite number")
         if isinstance(part, int) and abs(part) >= 2**63:
             raise Refused(f"{where}: a value is too large a whole number; give one below 2^63")
+
     try:
-        made = typed(key, value)
+        setting = typed(key, value)
     except ValueError:
         raise Refused(f"{where}: {value!r} is not a number") from None
-    if isinstance(value, str) and not isinstance(made, str):
-        raise Refused(f"{where}: YAML reads {value} as text; write {_dotted(made)}")
-    return made
+    if isinstance(value, str) and not isinstance(setting, str):
+        raise Refused(f"{where}: YAML reads {value} as text; write {_dotted(setting)}")
+    return setting
 
 
 def _dotted(number: float) -> str:

@@ -12,26 +12,26 @@ from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
 from finetune.records.metric import metric_values
 from finetune.sweep.distribution import Distribution, number, read_distribution
-from finetune.sweep.stopping import Hyperband, Race
+from finetune.sweep.stopping import Hyperband, Race, read_hyperband
 from finetune.sweep.yaml_file import read_document
 
 METHODS = ("grid", "random", "bayes")
 METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
 """What a trial reports every epoch, and so what a sweep can optimise."""
 _MOST = 1_000_000
-"""Values of a parameter in a grid, and epochs of a band, at the most."""
-_TOP = (
-    "name",
-    "description",
-    "project",
-    "entity",
-    "command",
-    "method",
-    "metric",
-    "parameters",
-    "run_cap",
-    "early_terminate",
-)
+"""Values of a parameter in a grid, at the most."""
+_READ = ("name", "command", "method", "metric", "parameters", "run_cap", "early_terminate")
+_IGNORED = ("description", "project", "entity", "controller", "apiVersion", "kind")
+"""What W&B's schema has and no trial depends on: where a sweep is shown, and who proposes its trials."""
+_ELSEWHERE = {
+    "program": "use command, as sweeps/local.yaml has it: a sweep file runs finetune.train and no other program",
+    "job": "remove it, and run the file with `finetune sweep --launcher slurm`, or with agents",
+    "image_uri": "remove it, and run the file with `finetune sweep --launcher slurm`, or with agents",
+    "scheduler": "use method: grid, random or bayes",
+    "metrics": "a sweep here has one metric; use metric",
+}
+"""What W&B's schema has and cannot be honoured here, with what to do instead."""
+_METRIC = {"name", "goal", "target", "impute", "impute_while_running"}
 
 
 @dataclass(frozen=True)
@@ -102,161 +102,222 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
     """
     raw = read_document(path)
-    if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
-        raise Refused(f"{path} is not a sweep file: it must have `method` and `parameters`")
-    for key in raw:
-        if key not in _TOP:
-            raise Refused(f"{path}: key {key!r} is not supported; {nearest(str(key), _TOP)}")
-    name = str(raw.get("name") or path.stem)
-    if not re.fullmatch(r"[^\W.][\w .+-]*", name):
-        raise Refused(f"{path}: name {name!r} must be a plain word, for it names the folder under runs/")
-    method = raw.get("method")
-    if method not in METHODS:
-        raise Refused(f"{path}: method {method!r} is not supported; {nearest(str(method), METHODS)}")
-    goal, metric, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}))
-    if race and (metric not in ("val/acc", "val/acc_best") or goal != "maximize"):
-        raise Refused(f"{path}: a race compares accuracies, not {goal} {metric}; set metric.name to val/acc_best")
-    if race and "early_terminate" in raw:
-        raise Refused(f"{path}: early_terminate and --race both stop trials; use one of them")
-    cap = raw.get("run_cap")
-    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
-        raise Refused(f"{path}: run_cap {cap!r} must be a whole number of at least 1")
-    cap = trials or cap
-    if method != "grid" and cap is None:
-        raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
-    flattened = list(_flattened(path, raw["parameters"]))
-    parameters = {key: _parameter(path, key, given, method) for key, given, _ in flattened}
-    told = command_overrides(str(path), raw.get("command", []))
+    _check_keys(path, raw)
+    name, method = _name(path, raw), _method(path, raw)
+
+    # 1. What is searched for, and for how long
+    metric, goal, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}), method)
+    stopping = _stopping(path, raw, race, f"{goal} {metric}")
+    run_cap = _run_cap(path, raw, trials, method)
+
+    # 2. Where: the swept settings, and the fixed ones
+    entries = list(_flattened(path, raw["parameters"]))
+    parameters = {key: _parameter(path, key, entry, method) for key, entry, _ in entries}
+    from_command = command_overrides(str(path), raw.get("command", []))
     refuse_bare_words(overrides)
-    refuse_reach((*told, *overrides))
-    _refuse_climbing(path, told, parameters)
-    fixed = (*told, *overrides)
-    for word in overrides:
-        key = word.lstrip("+~").partition("=")[0]
-        if key in parameters:
-            raise Refused(f"{word}: {key} is swept by {path}; remove it from one of the two")
+    refuse_reach((*from_command, *overrides))
+    _refuse_climbing(path, from_command, parameters)
+    _refuse_swept_and_fixed(path, overrides, parameters)
+
     return SweepSpec(
         name=name,
         method=method,
         goal=goal,
         metric=metric,
         parameters=parameters,
-        fixed=fixed,
-        run_cap=cap,
+        fixed=(*from_command, *overrides),
+        run_cap=run_cap,
         spread=trials is not None,
         target=target,
-        stopping=Race() if race else _stopping(path, raw["early_terminate"]) if "early_terminate" in raw else None,
-        not_for_agents=tuple(_problems(raw, [key for key, _, nested in flattened if nested])),
+        stopping=stopping,
+        not_for_agents=tuple(_problems(raw, [key for key, _, nested in entries if nested])),
     )
 
 
-def _problems(raw: Mapping[str, Any], nested: list[str]) -> Iterator[str]:
+def _check_keys(path: Path, raw: Any) -> None:
+    if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw["parameters"]:
+        raise Refused(f"{path} is not a sweep file: it must have `method` and `parameters`")
+
+    for key in raw:
+        if key in _ELSEWHERE:
+            raise Refused(f"{path}: key {key!r} is not supported; {_ELSEWHERE[key]}")
+        if key not in (*_READ, *_IGNORED):
+            raise Refused(f"{path}: key {key!r} is not supported; {nearest(str(key), (*_READ, *_IGNORED))}")
+
+    if raw.get("kind", "sweep") != "sweep":
+        raise Refused(f"{path}: kind {raw['kind']!r} is not supported; remove it, or set kind: sweep")
+
+
+def _name(path: Path, raw: Mapping[str, Any]) -> str:
+    name = str(raw.get("name") or path.stem)
+    if not re.fullmatch(r"[^\W.][\w .+-]*", name):
+        raise Refused(f"{path}: name {name!r} must be a plain word, for it names the folder under runs/")
+    return name
+
+
+def _method(path: Path, raw: Mapping[str, Any]) -> str:
+    method = raw.get("method")
+    if method not in METHODS:
+        raise Refused(f"{path}: method {method!r} is not supported; {nearest(str(method), METHODS)}")
+    return str(method)
+
+
+def _run_cap(path: Path, raw: Mapping[str, Any], trials: int | None, method: str) -> int | None:
+    cap = raw.get("run_cap")
+    if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
+        raise Refused(f"{path}: run_cap {cap!r} must be a whole number of at least 1")
+
+    cap = trials or cap
+    if method != "grid" and cap is None:
+        raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
+    return cap
+
+
+def _metric(path: Path, entry: Any, method: str) -> tuple[str, str, float | None]:
+    """Name, goal and target."""
+    if not isinstance(entry, dict) or not set(entry) <= _METRIC or "name" not in entry:
+        raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize, target: NUMBER}} and nothing else")
+
+    name, goal = entry["name"], entry.get("goal", "minimize")  # W&B's default
+    if goal not in ("maximize", "minimize"):
+        raise Refused(f"{path}: metric.goal {goal!r} is not known; use maximize or minimize")
+    if name not in METRICS:
+        raise Refused(f"{path}: metric.name {name!r} is not reported; choose from {', '.join(METRICS)}")
+    refuse_wrong_goal(str(path), entry)
+
+    for key in ("impute", "impute_while_running"):
+        if method == "bayes" and entry.get(key, "false") != "false":
+            raise Refused(
+                f"{path}: metric.{key} {entry[key]!r} is not supported; remove it: method bayes learns from the trials "
+                "that reported a value"
+            )
+
+    target = entry.get("target")
+    return name, goal, None if target is None else number(f"{path}: metric", "target", target)
+
+
+def refuse_wrong_goal(where: str, metric: Mapping[str, Any]) -> None:
+    """Make sure that a sweep does not look for its worst trial.
+
+    Args:
+        where: The file or the sweep, for the message.
+        metric: Its `metric`; a name that no trial of ours reports may have any goal.
+
+    Raises:
+        Refused: an accuracy is to be minimized, as W&B means it where no goal is given, or a loss maximized.
+    """
+    name, goal = metric.get("name"), metric.get("goal")
+    if name not in METRICS:
+        return
+
+    meant = "minimize" if name.endswith("loss") else "maximize"
+    if (goal or "minimize") != meant:
+        without = "" if goal else "without a goal "
+        raise Refused(
+            f"{where}: metric {name} {without}would be {goal or 'minimize'}d, which keeps the worst trial; "
+            f"write metric: {{name: {name}, goal: {meant}}}"
+        )
+
+
+def _stopping(path: Path, raw: Mapping[str, Any], race: bool, aim: str) -> Hyperband | Race | None:
+    if race and aim not in ("maximize val/acc", "maximize val/acc_best"):
+        raise Refused(f"{path}: a race compares accuracies, not {aim}; set metric.name to val/acc_best")
+    if race and "early_terminate" in raw:
+        raise Refused(f"{path}: early_terminate and --race both stop trials; use one of them")
+
+    if "early_terminate" in raw:
+        return read_hyperband(f"{path}: early_terminate", raw["early_terminate"])
+    return Race() if race else None
+
+
+def _problems(raw: Mapping[str, Any], nested: Sequence[str]) -> Iterator[str]:
+    """What keeps W&B's agents from running a file."""
     if "command" not in raw:
         yield "it has no command; copy the one of sweeps/local.yaml"
     if nested:
         yield f"nested parameters reach Hydra as one mapping; write dotted keys, such as {nested[0]}"
 
 
-def _refuse_climbing(path: Path, told: tuple[str, ...], parameters: Mapping[str, Distribution]) -> None:
+def _refuse_climbing(path: Path, overrides: Sequence[str], parameters: Mapping[str, Distribution]) -> None:
     """A file may say where to read, but not that something is written outside the folders it is run in."""
-    swept = [f"{key}={value}" for key, given in parameters.items() for value in given.values]
-    for word in (*told, *swept):
+    swept = [f"{key}={value}" for key, distribution in parameters.items() for value in distribution.values]
+    for word in (*overrides, *swept):
         key, _, value = word.partition("=")
         if key.lstrip("+") in ("out", "cache.dir") and ".." in Path(value).parts:
             raise Refused(f"{path}: {word} leads out of the folder; give --out or {key}=… beside the file instead")
 
 
-def _metric(path: Path, given: Any) -> tuple[str, str, float | None]:
-    if not isinstance(given, dict) or not set(given) <= {"name", "goal", "target"} or "name" not in given:
-        raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize, target: NUMBER}} and nothing else")
-    goal = given.get("goal", "minimize")
-    if goal not in ("maximize", "minimize"):
-        raise Refused(f"{path}: metric.goal {goal!r} is not known; use maximize or minimize")
-    if given["name"] not in METRICS:
-        raise Refused(f"{path}: metric.name {given['name']!r} is not reported; choose from {', '.join(METRICS)}")
-    target = given.get("target")
-    return goal, given["name"], None if target is None else number(f"{path}: metric", "target", target)
+def _refuse_swept_and_fixed(path: Path, overrides: Sequence[str], parameters: Mapping[str, Distribution]) -> None:
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in parameters:
+            raise Refused(f"{word}: {key} is swept by {path}; remove it from one of the two")
 
 
-def _stopping(path: Path, given: Any) -> Hyperband:
-    where = f"{path}: early_terminate"
-    known = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
-    if not isinstance(given, dict) or given.get("type") != "hyperband":
-        raise Refused(f"{where} must be a mapping with type: hyperband")
-    unknown = sorted(map(str, given.keys() - known))
-    if unknown:
-        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], known)}")
-    if ("min_iter" in given) == ("max_iter" in given):
-        raise Refused(f"{where}: give either min_iter, or max_iter with s")
-    if ("max_iter" in given) != ("s" in given):
-        raise Refused(f"{where}: max_iter and s belong together; s is the number of bands before max_iter")
-    for name in ("min_iter", "max_iter", "s"):
-        if name in given:
-            epochs = number(where, name, given[name])
-            if not epochs.is_integer() or not 1 <= epochs <= (100 if name == "s" else _MOST):
-                raise Refused(f"{where}: {name} {given[name]!r} must be a whole number of at least 1")
-    eta, strict = number(where, "eta", given.get("eta", 3)), given.get("strict", False)
-    if not 1.01 <= eta <= 1000:
-        raise Refused(
-            f"{where}: eta {eta:g} must be above 1 and at most 1000; 3 keeps a third of the trials at each band"
-        )
-    if not isinstance(strict, bool):
-        raise Refused(f"{where}: strict must be true or false, not {strict!r}")
-    first, last, bands = (given.get(name) for name in ("min_iter", "max_iter", "s"))
-    made = Hyperband(first, last, bands, eta, strict)
-    if not made.bands:
-        raise Refused(f"{where}: no band lies before max_iter {made.max_iter}; raise it, or lower eta")
-    return made
-
-
-def _flattened(path: Path, given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+def _flattened(path: Path, parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Each parameter by its dotted key, and whether the file nests it."""
-    for name, inner in given.items():
+    for name, entry in parameters.items():
         key = f"{prefix}{name}"
-        if isinstance(inner, dict) and "parameters" in inner:
-            if set(inner) != {"parameters"} or not isinstance(inner["parameters"], dict) or not inner["parameters"]:
-                raise Refused(f"{path}: {key} must hold nested parameters and nothing else, or values")
-            yield from _flattened(path, inner["parameters"], f"{key}.")
-        else:
-            yield key, inner, bool(prefix)
+        if not isinstance(entry, dict) or "parameters" not in entry:
+            yield key, entry, bool(prefix)
+            continue
+
+        inner = entry["parameters"]
+        if set(entry) != {"parameters"} or not isinstance(inner, dict) or not inner:
+            raise Refused(f"{path}: {key} must hold nested parameters and nothing else, or values")
+        yield from _flattened(path, inner, f"{key}.")
 
 
-def command_overrides(path: str, command: Any) -> tuple[str, ...]:
+def _parameter(path: Path, key: str, entry: Any, method: str) -> Distribution:
+    if key not in flat(Schema()):
+        raise Refused(f"{path}: {no_such_key(key)}")
+
+    distribution = read_distribution(f"{path}: {key}", key, entry)
+    if not is_meaningful(key) and len(distribution.values) != 1:  # its trials would be one trial, in one folder
+        raise Refused(f"{path}: {key} changes no result, so it cannot be swept; give {key}=… beside the file")
+    if method == "bayes" and any("${" in str(value) for value in distribution.values):
+        raise Refused(
+            f"{path}: {key}: method bayes learns from values as records have them; write them out, without ${{…}}"
+        )
+    if method == "grid":
+        _refuse_endless(f"{path}: {key}", distribution)
+    return distribution
+
+
+def _refuse_endless(where: str, distribution: Distribution) -> None:
+    """A grid needs values that can be listed, and not too many."""
+    if distribution.kind in ("int_uniform", "q_uniform"):
+        low, high = distribution.bounds
+        points = (high - low) / distribution.q
+        if points > _MOST:
+            raise Refused(f"{where}: a grid of {points:.1e} values never ends; narrow it, or use method: random")
+    elif distribution.choices is None:
+        raise Refused(
+            f"{where}: a grid needs values to list, not a {distribution.kind} distribution; give `values: […]`"
+        )
+
+
+def command_overrides(where: str, command: Any) -> tuple[str, ...]:
     """The overrides that a sweep's command gives to every trial.
+
+    Args:
+        where: The file or the sweep, for messages.
+        command: Its `command`, a list of words.
 
     Raises:
         Refused: it runs something else than `-m finetune.train`.
     """
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-        raise Refused(f"{path}: command must be a list of words")
-    if command and "${args_no_hyphens}" not in command:
-        raise Refused(f"{path}: command must hold ${{args_no_hyphens}}, which passes the swept values to Hydra")
+        raise Refused(f"{where}: command must be a list of words")
     if not command:
         return ()
+    if "${args_no_hyphens}" not in command:
+        raise Refused(f"{where}: command must hold ${{args_no_hyphens}}, which passes the swept values to Hydra")
+
     start = command.index("finetune.train") if "finetune.train" in command else 0
     if command[start - 1 : start] != ["-m"] or set(command[: start - 1]) - {"${env}", "${interpreter}"}:
         raise Refused(
-            f"{path}: command must begin with ${{env}}, ${{interpreter}}, -m, finetune.train; a sweep file names no "
+            f"{where}: command must begin with ${{env}}, ${{interpreter}}, -m, finetune.train; a sweep file names no "
             "other program"
         )
-    after = command[start + 1 :]
-    return tuple(word for word in after if not word.startswith("${"))
-
-
-def _parameter(path: Path, key: str, given: Any, method: str) -> Distribution:
-    if key not in flat(Schema()):
-        raise Refused(f"{path}: {no_such_key(key)}")
-    made = read_distribution(f"{path}: {key}", key, given)
-    if not is_meaningful(key) and len(made.values) != 1:  # its trials would be one trial, in one folder
-        raise Refused(f"{path}: {key} changes no result, so it cannot be swept; give {key}=… beside the file")
-    if method == "bayes" and any("${" in str(value) for value in made.values):
-        raise Refused(
-            f"{path}: {key}: method bayes learns from values as records have them; write them out, without ${{…}}"
-        )
-    if method == "grid" and made.kind in ("int_uniform", "q_uniform"):
-        points = (made.bounds[1] - made.bounds[0]) / made.q
-        if points > _MOST:
-            raise Refused(f"{path}: {key}: a grid of {points:.1e} values never ends; narrow it, or use method: random")
-    if method == "grid" and made.choices is None:
-        raise Refused(f"{path}: {key}: a grid needs values to list, not a {made.kind} distribution; give `values: […]`")
-    return made
+    return tuple(word for word in command[start + 1 :] if not word.startswith("${"))

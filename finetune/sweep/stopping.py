@@ -3,10 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from finetune.errors import Refused, nearest
+from finetune.sweep.distribution import number
 
 _FAR = 1_000_000
 """Epochs that no trial has."""
+_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,48 @@ class Hyperband:
         threshold = at_band[int(1 / self.eta * len(at_band))]
         value = own[band - 1] if self.strict else max(own)
         return (value, threshold) if value < threshold else None
+
+
+def read_hyperband(where: str, entry: Any) -> Hyperband:
+    """A sweep file's `early_terminate`.
+
+    Args:
+        where: File and key, for messages.
+        entry: What the file says.
+
+    Raises:
+        Refused: what is unknown, contradictory or out of range.
+    """
+    if not isinstance(entry, dict) or entry.get("type") != "hyperband":
+        raise Refused(f"{where} must be a mapping with type: hyperband")
+    unknown = sorted(map(str, entry.keys() - _KEYS))
+    if unknown:
+        raise Refused(f"{where}: {unknown[0]!r} is not supported; {nearest(unknown[0], _KEYS)}")
+
+    if ("min_iter" in entry) == ("max_iter" in entry):
+        raise Refused(f"{where}: give either min_iter, or max_iter with s")
+    if "max_iter" in entry and "s" not in entry:
+        raise Refused(f"{where}: max_iter and s belong together; s is the number of bands before max_iter")
+    for name, most in (("min_iter", _FAR), ("max_iter", _FAR), ("s", 100)):
+        if name in entry:
+            count = number(where, name, entry[name])
+            if not count.is_integer() or not 1 <= count <= most:
+                raise Refused(f"{where}: {name} {entry[name]!r} must be a whole number of at least 1")
+
+    eta, strict = number(where, "eta", entry.get("eta", 3)), entry.get("strict", False)
+    if not 1.01 <= eta <= 1000:
+        raise Refused(
+            f"{where}: eta {eta:g} must be above 1 and at most 1000; 3 keeps a third of the trials at each band"
+        )
+    if not isinstance(strict, bool):
+        raise Refused(f"{where}: strict must be true or false, not {strict!r}")
+
+    if "min_iter" in entry:
+        return Hyperband(min_iter=entry["min_iter"], eta=eta, strict=strict)  # W&B does not look at s then
+    rule = Hyperband(max_iter=entry["max_iter"], s=entry["s"], eta=eta, strict=strict)
+    if not rule.bands:
+        raise Refused(f"{where}: no band lies before max_iter {rule.max_iter}; raise it, or lower eta")
+    return rule
 
 
 class EndedTrial(NamedTuple):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ BASE: dict[str, Any] = {"method": "random", "run_cap": 3, "parameters": {"optim.
         ({"run_cap": 9}, True),  # a sweep can be continued with more trials
         ({"method": "grid"}, False),
         ({"metric": {"name": "val/loss", "goal": "minimize"}}, False),
-        ({"metric": {"name": "val/acc_best", "goal": "minimize"}}, False),
+        ({"metric": {"name": "val/acc", "goal": "maximize"}}, False),
         ({"parameters": {"optim.lr": {"values": [0.1, 0.3]}}}, False),
         ({"parameters": {"optim.lr": {"values": [0.1, 0.2], "probabilities": [0.5, 0.5]}}}, False),
         ({"parameters": {"optim.lr": {"min": 0.1, "max": 0.2}}}, False),
@@ -183,6 +184,11 @@ BASE: dict[str, Any] = {"method": "random", "run_cap": 3, "parameters": {"optim.
 def test_the_digest_names_the_space_and_not_the_header(tmp_path: Path, change: dict[str, Any], same: bool) -> None:
     before, after = (spec_digest(read(tmp_path, raw)) for raw in (BASE, BASE | change))
     assert (before == after) == same
+
+
+def test_the_digest_knows_the_goal(tmp_path: Path) -> None:
+    spec = read(tmp_path, BASE)
+    assert spec_digest(replace(spec, goal="minimize")) != spec_digest(spec)
 
 
 def test_the_digest_knows_the_overrides(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import yaml
 from finetune.compose import override, override_values
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution
-from finetune.sweep.spec import SweepSpec, find_sweep, read_sweep
-from finetune.sweep.stopping import Hyperband, Race
+from finetune.sweep.spec import _ELSEWHERE, _IGNORED, _METRIC, _READ, SweepSpec, find_sweep, read_sweep
+from finetune.sweep.stopping import _KEYS, Hyperband, Race
 
 COMMAND = '["${env}", "${interpreter}", "-m", finetune.train, model=resnet50, seed=3, "${args_no_hyphens}"]'
 
@@ -64,14 +64,51 @@ REFUSED = {
     lr("{distribution: constant, values: [1, 2]}"): "'values' does not belong to a constant distribution, which has va",
     lr("{min: 0.0, max: 1.0, q: 0.1}"): "'q' does not belong to a uniform distribution, which has min, max",
     lr("{values: [1], min: 0}"): "'min' does not belong to a categorical distribution",
-    lr("{min: 0, max: 1.0}"): "min and max must both be whole or both have a dot, or give a distribution",
     lr("{distribution: normal, mu: 1, sigma: 0}"): "sigma 0 of a normal distribution must be above 0",
     lr("{distribution: beta, a: -1, b: 1}"): "a -1 of a beta distribution must be above 0",
     lr("{distribution: log_uniform, min: 0, max: 1000}"): "the ends of this log_uniform distribution are too large",
     "{method: grid, parameters: {seed: {value: 1}, seed: {value: 2}}}": "key 'seed' comes twice",
     "{name: ../x, method: grid, parameters: {seed: {value: 1}}}": "name '../x' must be a plain word",
     "{name: /x, method: grid, parameters: {seed: {value: 1}}}": "name '/x' must be a plain word",
-    "{program: evil.py, method: grid, parameters: {seed: {value: 1}}}": "key 'program' is not supported",
+    "{program: evil.py, method: grid, parameters: {seed: {value: 1}}}": (
+        "key 'program' is not supported; use command, as sweeps/local.yaml has it"
+    ),
+    "{job: me/p/job-x:latest, method: grid, parameters: {seed: {value: 1}}}": "key 'job' is not supported; remove it,",
+    "{image_uri: x, method: grid, parameters: {seed: {value: 1}}}": "key 'image_uri' is not supported; remove it, and",
+    "{kind: run, method: grid, parameters: {seed: {value: 1}}}": "kind 'run' is not supported; remove it, or set kind:",
+    "{scheduler: {engine: optuna}, method: grid, parameters: {seed: {value: 1}}}": "'scheduler' is not supported; use",
+    "{metrics: [], method: grid, parameters: {seed: {value: 1}}}": "'metrics' is not supported; a sweep here has one m",
+    "{method: custom, parameters: {seed: {value: 1}}}": "method 'custom' is not supported; choose from bayes, grid, ra",
+    "{method: grid, metric: {name: val/acc_best}, parameters: {seed: {value: 1}}}": (
+        "metric val/acc_best without a goal would be minimized, which keeps the worst trial; write metric: {name: "
+        "val/acc_best, goal: maximize}"
+    ),
+    "{method: grid, metric: {name: train/acc, goal: minimize}, parameters: {seed: {value: 1}}}": (
+        "metric train/acc would be minimized, which keeps the worst trial; write metric: {name: train/acc, goal: maximi"
+    ),
+    "{method: grid, metric: {name: val/loss, goal: maximize}, parameters: {seed: {value: 1}}}": (
+        "metric val/loss would be maximized, which keeps the worst trial; write metric: {name: val/loss, goal: minimize"
+    ),
+    "{method: bayes, run_cap: 3, metric: {name: val/loss, impute: worst}, parameters: {seed: {value: 1}}}": (
+        "metric.impute 'worst' is not supported; remove it: method bayes learns from the trials that reported a value"
+    ),
+    lr("{values: [1, 2], distribution: categorical_w_probabilities}"): "distribution needs probabilities",
+    lr("{distribution: log_uniform, min: 0.0001, max: 0.1}"): (
+        "optim.lr: min and max of a log_uniform distribution are logarithms, so it draws from 1 to 1.105; use "
+        "distribution: log_uniform_values to give the values"
+    ),
+    lr(
+        "{distribution: q_log_uniform, min: 1.0e-4, max: 0.1, q: 0.1}"
+    ): "use distribution: q_log_uniform_values to give",
+    lr(
+        "{distribution: inv_log_uniform, min: 0.001, max: 0.1}"
+    ): "draws from 0.9048 to 0.999; use distribution: inv_log_un",
+    lr("{distribution: log_normal, mu: 0.001, sigma: 1}"): (
+        "mu of a log_normal distribution is a logarithm, so mu 0.001 draws values around 1.001; give a mu below 0"
+    ),
+    "{method: random, run_cap: 3, parameters: {model.head.dropout: {distribution: log_uniform, min: 0.1, max: 0.5}}}": (
+        "model.head.dropout: min and max of a log_uniform distribution are logarithms, so it draws from 1.105 to 1.649"
+    ),
     '{method: grid, command: [python, finetune.train, "${args_no_hyphens}"], parameters: {seed: {value: 1}}}': (
         "a sweep file names no other program"
     ),
@@ -80,7 +117,7 @@ REFUSED = {
     ),
     "{method: grid, parameters: {model: {values: [a]}}}": "'model' is a group of keys; give one of its keys, such as",
     "{method: grid, metric: {name: accuracy}, parameters: {seed: 1}}": "metric.name 'accuracy' is not reported; choose",
-    "{method: grid, metric: {name: val/acc, target: high}, parameters: {seed: 1}}": "target must be a number, not 'hi",
+    "{method: grid, metric: {name: val/acc, goal: maximize, target: high}, parameters: {seed: 1}}": "target must be a",
     lr("{parameters: {}}"): "optim.lr must hold nested parameters and nothing else, or values",
     **{
         f"{{method: grid, early_terminate: {given}, parameters: {{seed: {{value: 1}}}}}}": message
@@ -284,3 +321,75 @@ def test_a_race_that_cannot_be_run_is_refused(tmp_path: Path, change: dict[str, 
     path.write_text(yaml.safe_dump(BASE | change))
     with pytest.raises(Refused, match=message):
         read_sweep(path, race=True)
+
+
+def test_keys_of_wandbs_schema_that_decide_no_trial_change_nothing(tmp_path: Path) -> None:
+    plain = "method: random\nrun_cap: 3\nparameters: {optim.lr: {value: 0.1}}\n"
+    header = "apiVersion: v1\nkind: sweep\ncontroller: {type: local}\ndescription: d\n"
+    metric = "metric: {name: val/acc_best, goal: maximize, impute: worst, impute_while_running: latest}\n"
+    assert read(tmp_path, header + metric + plain) == read(tmp_path, plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("{min: 0, max: 0.1}", Distribution("uniform", bounds=(0, 0.1))),
+        ("{min: 0.5, max: 1}", Distribution("uniform", bounds=(0.5, 1))),
+        (
+            "{values: [1, 2], probabilities: [0.25, 0.75], distribution: categorical_w_probabilities}",
+            Distribution("categorical", (1.0, 2.0), (0.25, 0.75)),
+        ),
+        ("{distribution: inv_log_uniform, min: 2, max: 9}", Distribution("inv_log_uniform", bounds=(2, 9))),
+        ("{distribution: log_uniform, min: -9, max: 0}", Distribution("log_uniform", bounds=(-9, 0))),
+    ],
+)
+def test_what_wandbs_schema_allows_is_read_as_wandb_means_it(
+    tmp_path: Path, text: str, distribution: Distribution
+) -> None:
+    assert parameter(tmp_path, text) == distribution
+
+
+def test_logarithms_are_for_settings_that_may_be_large(tmp_path: Path) -> None:
+    entry = "{distribution: q_log_uniform, min: 2, max: 5, q: 8}"
+    spec = read(tmp_path, f"{{method: random, run_cap: 3, parameters: {{data.batch_size: {entry}}}}}")
+    assert spec.parameters["data.batch_size"].kind == "q_log_uniform"
+
+
+def test_hyperband_with_a_first_band_does_not_look_at_s(tmp_path: Path) -> None:
+    stop = "early_terminate: {type: hyperband, min_iter: 3, s: 2}"
+    spec = read(tmp_path, f"{{method: grid, {stop}, parameters: {{seed: {{value: 1}}}}}}")
+    assert isinstance(spec.stopping, Hyperband)
+    assert spec.stopping.bands[:3] == (3, 9, 27)
+
+
+@pytest.mark.filterwarnings("ignore")  # the package's own
+def test_every_key_of_wandbs_schema_is_read_ignored_or_refused_with_what_to_do(tmp_path: Path) -> None:
+    from sweeps.config.schema import sweep_config_jsonschema as schema
+
+    assert set(schema["properties"]) == {*_READ, *_IGNORED, *_ELSEWHERE}
+    assert set(schema["definitions"]["metric"]["properties"]) == _METRIC
+    assert set(schema["definitions"]["hyperband_stopping"]["properties"]) == set(_KEYS)
+    kinds = [entry["properties"]["distribution"]["enum"] for entry in _entries(schema) if "properties" in entry]
+    for (kind,) in kinds:
+        entry = {"distribution": kind, **EXAMPLES.get(kind, {"min": 0.5, "max": 1.5})}
+        (tmp_path / "s.yaml").write_text(
+            yaml.safe_dump({"method": "random", "run_cap": 1, "parameters": {"augment.rotate": entry}})
+        )
+        assert read_sweep(tmp_path / "s.yaml").parameters["augment.rotate"].kind in (kind, "categorical")
+
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "constant": {"value": 1},
+    "categorical": {"values": [1, 2]},
+    "categorical_w_probabilities": {"values": [1, 2], "probabilities": [0.5, 0.5]},
+    "int_uniform": {"min": 1, "max": 2},
+    **{kind: {"mu": 1.0, "sigma": 1.0} for kind in ("normal", "log_normal", "q_normal", "q_log_normal")},
+    **{kind: {"a": 2, "b": 5} for kind in ("beta", "q_beta")},
+}
+
+
+def _entries(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The definitions of every parameter with a distribution."""
+    definitions = [value for name, value in schema["definitions"].items() if name.startswith("param_")]
+    flat = [inner for definition in definitions for inner in definition.get("anyOf", [definition])]
+    return [entry for entry in flat if "distribution" in entry.get("properties", {})]
