@@ -97,18 +97,28 @@ def pixel_store(
         rows, problems = _in_memory(decoded, transform.size)
 
     bad = {samples.paths[i]: why for i, why in problems.items()}
-    if bad and on_bad == "refuse":  # they were left out when the store was built
+    kept, left_out = _without(samples, bad, on_bad)
+    names = misnamed({path: known[path].format for path in kept.paths})
+    warnings += [sentence for sentence in (left_out, names) if sentence]
+    labels = np.asarray(kept.labels, dtype=np.int64)
+    return PixelStore(rows, labels, key, tuple(warnings), {path: known[path].digest for path in kept.paths})
+
+
+def _without(samples: Samples, bad: dict[Path, str], on_bad: str) -> tuple[Samples, str]:
+    """The samples that can be read, and a sentence on the others; empty without any.
+
+    Raises:
+        Refused: some cannot be read, and are not to be skipped; or none is left.
+    """
+    if not bad:
+        return samples, ""
+    if on_bad == "refuse":  # they were left out when the store was built
         raise _unreadable(bad)
+
     kept = samples.without(frozenset(bad))
     if len(kept) == 0:
         raise Refused("every image of a split is unreadable: " + _listed(bad))
-
-    if bad:
-        warnings.append(f"left out {counted(len(bad), 'unreadable image')}: {_listed(bad)}")
-    if names := misnamed({path: known[path].format for path in kept.paths}):
-        warnings.append(names)
-    labels = np.asarray(kept.labels, dtype=np.int64)
-    return PixelStore(rows, labels, key, tuple(warnings), {path: known[path].digest for path in kept.paths})
+    return kept, f"left out {counted(len(bad), 'unreadable image')}: {_listed(bad)}"
 
 
 Decoded = Callable[[int], Generator[NDArray[np.uint8] | str, None, None]]

@@ -61,13 +61,13 @@ class _Images:
         spellings = (text, plain, unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain))
         for spelling in dict.fromkeys(spellings):
             place = self.base / spelling
-            if place.is_file():
+            if _is_file(place):
                 return place
 
             endings = () if place.suffix.lower() in FORMATS else (*FORMATS, *map(str.upper, FORMATS))
             for ending in endings:
                 named = Path(f"{place}{ending}")
-                if named.is_file():
+                if _is_file(named):
                     return named
 
         is_elsewhere = Path(plain).is_absolute() or _ELSEWHERE.match(text) is not None
@@ -251,6 +251,13 @@ def _row(file: Path, line: int, cells: Sequence[str], places: Mapping[str, int])
     if not path or not label:
         raise Refused(f"{file}:{line}: path or label is empty; fill it in or remove the line")
     return _Row(path, label, known)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
 
 
 def _missing(base: Path, text: str) -> str:

@@ -201,6 +201,11 @@ def test_paths_of_other_places_are_called_so(tmp_path: Path, path: str) -> None:
     assert f"names 1 file that does not exist, first {path} ({ELSEWHERE[path]}" in str(refused.value)
 
 
+def test_a_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="names 1 file that does not exist"):
+        from_csv(table(tmp_path, "path,label", f"{'x' * 5000},cat"), None)
+
+
 def test_a_line_that_is_there_twice_is_one_image(tmp_path: Path) -> None:
     root = drawn(tmp_path, *TWO_CLASSES)
     rows = [f"{name},{label}" for name, label in LABELS.items()]
