@@ -20,7 +20,7 @@ from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
 from finetune.sharing.facts import Facts
 from finetune.sharing.prepare import prepare as prepare_sharing
-from finetune.storage.durable import remove_leftovers
+from finetune.storage.durable import refuse_unwritable, remove_leftovers
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.run import train
@@ -86,7 +86,9 @@ def _from_command_line() -> None:
     @hydra.main(config_path=str(shipped("conf").resolve()), config_name="config", version_base="1.3")
     def run(raw: DictConfig) -> None:
         try:
-            _train_and_tell(checked(raw), list(HydraConfig.get().overrides.task))
+            config = checked(raw)
+            refuse_unwritable(Path(config.out), "the folder")
+            _train_and_tell(config, list(HydraConfig.get().overrides.task))
         except BaseException as error:  # Hydra would print its own account of it
             raised.append(error)
 

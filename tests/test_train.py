@@ -259,10 +259,11 @@ def test_a_stop_meant_for_an_earlier_attempt_stops_no_other(fast: list[str], tmp
     [
         (["data.root=x", "--cfg", "job"], "root: x"),
         (["/usr"], "/usr is no setting; did you mean data.root=/usr?"),
+        (["data.root=x", "out=/proc/nowhere/x"], "the folder /proc/nowhere/x cannot be written (/proc: "),
         (["lr"], "lr is no setting; settings are given as KEY=VALUE, such as optim.lr=0.01"),
     ],
 )
-def test_a_word_without_a_key_gets_what_to_write_and_hydras_own_flags_work(
+def test_what_a_trial_cannot_take_gets_one_sentence_and_hydras_own_flags_work(
     words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(monkeypatch, *words) == (0 if "--cfg" in words else 2)

@@ -47,7 +47,7 @@ def report(
     if png is not None:
         refuse_unwritable(png, "--png")
     if not serve:
-        refuse_unwritable(folders[0] / REPORT, "the page")
+        refuse_unwritable(folders[0] / REPORT, "the page", "--serve shows it without a file")
     print_conclusions(folders, records)
     if png is not None:
         names = ", ".join(folder.resolve().name for folder in folders)

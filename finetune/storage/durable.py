@@ -41,12 +41,13 @@ def write_durably(path: Path, data: bytes) -> None:
     _sync(path.parent)  # the folder is what holds the new name
 
 
-def refuse_unwritable(path: Path, name: str) -> None:
+def refuse_unwritable(path: Path, name: str, remedy: str = "give another place") -> None:
     """Make sure that a file or a folder can be made at `path`, before the work whose result it is to hold.
 
     Args:
         path: The file or folder; it and the folders above it need not be there yet.
         name: What the person gave it as, such as `--csv`; the message begins with it.
+        remedy: What to do instead.
 
     Raises:
         Refused: it cannot be made there.
@@ -58,7 +59,7 @@ def refuse_unwritable(path: Path, name: str) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the place is right, and there may be room when the work is done
-        raise Refused(f"{name} {path} cannot be written ({place}: {error.strerror}); give another place") from error
+        raise Refused(f"{name} {path} cannot be written ({place}: {error.strerror}); {remedy}") from error
 
 
 @contextmanager

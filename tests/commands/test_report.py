@@ -1,5 +1,7 @@
 """`finetune report` and `finetune compare`, as commands."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +40,10 @@ def test_the_terminal_says_what_the_page_says(
     assert f"page: {sweep / 'report.html'}" in out
 
 
+def _read_only(dir: Path) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
 def test_the_picture_is_a_png_of_its_size(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +56,12 @@ def test_the_picture_is_a_png_of_its_size(
     assert finetune(monkeypatch, "report", str(sweep), "--png", str(sweep / "file" / "curve.png")) == 2
     said = capfd.readouterr()
     assert "curve.png cannot be written" in said.err
+    assert not said.out
+    monkeypatch.setattr("tempfile.TemporaryFile", _read_only)
+    assert finetune(monkeypatch, "report", str(sweep)) == 2
+    said = capfd.readouterr()
+    assert "report.html cannot be written" in said.err
+    assert "Read-only file system); --serve shows it without a file" in said.err
     assert not said.out
     assert finetune(monkeypatch, "report", str(sweep), "--png", "curve.jpg") == 2
     assert "let it end in .png" in capfd.readouterr().err
