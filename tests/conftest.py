@@ -15,8 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.forked import use_warm_server
+from tests.models import small_network
+
 torch.set_num_threads(1)
 gc.freeze()  # what torch brought is there to stay
+use_warm_server()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +69,26 @@ def fast(images: Path) -> list[str]:
     """Overrides of a trial that takes about a second: the narrow ResNet50 on the `images`, two epochs."""
     return [
         "model=narrow_resnet50",
+        f"data.root={images}",
+        "data.size=32",
+        "data.batch_size=8",
+        "trainer.epochs=2",
+        "trainer.accelerator=cpu",
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_weights(cache: Path) -> Path:
+    """Weights of the network that `small` trains."""
+    small_network(cache / "cnn5.pth")
+    return cache / "cnn5.pth"
+
+
+@pytest.fixture
+def small(images: Path, small_weights: Path) -> list[str]:
+    """Overrides of a trial that takes a tenth of a second: five convolutions, 0 to 5 of them frozen, two epochs."""
+    return [
+        *small_network(small_weights)[:2],
         f"data.root={images}",
         "data.size=32",
         "data.batch_size=8",

@@ -13,6 +13,7 @@ from PIL import Image
 
 from finetune import cli
 from finetune.compose import compose_config
+from finetune.network.backbone import build_backbone
 from finetune.records.result import Result
 from finetune.trial.run import train
 
@@ -54,6 +55,18 @@ def random_weights(name: str, path: Path) -> Path:
             model.train()(torch.randn(8, 3, 32, 32))
     torch.save(model.state_dict(), path)
     return path
+
+
+def small_network(weights: Path, freeze_depth: int = 3) -> list[str]:
+    """Overrides of five small convolutions on weights of our own, written to `weights`; 0 to 5 of them are frozen."""
+    if not weights.exists():
+        torch.manual_seed(0)
+        network = build_backbone("cnn5").model
+        with torch.no_grad():
+            for _ in range(3):  # statistics that are not 0 and 1
+                network(torch.randn(8, 3, 32, 32))
+        torch.save(network.state_dict(), weights)
+    return ["model=cnn5", f"model.weights={weights}", f"model.freeze_depth={freeze_depth}"]
 
 
 def trial(out: Path, *overrides: str) -> Result:

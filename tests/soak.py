@@ -31,6 +31,8 @@ RATES = (0.001, 0.003, 0.01)
 OF_COORDINATOR = 5
 """One kill in so many, from the second on."""
 _TICK = 0.05
+_PROMISED = 10.0
+"""Seconds after which nothing of a killed sweep may be left."""
 _PATIENCE = 900.0
 """Seconds that one sweep may take."""
 
@@ -126,7 +128,7 @@ class Soak:
                     coordinator.kill()
                     coordinator.wait()
                     figures.of_coordinator += 1
-                    figures.left += len(living(str(folder)))
+                    figures.left += len(living(str(folder), _PROMISED))
                     coordinator, deaths = self._start(folder, cache), Counter()
                 else:
                     victims = [(pid, key) for pid, key in sorted(workers(folder).items()) if deaths[key] < 2]
@@ -165,7 +167,7 @@ class Soak:
         stores = [store for kind in KINDS for store in (cache / kind).glob("*") if store.is_dir()]
         stores = [store for store in stores if not store.name.endswith((".bad", ".part"))]
         figures.corrupt = sum(open_store(store) is None for store in stores)
-        figures.left += len(living(str(folder)))
+        figures.left += len(living(str(folder), _PROMISED))
         figures.left += sum(1 for root in (folder, cache) for _ in root.rglob(".*.tmp"))
 
 

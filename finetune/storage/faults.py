@@ -73,10 +73,19 @@ def _sleep(seconds: str) -> None:
     time.sleep(float(seconds))
 
 
+def _hold(_: str) -> None:
+    """Wait until other faults are armed, or none; what a test does meanwhile happens while this process is here."""
+    arms = Path(os.environ["FINETUNE_FAULTS"]) / "arms"
+    armed = arms.read_text() if arms.exists() else ""
+    while armed and arms.exists() and arms.read_text() == armed:
+        time.sleep(0.01)
+
+
 _ACTIONS: dict[str, Callable[[str], None]] = {
     "kill": _kill,
     "raise": _raise,
     "full": _full,
     "out_of_memory": _out_of_memory,
     "sleep": _sleep,
+    "hold": _hold,
 }

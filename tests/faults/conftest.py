@@ -14,7 +14,7 @@ def arm() -> Iterator[Callable[..., Path]]:
     folder = Path(os.environ["FINETUNE_FAULTS"])
 
     def write(*lines: str) -> Path:
-        (folder / "reached").unlink(missing_ok=True)
+        (folder / "reached").write_text("")
         (folder / "arms").write_text("\n".join(lines))
         return folder / "reached"
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,6 +14,10 @@ from finetune.records.result import Result
 from finetune.storage.cache import KINDS
 from finetune.storage.store import open_store
 from finetune.sweep.spec import SweepSpec, read_sweep
+from tests.forked import Command
+
+PATIENCE = 300.0
+"""Seconds after which something that is waited for hangs, on however slow a machine."""
 
 
 def spec_of(place: Path, fixed: Sequence[str], parameters: Mapping[str, object], **more: object) -> SweepSpec:
@@ -28,14 +32,18 @@ def sweep_file(place: Path, parameters: Mapping[str, object], **more: object) ->
     return file
 
 
-def start(*words: object, **environment: str) -> subprocess.Popen[str]:
-    """The command `finetune WORDS` in a process group of its own; what it prints is read together."""
+def start(*words: object, **environment: str) -> Command:
+    """The command `finetune WORDS` in a session of its own, forked from the warm server, as its trials are."""
+    return Command("finetune.cli", [*map(str, words)], Path.cwd(), {**os.environ, **environment})
+
+
+def start_anew(*words: object) -> subprocess.Popen[str]:
+    """The same in a new interpreter: it starts a server of its own, and the process group is all that belongs to it."""
     return subprocess.Popen(
         [sys.executable, "-m", "finetune.cli", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **environment},
         start_new_session=True,
     )
 
@@ -43,8 +51,17 @@ def start(*words: object, **environment: str) -> subprocess.Popen[str]:
 def run(*words: object, **environment: str) -> tuple[int, str]:
     """The exit code of `finetune WORDS`, and what it printed."""
     process = start(*words, **environment)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode is not None
     return process.returncode, text
+
+
+def wait_for(reached: Callable[[], object]) -> None:
+    """Wait for a condition; the limit only ends a hang."""
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def terminal_records(folder: Path) -> dict[str, bytes]:
@@ -70,7 +87,7 @@ def check_invariants(folder: Path, before: Mapping[str, bytes], cache: Path | No
     assert not living(str(folder)), "processes survive"
 
 
-def living(word: str, patience: float = 10.0) -> list[int]:
+def living(word: str, patience: float = 60.0) -> list[int]:
     """Processes with `word` in their open files or arguments that are still there after `patience` seconds."""
     deadline = time.monotonic() + patience
     while (found := _using(word)) and time.monotonic() < deadline:

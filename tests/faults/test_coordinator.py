@@ -13,18 +13,31 @@ from finetune.config import key_of
 from finetune.errors import Refused
 from finetune.records.layout import HEARTBEAT
 from finetune.records.result import Result, outcome
+from finetune.sweep import jobs, state
 from finetune.sweep import run as run_module
+from finetune.sweep.children import is_stopped
 from finetune.sweep.launch import Slot
 from finetune.sweep.records import heartbeat_of, trial_settings
 from finetune.sweep.run import run_sweep
 from finetune.sweep.search import planned_trials
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
-from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
+from tests.faults.invariants import (
+    PATIENCE,
+    check_invariants,
+    living,
+    run,
+    spec_of,
+    start,
+    start_anew,
+    sweep_file,
+    terminal_records,
+    wait_for,
+)
 from tests.models import finetune
 from tests.sweep.conftest import Pretended
 
-DEPTHS = {"model.freeze_depth": {"values": [15, 16, 17]}}
+DEPTHS = {"model.freeze_depth": {"values": [3, 4, 5]}}
 Arm = Callable[..., Path]
 
 
@@ -40,23 +53,16 @@ def key_at(spec: SweepSpec, depth: int) -> str:
     return key_of(trial_settings(spec)({"model.freeze_depth": depth}))
 
 
-def wait_for(found: Callable[[], object], patience: float = 60) -> None:
-    deadline = time.monotonic() + patience
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("what", ["space", "metric", "images"])
 def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_counts_what_fits(
-    tmp_path: Path, fast: list[str], images: Path, what: str
+    tmp_path: Path, small: list[str], images: Path, what: str
 ) -> None:
-    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [4, 5]}})
     run_sweep(spec, tmp_path / "s")
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
     if what == "space":
-        spec = spec_of(tmp_path, fast, DEPTHS)
-        message = r"model.freeze_depth was 16, 17 and would now be 15, 16, 17"
+        spec = spec_of(tmp_path, small, DEPTHS)
+        message = r"model.freeze_depth was 4, 5 and would now be 3, 4, 5"
     elif what == "metric":
         spec = replace(spec, metric="val/loss", goal="minimize")
         message = r"search was grid, maximize val/acc_best, .* would now be grid, minimize val/loss"
@@ -78,16 +84,16 @@ def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_cou
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
 
 
-def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, fast: list[str], arm: Arm) -> None:
+def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, small: list[str], arm: Arm) -> None:
     file = sweep_file(tmp_path, DEPTHS)
-    words = ["sweep", file, *fast, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]
+    words = ["sweep", file, *small, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]
     arm(f"tell {tmp_path}/s/trials/* 2 kill")
     assert run(*words)[0] == -signal.SIGKILL
     before = terminal_records(tmp_path / "s")
     assert len(before) == 2
     arm()
     seen: list[str] = []
-    spec = spec_of(tmp_path, fast, DEPTHS)
+    spec = spec_of(tmp_path, small, DEPTHS)
     sweep = run_sweep(spec, tmp_path / "s", watch=lambda _, result: seen.append(result.key) if result else None)
     assert (len(sweep.finished), len(seen)) == (3, 1)
     assert not {*seen} & {*before}
@@ -96,28 +102,32 @@ def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Pa
 
 @pytest.mark.slow
 def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_command_goes_on(
-    tmp_path: Path, fast: list[str]
+    tmp_path: Path, small: list[str], arm: Arm
 ) -> None:
-    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [16, 17]}})
-    words = [*fast[:-2], fast[-1], "trainer.epochs=40", "trainer.save_every=0"]
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [4, 5]}})
+    words = [*small, "trainer.save_every=0"]
+    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [4, 5]}}), fixed=tuple(words))
+    run_sweep(spec, tmp_path / "whole", Options(workers=2))
+    reached = arm(*(f"step *{key_at(spec, depth)} 3 hold" for depth in (4, 5)))
     process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s")
-    wait_for(lambda: len(list((tmp_path / "s").glob("trials/*/last.ckpt"))) == 2)
+    wait_for(lambda: reached.read_text().count("step ") == 6)
     process.kill()
     process.communicate()
     assert not living(str(tmp_path / "s"))
     before = terminal_records(tmp_path / "s")
-    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [16, 17]}}), fixed=tuple(words))
+    arm()
     run_sweep(spec, tmp_path / "s", Options(workers=2))
     logs = [log.read_text() for log in (tmp_path / "s").glob("trials/*/log.txt")]
     assert all("going on in epoch" in log for log in logs)
-    run_sweep(spec, tmp_path / "whole", Options(workers=2))
     assert outcomes(tmp_path / "s") == outcomes(tmp_path / "whole")
     check_invariants(tmp_path / "s", before)
 
 
 @pytest.mark.slow
-def test_fault_24_a_killed_data_process_is_noticed_and_started_again(tmp_path: Path, fast: list[str], arm: Arm) -> None:
-    spec = spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'cache'}"], DEPTHS)
+def test_fault_24_a_killed_data_process_is_noticed_and_started_again(
+    tmp_path: Path, small: list[str], arm: Arm
+) -> None:
+    spec = spec_of(tmp_path, [*small, f"cache.dir={tmp_path / 'cache'}"], DEPTHS)
     reached = arm(f"rename {tmp_path}/cache/pixels/???????????? 1 kill")
     sweep = run_sweep(spec, tmp_path / "s")
     assert [status for status, _ in ended(sweep).values()] == ["complete"] * 3
@@ -127,47 +137,70 @@ def test_fault_24_a_killed_data_process_is_noticed_and_started_again(tmp_path: P
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
     arm(f"rename {tmp_path}/other/pixels/* 0 kill")
     with pytest.raises(RuntimeError, match="died 3 times, with exit code -9"):
-        run_sweep(spec_of(tmp_path, [*fast, f"cache.dir={tmp_path / 'other'}"], DEPTHS), tmp_path / "t")
+        run_sweep(spec_of(tmp_path, [*small, f"cache.dir={tmp_path / 'other'}"], DEPTHS), tmp_path / "t")
+
+
+def hanging(reached: Path, key: str, *steps: int) -> Callable[[Sweep, Result | None], None]:
+    """Watch a sweep in which trial `key` hangs in these of its steps: once it does, it was idle for long enough."""
+    hung = set[int]()
+
+    def watch(sweep: Sweep, ended: Result | None) -> None:
+        begun = len([line for line in reached.read_text().splitlines() if line.endswith(key) and "step" in line])
+        for trial in (trial for trial in sweep.running if trial.folder.name == key):
+            if trial.stuck:
+                hung.add(trial.job.pid)
+            elif len(hung) < len(steps) and begun >= steps[len(hung)]:
+                trial.idle = float("inf")
+
+    return watch
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not end when asked to is killed at once."""
+    monkeypatch.setattr(jobs, "_GRACE", 0.1)
 
 
 @pytest.mark.slow
-def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Path, fast: list[str], arm: Arm) -> None:
-    spec = spec_of(tmp_path, fast, DEPTHS)
-    slow = key_at(spec, 17)
-    arm(f"step *{slow} 2 sleep:120")
-    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=8))
+@pytest.mark.usefixtures("impatient")
+def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Path, small: list[str], arm: Arm) -> None:
+    spec = spec_of(tmp_path, small, DEPTHS)
+    slow = key_at(spec, 5)
+    reached = arm(f"step *{slow} 2 sleep:1000")
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), watch=hanging(reached, slow, 2))
     assert [status for status, _ in ended(sweep).values()] == ["complete"] * 3
     assert sweep.notes == [f"trial {slow} made no progress; it was started again"]
     check_invariants(tmp_path / "s", {})
 
 
 @pytest.mark.slow
-def test_fault_27_a_trial_that_hangs_twice_fails(tmp_path: Path, fast: list[str], arm: Arm) -> None:
-    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [16, 17]}})
-    arm(f"step *{key_at(spec, 17)} 0 sleep:120")
-    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=8))
-    assert ended(sweep)[17] == ("failed", "no sign of progress, so it was ended, at each of 2 starts")
-    assert ended(sweep)[16][0] == "complete"
+@pytest.mark.usefixtures("impatient")
+def test_fault_27_a_trial_that_hangs_twice_fails(tmp_path: Path, small: list[str], arm: Arm) -> None:
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [4, 5]}})
+    reached = arm(f"step *{key_at(spec, 5)} 0 sleep:1000")
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), watch=hanging(reached, key_at(spec, 5), 1, 2))
+    assert ended(sweep)[5] == ("failed", "no sign of progress, so it was ended, at each of 2 starts")
+    assert ended(sweep)[4][0] == "complete"
     check_invariants(tmp_path / "s", {})
 
 
 def test_fault_28_a_trial_that_dies_at_every_start_fails_after_two_more(
-    tmp_path: Path, fast: list[str], arm: Arm
+    tmp_path: Path, small: list[str], arm: Arm
 ) -> None:
-    spec = spec_of(tmp_path, fast, DEPTHS)
-    doomed = key_at(spec, 16)
+    spec = spec_of(tmp_path, small, DEPTHS)
+    doomed = key_at(spec, 4)
     reached = arm(f"step *{doomed} 0 kill")
     sweep = run_sweep(spec, tmp_path / "s")
-    assert ended(sweep)[16] == ("failed", "killed by signal 9, at each of 3 starts")
-    assert [ended(sweep)[depth][0] for depth in (15, 17)] == ["complete"] * 2
+    assert ended(sweep)[4] == ("failed", "killed by signal 9, at each of 3 starts")
+    assert [ended(sweep)[depth][0] for depth in (3, 5)] == ["complete"] * 2
     assert len([line for line in reached.read_text().splitlines() if line.endswith(doomed) and "step" in line]) == 3
     check_invariants(tmp_path / "s", {})
 
 
 def test_fault_42_an_unhealthy_worker_is_set_aside_and_the_others_go_on(
-    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [12, 13, 14, 15, 16, 17]}})
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [0, 1, 2, 3, 4, 5]}})
     broken = Slot(None, 0)  # torch accepts no zero threads, so whatever runs there dies
     monkeypatch.setattr(run_module, "local_slots", lambda *_: [Slot(None, 1), broken])
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=2))
@@ -178,10 +211,10 @@ def test_fault_42_an_unhealthy_worker_is_set_aside_and_the_others_go_on(
 
 
 def test_fault_43_what_fails_every_trial_alike_stops_the_sweep_and_is_told_once(
-    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = sweep_file(tmp_path, {"seed": {"values": [0, 1, 2, 3, 4, 5]}})
-    words = [*fast, "model.freeze_depth=0", "optim.lr=1e30", "trainer.epochs=1"]
+    words = [*small, "model.freeze_depth=0", "optim.lr=1e30", "trainer.epochs=1"]
     assert finetune(monkeypatch, "sweep", file, *words, "--workers", 1, "--out", tmp_path / "s") == 4
     said = capfd.readouterr().out
     assert len(terminal_records(tmp_path / "s")) == 3
@@ -190,26 +223,49 @@ def test_fault_43_what_fails_every_trial_alike_stops_the_sweep_and_is_told_once(
     check_invariants(tmp_path / "s", {})
 
 
-def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(tmp_path: Path, fast: list[str]) -> None:
-    words = [*fast[:-2], fast[-1], "trainer.epochs=30"]
-    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [16, 17]}}), fixed=tuple(words))
-    stopped: dict[int, float] = {}
+class Clock:
+    """The real clock, that can be put ahead; for whoever asks `time.monotonic()`."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.mark.parametrize("stopped", ["the trials", "the coordinator"])
+def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(
+    tmp_path: Path, small: list[str], arm: Arm, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    """Each of the hours that pass is longer than a trial may be stuck."""
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [4, 5]}})
+    clock, hours = Clock(), 0
+    monkeypatch.setattr(state, "time", clock)
+    if stopped == "the trials":  # which are looked at all the while
+        monkeypatch.setattr(state, "_GLANCE", 7200.0)
+    reached = arm(*(f"step *{key_at(spec, depth)} 2 hold" for depth in (4, 5)))
 
     def disturb(sweep: Sweep, result: Result | None) -> None:
-        """Stop each worker for longer than a trial may be stuck; put its files an hour off."""
+        """In their second steps, stop the trials, or what is the same, do not look; put their files an hour off."""
+        nonlocal hours
+        pids = [trial.job.pid or 0 for trial in sweep.running]
+        if reached.read_text().count("step ") < 4 or hours == 4:
+            return
         for trial in sweep.running:
-            pid = trial.job.pid or 0
-            if (trial.folder / HEARTBEAT).exists() and pid not in stopped:
-                os.kill(pid, signal.SIGSTOP)
-                stopped[pid] = time.monotonic()
-                for file, off in ((trial.folder / HEARTBEAT, 3600), (trial.folder / "log.txt", -3600)):
-                    os.utime(file, (time.time() + off,) * 2)
-            elif pid in stopped and time.monotonic() - stopped[pid] > 3:
-                os.kill(pid, signal.SIGCONT)
-                stopped[pid] = float("inf")
+            for file, off in ((trial.folder / HEARTBEAT, 3600), (trial.folder / "log.txt", -3600)):
+                os.utime(file, (time.time() + off,) * 2)
+        if stopped == "the trials":
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT if hours == 3 else signal.SIGSTOP)
+            wait_for(lambda: hours == 3 or all(map(is_stopped, pids)))
+        if hours == 3:
+            arm()
+        else:
+            clock.ahead += 3600
+        hours += 1
 
-    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2, stuck_after=2), watch=disturb)
-    assert len(stopped) == 2
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), watch=disturb)
+    assert hours == 4
     assert [status for status, _ in ended(sweep).values()] == ["complete"] * 2
     assert sweep.notes == []
     assert len(terminal_records(tmp_path / "s")) == 2
@@ -218,16 +274,16 @@ def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(tmp_pa
 
 @pytest.mark.slow
 def test_fault_44_a_coordinator_that_was_stopped_and_continued_declares_no_live_trial_dead(
-    tmp_path: Path, fast: list[str]
+    tmp_path: Path, small: list[str]
 ) -> None:
-    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [16, 17]}})
-    words = [*fast[:-2], fast[-1], "trainer.epochs=60"]
-    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s", "--stuck-after", "3s")
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [4, 5]}})
+    words = [*small[:-2], small[-1], "trainer.epochs=60"]
+    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s", "--stuck-after", "20s")
     wait_for(lambda: list((tmp_path / "s").glob(f"trials/*/{HEARTBEAT}")))
     process.send_signal(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(22)
     process.send_signal(signal.SIGCONT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert "no progress" not in said
     assert len(terminal_records(tmp_path / "s")) == 2
@@ -235,10 +291,10 @@ def test_fault_44_a_coordinator_that_was_stopped_and_continued_declares_no_live_
 
 
 def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_again(
-    tmp_path: Path, fast: list[str], arm: Arm
+    tmp_path: Path, small: list[str], arm: Arm
 ) -> None:
     metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}  # which any trial reaches
-    spec = spec_of(tmp_path, fast, {"model.freeze_depth": {"values": [17, 16, 15]}}, metric=metric)
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [5, 4, 3]}}, metric=metric)
     first, second, _ = planned_trials(spec, may_end_early=True)
     arm(f"step *{key_at(spec, first['model.freeze_depth'])} 1 kill")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
@@ -249,13 +305,13 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Path, fast: list[str]) -> None:
-    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
-    process = start("sweep", file, *fast, "--out", tmp_path / "s")
+def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Path, small: list[str]) -> None:
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [5]}})
+    process = start_anew("sweep", file, *small, "--out", tmp_path / "s")
     wait_for(lambda: any("forkserver" in command for command in commands_below(process.pid)))
     for pid in (process.pid, *commands_below(process.pid).values()):
         os.kill(pid, signal.SIGINT)  # as a terminal does, to all of them
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "to continue, run the same command again" in said
@@ -264,13 +320,13 @@ def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_fault_26_a_coordinator_that_is_taken_back_saves_its_trials(
-    tmp_path: Path, fast: list[str], number: signal.Signals
+    tmp_path: Path, small: list[str], number: signal.Signals
 ) -> None:
-    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [17]}})
-    process = start("sweep", file, *fast, "trainer.epochs=1000", "--out", tmp_path / "a [/b]")
+    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [5]}})
+    process = start("sweep", file, *small, "trainer.epochs=1000", "--out", tmp_path / "a [/b]")
     wait_for(lambda: list((tmp_path / "a [/b]").glob(f"trials/*/{HEARTBEAT}")))
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert f"--out '{tmp_path}/a [/b]'" in said  # to be typed again as it is
     (record,) = (Result.load(trial) for trial in (tmp_path / "a [/b]" / "trials").iterdir())
@@ -287,8 +343,8 @@ def commands_below(parent: int) -> dict[str, int]:
     return found
 
 
-def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path, fast: list[str]) -> None:
-    spec = spec_of(tmp_path, fast, DEPTHS)
+def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path, small: list[str]) -> None:
+    spec = spec_of(tmp_path, small, DEPTHS)
     refused: list[str] = []
 
     def second(sweep: Sweep, result: Result | None) -> None:

@@ -6,9 +6,7 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,18 +31,29 @@ from finetune.sweep.state import Options, Sweep
 from finetune.train import run_trial
 from finetune.trial.module import FineTune
 from finetune.trial.run import train
-from tests.faults.invariants import check_invariants, living, run, spec_of, start, sweep_file, terminal_records
+from tests.faults.invariants import (
+    PATIENCE,
+    check_invariants,
+    living,
+    run,
+    spec_of,
+    start_anew,
+    sweep_file,
+    terminal_records,
+    wait_for,
+)
+from tests.forked import Command
 from tests.test_wandb import start as start_with
 from tests.wandb_server import wandb_server
 
 Arm = Callable[..., Path]
-EVERYTHING = ["model.freeze_depth=9", "augment=strong", "model.head.dropout=0.3", "trainer.save_every=0"]
+EVERYTHING = ["model.freeze_depth=3", "augment=strong", "model.head.dropout=0.3", "trainer.save_every=0"]
 """All that draws random numbers; saved after each of the three batches of an epoch."""
 SETTINGS = {
     "adamw": EVERYTHING,
     "sgd": [*EVERYTHING, "model.freeze_depth=0", "optim=sgd", "trainer.grad_clip=0.5", "optim.lr=0.01"],
-    "partly frozen": [*EVERYTHING, "model.freeze_depth=100", "model.freeze_unit=tensor", "model.frozen_bn=stats"],
-    "stored": ["model.freeze_depth=14", "cache.mode=on", "model.head.hidden=[8]", "trainer.save_every=0"],
+    "partly frozen": [*EVERYTHING, "model.freeze_depth=7", "model.freeze_unit=tensor", "model.frozen_bn=stats"],
+    "stored": ["model.freeze_depth=4", "cache.mode=on", "model.head.hidden=[8]", "trainer.save_every=0"],
     "patience": [*EVERYTHING, "model.freeze_depth=all", "trainer.patience=1", "optim.lr=1e-12", "trainer.epochs=9"],
 }
 
@@ -57,15 +66,13 @@ def attempt(words: list[str], out: Path) -> int | None:
 
 
 def ended(launcher: LocalLauncher, job: Any) -> int | None:
-    deadline = time.monotonic() + 100
-    while job.exitcode is None and time.monotonic() < deadline:
-        launcher.wait([job])
+    wait_for(lambda: launcher.wait([job]) or job.exitcode is not None)  # type: ignore[func-returns-value]
     return job.exitcode
 
 
 def steps(reached: Path) -> int:
     """Batches begun since the last call of `arm`."""
-    return sum(line.startswith("step ") for line in reached.read_text().splitlines()) if reached.exists() else 0
+    return sum(line.startswith("step ") for line in reached.read_text().splitlines())
 
 
 def same(one: Path, other: Path) -> None:
@@ -83,9 +90,9 @@ def same(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_fault_19_a_trial_killed_in_any_step_loses_none_that_was_saved(
-    fast: list[str], tmp_path: Path, arm: Arm, settings: str
+    small: list[str], tmp_path: Path, arm: Arm, settings: str
 ) -> None:
-    words = [*fast, *SETTINGS[settings]]
+    words = [*small, *SETTINGS[settings]]
     reached = arm()
     assert attempt(words, tmp_path / "whole") == 0, (tmp_path / "whole" / LOG).read_text()
     total = steps(reached)
@@ -100,8 +107,8 @@ def test_fault_19_a_trial_killed_in_any_step_loses_none_that_was_saved(
         same(tmp_path / "whole", out)
 
 
-def test_a_trial_killed_twice_goes_on_from_the_second_save(fast: list[str], tmp_path: Path, arm: Arm) -> None:
-    words, out = [*fast, *SETTINGS["adamw"]], tmp_path / "r"
+def test_a_trial_killed_twice_goes_on_from_the_second_save(small: list[str], tmp_path: Path, arm: Arm) -> None:
+    words, out = [*small, *SETTINGS["adamw"]], tmp_path / "r"
     assert attempt(words, tmp_path / "whole") == 0
     for _ in range(2):
         arm(f"step {out} 3 kill")  # in the third step of this attempt
@@ -115,9 +122,9 @@ def test_a_trial_killed_twice_goes_on_from_the_second_save(fast: list[str], tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "another trial"])
 def test_a_trial_starts_over_where_its_last_checkpoint_cannot_be_used(
-    fast: list[str], tmp_path: Path, arm: Arm, damage: str
+    small: list[str], tmp_path: Path, arm: Arm, damage: str
 ) -> None:
-    words, out = [*fast, *SETTINGS["adamw"]], tmp_path / "r"
+    words, out = [*small, *SETTINGS["adamw"]], tmp_path / "r"
     arm(f"step {out} 3 kill")
     attempt([*words, "seed=1"] if damage == "another trial" else words, out)
     data = bytearray((out / LAST).read_bytes())
@@ -133,8 +140,10 @@ def test_a_trial_starts_over_where_its_last_checkpoint_cannot_be_used(
     same(tmp_path / "whole", out)
 
 
-def test_the_file_of_metrics_has_every_epoch_of_a_trial_that_goes_on(fast: list[str], tmp_path: Path, arm: Arm) -> None:
-    words, out = [*fast, *SETTINGS["adamw"], "logger=csv"], tmp_path / "r"
+def test_the_file_of_metrics_has_every_epoch_of_a_trial_that_goes_on(
+    small: list[str], tmp_path: Path, arm: Arm
+) -> None:
+    words, out = [*small, *SETTINGS["adamw"], "logger=csv"], tmp_path / "r"
     assert attempt(words, tmp_path / "whole") == 0
     arm(f"step {out} 6 kill")
     attempt(words, out)
@@ -151,14 +160,14 @@ def test_the_file_of_metrics_has_every_epoch_of_a_trial_that_goes_on(fast: list[
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the client that is killed
-def test_the_new_wandb_run_of_a_trial_that_goes_on_has_every_epoch(fast: list[str], tmp_path: Path, arm: Arm) -> None:
+def test_the_new_wandb_run_of_a_trial_that_goes_on_has_every_epoch(small: list[str], tmp_path: Path, arm: Arm) -> None:
     out = tmp_path / "r"
-    words = [*fast, *SETTINGS["adamw"], "trainer.epochs=3", "logger=wandb", f"out={out}"]
+    words = [*small, *SETTINGS["adamw"], "trainer.epochs=3", "logger=wandb", f"out={out}"]
     with wandb_server() as server:
         arm(f"step {out} 8 kill")
         for code in (-signal.SIGKILL, 0):
             process = start_with(server, tmp_path, "finetune.train", *words)
-            text, _ = process.communicate(timeout=120)
+            text, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == code, text
             arm()
         killed, whole = server.runs.values()
@@ -172,19 +181,16 @@ def test_the_new_wandb_run_of_a_trial_that_goes_on_has_every_epoch(fast: list[st
 
 def signalled(words: list[str], out: Path, number: int, arm: Arm, step: int) -> int | None:
     """Run a trial and send it a signal while it is in the step of that number; its exit code."""
-    reached = arm(f"step {out} {step} sleep:1")
+    reached = arm(f"step {out} {step} hold")
     launcher = LocalLauncher([Slot(None, 1)])
     (job,) = launcher.start([(words, out)])
     wait_for(lambda: steps(reached) == step)
     os.kill(job.pid or 0, number)
+    arm()  # only then does the step go on
     return ended(launcher, job)
 
 
-def wait_for(true: Callable[[], Any], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+STOPPING = "stopping after this batch"
 
 
 STOPS = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 143, signal.SIGINT: 130}
@@ -195,15 +201,15 @@ AT = [(signal.SIGTERM, 2), (signal.SIGTERM, 3), (signal.SIGUSR1, 2), (signal.SIG
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "step"), AT)
 def test_fault_26_a_preempted_trial_saves_at_the_end_of_the_batch_and_goes_on(
-    fast: list[str], tmp_path: Path, arm: Arm, number: signal.Signals, step: int
+    small: list[str], tmp_path: Path, arm: Arm, number: signal.Signals, step: int
 ) -> None:
-    words, out = [*fast, *SETTINGS["adamw"], "trainer.save_every=1000"], tmp_path / "r"
+    words, out = [*small, *SETTINGS["adamw"], "trainer.save_every=1000"], tmp_path / "r"
     assert signalled(words, out, number, arm, step) == STOPS[number]
     record = Result.load(out)
     assert (record.status, record.reason) == ("interrupted", f"stopped by a signal (exit {STOPS[number]})")
     assert (out / LAST).exists()
     assert not (out / HEARTBEAT).exists()
-    assert f"to go on: python -m finetune.train {' '.join(map(str, fast))}" in (out / LOG).read_text()
+    assert f"to go on: python -m finetune.train {' '.join(map(str, small))}" in (out / LOG).read_text()
     reached = arm()
     assert attempt(words, out) == 0
     assert steps(reached) == 6 - step + 1
@@ -235,9 +241,9 @@ def _ended_in_validation(words: list[str], batch: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "left"), [(1, 4), (2, 4), (3, 3)])
 def test_fault_26_a_signal_while_validating_loses_no_training(
-    fast: list[str], tmp_path: Path, arm: Arm, batch: int, left: int
+    small: list[str], tmp_path: Path, arm: Arm, batch: int, left: int
 ) -> None:
-    words = [*fast, *SETTINGS["adamw"], "trainer.save_every=1000", "trainer.epochs=3"]
+    words = [*small, *SETTINGS["adamw"], "trainer.save_every=1000", "trainer.epochs=3"]
     out = tmp_path / "r"
     child = CONTEXT.Process(target=_ended_in_validation, args=([*words, f"out={out}"], batch))
     child.start()
@@ -250,36 +256,31 @@ def test_fault_26_a_signal_while_validating_loses_no_training(
     same(tmp_path / "whole", out)
 
 
-def interrupted(process: subprocess.Popen[str], times: int) -> str:
-    """What a command prints after so many Ctrl-Cs, having ended."""
-    for _ in range(times):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    text, _ = process.communicate(timeout=300)  # ends a hang
-    return text
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_fault_25_ctrl_c_saves_the_trial_and_a_second_one_does_not_wait(
-    fast: list[str], tmp_path: Path, arm: Arm, times: int
+    small: list[str], tmp_path: Path, arm: Arm, times: int
 ) -> None:
     out = tmp_path / "r"
-    words = [*fast, *SETTINGS["stored"], "trainer.save_every=1000", f"out={out}"]
-    reached = arm(f"step {out} 4 sleep:{1 if times == 1 else 3600}")
-    process = start_trial(*words)
+    words = [*small, *SETTINGS["stored"], "trainer.save_every=1000", f"out={out}"]
+    reached = arm(f"step {out} 4 hold")
+    process = Command("finetune.train", words, tmp_path, os.environ)
     wait_for(lambda: steps(reached) == 4)
-    text = interrupted(process, times)
-    assert "stopping after this batch; Ctrl-C again to stop at once" in text
-    assert not living(str(out))
-    if times == 2:  # a batch of an hour was not waited for
-        assert process.returncode == -signal.SIGINT  # which a shell calls 130
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: f"{STOPPING}; Ctrl-C again to stop at once" in process.said())
+    if times == 2:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(PATIENCE) == -signal.SIGINT  # which a shell calls 130; the step had not ended
+        assert not living(str(out))
         return
+    arm()
+    text, _ = process.communicate(PATIENCE)
+    assert not living(str(out))
     assert process.returncode == 130
     (command,) = re.findall("to go on: python -m finetune.train (.*)", text)
     reached = arm()
-    again = start_trial(*shlex.split(command))
-    text, _ = again.communicate(timeout=60)
+    again = Command("finetune.train", shlex.split(command), tmp_path, os.environ)
+    text, _ = again.communicate(PATIENCE)
     assert again.returncode == 0, text
     assert "going on in epoch 2 after batch 1" in text
     assert steps(reached) == 3
@@ -288,29 +289,24 @@ def test_fault_25_ctrl_c_saves_the_trial_and_a_second_one_does_not_wait(
     same(tmp_path / "whole", out)
 
 
-def start_trial(*words: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "finetune.train", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a script's background ignores it
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that_continues(
-    fast: list[str], tmp_path: Path, arm: Arm, times: int
+    small: list[str], tmp_path: Path, arm: Arm, times: int
 ) -> None:
     folder = tmp_path / "s"
     file = sweep_file(tmp_path, {"seed": {"values": [0, 1]}})
-    words = ["sweep", file, *fast, *EVERYTHING, "trainer.save_every=1000", "--out", folder, "--workers", "1"]
-    reached = arm(f"step * 4 sleep:{1 if times == 1 else 60}")
-    process = start(*words)
+    words = ["sweep", file, *small, *EVERYTHING, "trainer.save_every=1000", "--out", folder, "--workers", "1"]
+    reached = arm("step * 4 hold")
+    process = start_anew(*words)
     wait_for(lambda: steps(reached) == 4)
-    text = interrupted(process, times)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the trial gets it too
+    wait_for(lambda: STOPPING in next(folder.glob(f"trials/*/{LOG}")).read_text())
+    if times == 1:
+        arm()
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # ends the step that would not end
+    text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert f"to continue, run the same command again: cli.py {' '.join(map(str, words))}" in text
     assert not living(str(folder))
@@ -327,9 +323,9 @@ def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that
 
 @pytest.mark.slow
 def test_fault_36_a_trial_out_of_memory_says_what_it_needed_and_the_next_has_a_fresh_process(
-    fast: list[str], tmp_path: Path, arm: Arm
+    small: list[str], tmp_path: Path, arm: Arm
 ) -> None:
-    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=14"], {"seed": {"values": [0, 1]}})
+    spec = spec_of(tmp_path, [*small, "model.freeze_depth=4"], {"seed": {"values": [0, 1]}})
     processes = dict[str, int]()
 
     def watch(sweep: Sweep, ended: Result | None) -> None:
@@ -341,7 +337,7 @@ def test_fault_36_a_trial_out_of_memory_says_what_it_needed_and_the_next_has_a_f
     assert (failed.status, complete.status) == ("failed", "complete")
     assert re.fullmatch(
         r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 2\.00 GiB\. With data\.batch_size=8 and "
-        r"model\.freeze_depth=14, \d+ MiB were in use at the most; lower data\.batch_size or freeze more",
+        r"model\.freeze_depth=4, \d+ MiB were in use at the most; lower data\.batch_size or freeze more",
         failed.reason,
     )
     assert len(set(processes.values())) == len(processes) == 2
@@ -354,7 +350,7 @@ def test_fault_36_a_trial_out_of_memory_says_what_it_needed_and_the_next_has_a_f
 
 @pytest.mark.parametrize("loss", ["inf", "nan"])
 def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
-    fast: list[str], tmp_path: Path, arm: Arm, monkeypatch: pytest.MonkeyPatch, loss: str
+    small: list[str], tmp_path: Path, arm: Arm, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     real, calls = F.cross_entropy, 0
 
@@ -364,7 +360,7 @@ def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
         return real(*given, **named) * (float(loss) if torch.is_grad_enabled() and calls == 4 else 1)
 
     monkeypatch.setattr(F, "cross_entropy", spoilt)
-    words = [*fast, "trainer.epochs=3", "model.freeze_depth=14"]
+    words = [*small, "trainer.epochs=3", "model.freeze_depth=4"]
     config = compose_config([*words, f"out={tmp_path / 'r'}"])
     reached = arm()
     with pytest.raises(FloatingPointError, match=f"train/loss became {loss} in epoch 1; lower optim.lr"):
@@ -377,8 +373,8 @@ def test_fault_37_a_loss_that_is_not_finite_stops_the_trial_within_a_step(
 
 
 @pytest.mark.slow
-def test_fault_37_a_trial_that_diverged_is_never_the_best(fast: list[str], tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=0"], {"optim.lr": {"values": [1e30, 1e-12]}})
+def test_fault_37_a_trial_that_diverged_is_never_the_best(small: list[str], tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, [*small, "model.freeze_depth=0"], {"optim.lr": {"values": [1e30, 1e-12]}})
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     (lost,) = (trial.result for trial in sweep.finished if trial.params["optim.lr"] == 1e30)
     assert lost.status == "failed"
@@ -405,10 +401,10 @@ def _silent_trial(*given: Any) -> None:
 
 @pytest.mark.slow
 def test_fault_38_a_metric_that_was_never_logged_fails_the_trial_and_lists_those_that_were(
-    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metric = {"name": "val/loss", "goal": "minimize"}
-    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=17"], {"seed": {"values": [0, 1]}}, metric=metric)
+    spec = spec_of(tmp_path, [*small, "model.freeze_depth=5"], {"seed": {"values": [0, 1]}}, metric=metric)
     monkeypatch.setattr(launch, "_run_trial", _silent_trial)
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     reason = "val/loss was never logged; logged were lr, train/acc, train/loss, val/acc"
@@ -420,11 +416,11 @@ def test_fault_38_a_metric_that_was_never_logged_fails_the_trial_and_lists_those
     assert not list((tmp_path / "s").rglob(CHECKPOINT))
 
 
-def test_fault_38_a_name_that_no_trial_logs_is_refused_with_those_that_all_do(fast: list[str], tmp_path: Path) -> None:
+def test_fault_38_a_name_that_no_trial_logs_is_refused_with_those_that_all_do(small: list[str], tmp_path: Path) -> None:
     metric = {"name": "val/accuracy", "goal": "maximize"}
     logged = "val/acc_best, val/acc, val/loss, train/acc, train/loss"
     with pytest.raises(Refused, match=f"metric.name 'val/accuracy' is not reported; choose from {logged}"):
-        spec_of(tmp_path, fast, {"seed": {"values": [0]}}, metric=metric)
+        spec_of(tmp_path, small, {"seed": {"values": [0]}}, metric=metric)
 
 
 def remove(path: Path) -> None:
@@ -442,7 +438,7 @@ def change(path: Path) -> None:
 @pytest.mark.parametrize("disturb", [remove, change])
 @pytest.mark.parametrize("on_bad", ["refuse", "skip"])
 def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
-    fast: list[str],
+    small: list[str],
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -450,7 +446,7 @@ def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
     on_bad: str,
 ) -> None:
     victim, decode = images / "train/class1/7.png", pixels.decode
-    words = [*fast, f"cache.dir={tmp_path / 'cache'}", f"data.on_bad={on_bad}", f"out={tmp_path / 'r'}"]
+    words = [*small, f"cache.dir={tmp_path / 'cache'}", f"data.on_bad={on_bad}", f"out={tmp_path / 'r'}"]
 
     def late(path: Path) -> Any:
         if path == images / "train/class0/0.png" and not done:
@@ -471,10 +467,10 @@ def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
 @pytest.mark.slow
 @pytest.mark.parametrize("disturb", [remove, change])
 def test_fault_12_a_file_that_changes_under_a_running_sweep_does_not_matter_to_its_store(
-    fast: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
+    small: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
 ) -> None:
     parameters = {"seed": {"values": [0, 1]}}
-    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=17", f"cache.dir={tmp_path / 'cache'}"], parameters)
+    spec = spec_of(tmp_path, [*small, "model.freeze_depth=5", f"cache.dir={tmp_path / 'cache'}"], parameters)
     undisturbed = run_sweep(spec, tmp_path / "whole", Options(workers=1))
 
     def watch(sweep: Sweep, ended: Result | None) -> None:
@@ -489,11 +485,11 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_does_not_matter_to_i
 @pytest.mark.slow
 @pytest.mark.parametrize("disturb", [remove, change])
 def test_fault_12_a_file_that_changes_under_a_running_sweep_without_a_store_fails_the_trial_by_name(
-    fast: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
+    small: list[str], images: Path, tmp_path: Path, disturb: Callable[[Path], None]
 ) -> None:
     victim, cache = images / "train/class1/7.png", tmp_path / "cache"
     parameters = {"seed": {"values": [0, 1]}}
-    spec = spec_of(tmp_path, [*fast, "model.freeze_depth=17", f"cache.dir={cache}"], parameters)
+    spec = spec_of(tmp_path, [*small, "model.freeze_depth=5", f"cache.dir={cache}"], parameters)
 
     def watch(sweep: Sweep, ended: Result | None) -> None:
         if ended is not None and len(sweep.finished) == 1:
@@ -511,9 +507,9 @@ def test_fault_12_a_file_that_changes_under_a_running_sweep_without_a_store_fail
 
 @pytest.mark.slow
 def test_fault_19_a_sweep_starts_a_killed_trial_again_from_its_last_save(
-    fast: list[str], tmp_path: Path, arm: Arm
+    small: list[str], tmp_path: Path, arm: Arm
 ) -> None:
-    spec = spec_of(tmp_path, [*fast, *EVERYTHING, "data.batch_size=4"], {"seed": {"values": [0, 1]}})
+    spec = spec_of(tmp_path, [*small, *EVERYTHING, "data.batch_size=4"], {"seed": {"values": [0, 1]}})
     reached = arm()
     whole = run_sweep(spec, tmp_path / "whole", Options(workers=1))
     assert steps(reached) == 12

@@ -1,0 +1,35 @@
+"""What the suite's server of processes has done before it forks them, so that no test's trial does it again.
+
+A trial of each network that tests train is trained once: what is imported late, planned once a process or compiled at
+first use is then there. Nothing of it reaches a result: the trials of tests are the same to the bit without it.
+"""
+
+import contextlib
+import gc
+import importlib
+import io
+import tempfile
+from pathlib import Path
+
+import torch
+
+from finetune.compose import compose_config
+from finetune.storage import faults
+from finetune.trial.run import train
+from tests.models import draw, small_network
+
+torch.set_num_threads(1)
+for _name in ("finetune.cli", "finetune.sweep.run", "tests.forked"):
+    importlib.import_module(_name)
+
+_faults, faults._FOLDER = faults._FOLDER, None  # those that a test armed before it needed the server are not for it
+with tempfile.TemporaryDirectory() as _place, contextlib.redirect_stdout(io.StringIO()):
+    _images = draw(Path(_place) / "images")
+    for _network in (["model=narrow_resnet50", "model.freeze_depth=17"], small_network(Path(_place) / "w.pth")):
+        _words = [*_network, f"data.root={_images}", "data.size=32", "data.batch_size=8", "trainer.epochs=1"]
+        _words += ["trainer.accelerator=cpu", f"cache.dir={_place}/cache", f"out={_place}/{_network[0]}"]
+        train(compose_config(_words), _words)
+faults._FOLDER = _faults
+
+gc.collect()
+gc.freeze()
