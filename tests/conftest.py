@@ -2,7 +2,7 @@ import gc
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests at a time, one thread each
@@ -95,3 +95,21 @@ def small(images: Path, small_weights: Path) -> list[str]:
         "trainer.epochs=2",
         "trainer.accelerator=cpu",
     ]
+
+
+@pytest.fixture
+def arm() -> Iterator[Callable[..., Path]]:
+    """Arm faults, as lines of finetune/storage/faults.py, in this process and all that it starts; none just records.
+
+    Returns the file that lists the points reached from now on.
+    """
+    folder = Path(os.environ["FINETUNE_FAULTS"])
+
+    def write(*lines: str) -> Path:
+        (folder / "reached").write_text("")
+        (folder / "arms").write_text("\n".join(lines))
+        return folder / "reached"
+
+    yield write
+    (folder / "arms").unlink(missing_ok=True)
+    (folder / "reached").unlink(missing_ok=True)
