@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from tests.forked import use_warm_server
-from tests.models import small_network
+from tests.models import small_network, small_trial
 
 torch.set_num_threads(1)
 gc.freeze()  # what torch brought is there to stay
@@ -87,14 +87,7 @@ def small_weights(cache: Path) -> Path:
 @pytest.fixture
 def small(images: Path, small_weights: Path) -> list[str]:
     """Overrides of a trial that takes a tenth of a second: five convolutions, 0 to 5 of them frozen, two epochs."""
-    return [
-        *small_network(small_weights)[:2],
-        f"data.root={images}",
-        "data.size=32",
-        "data.batch_size=8",
-        "trainer.epochs=2",
-        "trainer.accelerator=cpu",
-    ]
+    return small_trial(images, small_weights)
 
 
 @pytest.fixture

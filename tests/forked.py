@@ -1,7 +1,7 @@
 """Processes that are forked from one warm server: a second where an interpreter that imports torch takes eight.
 
-conftest.py has the server import this module, and the tests' own, before it forks. What is forked has the environment
-and the folder of the process that asked for it, as a process that is started anew would.
+What is forked has the environment, the folder and the limits of the process that asked for it, as one that is started
+anew would.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import tempfile
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from finetune.sweep.children import CONTEXT, ready_server
 
@@ -24,33 +27,47 @@ PRELOAD = ["finetune.sweep.preload", "tests.warm"]
 """What the server imports: what the product's own does, then what trials of tests use besides."""
 
 
-class Child(ForkServerProcess):
-    """A child of the server that has its parent's environment, and not the one that the server was started in."""
-
-    def __init__(self, *given: object, **named: object):
-        super().__init__(*given, **named)  # type: ignore[arg-type]
-        self._environment = dict(os.environ)
-
-    def run(self) -> None:
-        os.environ.clear()
-        os.environ.update(self._environment)
-        super().run()
-
-
 def use_warm_server() -> None:
     """Have all children of this process, trials of sweeps among them, forked from the warm server."""
     CONTEXT.set_forkserver_preload(PRELOAD)
-    CONTEXT.Process = Child  # type: ignore[misc, assignment]
+    ForkServerProcess.__init__ = _remember_surroundings  # type: ignore[method-assign, assignment]
+    ForkServerProcess.run = _run_there  # type: ignore[method-assign]
+
+
+def _remember_surroundings(process: ForkServerProcess, *given: Any, **named: Any) -> None:
+    BaseProcess.__init__(process, *given, **named)
+    process.__dict__["surroundings"] = dict(os.environ), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+def _run_there(process: ForkServerProcess) -> None:
+    environment, longest_file = process.__dict__["surroundings"]
+    os.environ.clear()
+    os.environ.update(environment)
+    resource.setrlimit(resource.RLIMIT_FSIZE, longest_file)
+    tempfile.tempdir = None  # the environment says where it is
+    BaseProcess.run(process)
 
 
 class Command:
     """`python -m MODULE WORDS` under way in a forked process; to be asked as a `subprocess.Popen` is."""
 
-    def __init__(self, module: str, words: list[str], folder: Path, environment: Mapping[str, str]):
+    def __init__(
+        self, module: str, words: list[str], folder: Path, environment: Mapping[str, str], longest_file: int = -1
+    ):
+        """
+        Args:
+            module: Has the function `main`.
+            words: The arguments.
+            folder: The current one of the command.
+            environment: All of it.
+            longest_file: Bytes that a file of the command's may have; -1 for any number.
+        """
         handle, name = tempfile.mkstemp(prefix="said-")
         os.close(handle)
         self._said = Path(name)
-        self._child = CONTEXT.Process(target=_become, args=(module, words, str(folder), dict(environment), name))
+        self._child = CONTEXT.Process(
+            target=_become, args=(module, words, folder, dict(environment), name, longest_file)
+        )
         ready_server()
         self._child.start()
         assert self._child.pid is not None
@@ -91,7 +108,9 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
 
-def _become(module: str, words: list[str], folder: str, environment: dict[str, str], said: str) -> None:
+def _become(
+    module: str, words: list[str], folder: Path, environment: dict[str, str], said: str, longest_file: int
+) -> None:
     """Be the command that a shell would have started."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -99,6 +118,7 @@ def _become(module: str, words: list[str], folder: str, environment: dict[str, s
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
 
     output = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
@@ -108,7 +128,6 @@ def _become(module: str, words: list[str], folder: str, environment: dict[str, s
 
     # its own children come from the same server; Python would start another one
     forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
-    use_warm_server()
 
     command = importlib.import_module(module)
     sys.argv = [str(command.__file__), *words]

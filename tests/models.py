@@ -69,6 +69,18 @@ def small_network(weights: Path, freeze_depth: int = 3) -> list[str]:
     return ["model=cnn5", f"model.weights={weights}", f"model.freeze_depth={freeze_depth}"]
 
 
+def small_trial(images: Path, weights: Path) -> list[str]:
+    """Overrides of a trial of that network for two epochs of three batches."""
+    return [
+        *small_network(weights)[:2],
+        f"data.root={images}",
+        "data.size=32",
+        "data.batch_size=8",
+        "trainer.epochs=2",
+        "trainer.accelerator=cpu",
+    ]
+
+
 def trial(out: Path, *overrides: str) -> Result:
     """Train one epoch and leave record and checkpoint in `out`."""
     fast = ["data.size=32", "data.batch_size=8", "trainer.epochs=1", "trainer.accelerator=cpu"]

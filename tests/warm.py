@@ -16,10 +16,12 @@ import torch
 from finetune.compose import compose_config
 from finetune.storage import faults
 from finetune.trial.run import train
+from tests.forked import use_warm_server
 from tests.models import draw, small_network
 
+use_warm_server()
 torch.set_num_threads(1)
-for _name in ("finetune.cli", "finetune.sweep.run", "tests.forked"):
+for _name in ("finetune.cli", "finetune.sweep.run"):
     importlib.import_module(_name)
 
 _faults, faults._FOLDER = faults._FOLDER, None  # those that a test armed before it needed the server are not for it

@@ -4,14 +4,12 @@ import fcntl
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,18 +23,28 @@ from finetune.storage.cache import KINDS, Unlockable, locked
 from finetune.storage.store import open_store
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.run import run_sweep
+from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options
-from tests.faults.invariants import check_invariants, run, spec_of, sweep_file, terminal_records
+from tests.faults.invariants import PATIENCE, check_invariants, run, spec_of, sweep_file, terminal_records, wait_for
+from tests.forked import Command
+from tests.models import draw, small_trial
 
 Arm = Callable[..., Path]
-DEPTHS = {"model.freeze_depth": {"values": [14, 17]}}
+DEPTHS = {"model.freeze_depth": {"values": [2, 5]}}
+ONE = {"model.freeze_depth": {"values": [5]}}
 PACKAGE = Path(__file__).parent.parent.parent / "finetune"
 
 
-@pytest.fixture
-def words(fast: list[str], tmp_path: Path) -> list[str]:
-    """Of sweeps with a cache of their own, where activations are stored."""
-    return [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"]
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, small_weights: Path) -> list[str]:
+    """Of sweeps where activations are stored, on images that all tests here share; `own_cache` says where."""
+    images = draw(tmp_path_factory.mktemp("disk") / "images")
+    return [*small_trial(images, small_weights), "cache.mode=on"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
 
 
 def stores(cache: Path) -> list[Path]:
@@ -51,12 +59,50 @@ def without_warnings(records: dict[str, dict[str, object]]) -> dict[str, dict[st
     return {key: {**record, "warnings": []} for key, record in records.items()}
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A sweep that nothing disturbed."""
+
+    outcomes: dict[str, dict[str, object]]
+    cache: Path
+    """All its stores; to be copied."""
+
+
+def undisturbed(place: Path, spec: SweepSpec) -> Undisturbed:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETUNE_CACHE", str(place / "cache"))
+        run_sweep(spec, place / "s")
+    return Undisturbed(outcomes(place / "s"), place / "cache")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Undisturbed:
+    """The sweep over DEPTHS."""
+    place = tmp_path_factory.mktemp("two")
+    return undisturbed(place, spec_of(place, words, DEPTHS))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Undisturbed:
+    """The sweep over ONE."""
+    place = tmp_path_factory.mktemp("one")
+    return undisturbed(place, spec_of(place, words, ONE))
+
+
+SAVED = ("trainer.epochs=3", "trainer.save_every=0")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Undisturbed:
+    """The sweep over ONE, of three epochs, saved after each batch."""
+    place = tmp_path_factory.mktemp("saved")
+    return undisturbed(place, replace(spec_of(place, words, ONE), fixed=(*words, *SAVED)))
+
+
 @pytest.fixture
-def whole(tmp_path: Path, words: list[str]) -> dict[str, dict[str, object]]:
-    """The outcomes of the sweep that nothing disturbs."""
-    run_sweep(spec_of(tmp_path, words, DEPTHS), tmp_path / "whole")
-    shutil.rmtree(tmp_path / "cache")
-    return outcomes(tmp_path / "whole")
+def whole(two: Undisturbed) -> dict[str, dict[str, object]]:
+    """The outcomes of the sweep over DEPTHS that nothing disturbs."""
+    return two.outcomes
 
 
 @pytest.mark.slow
@@ -83,10 +129,10 @@ def test_fault_17_a_store_whose_build_is_killed_is_invisible_and_built_by_the_ne
 @pytest.mark.parametrize("damage", ["truncated", "zeroed", "flipped"])
 @pytest.mark.parametrize("file", ["rows.bin", "manifest.json"])
 def test_fault_18_a_damaged_region_of_a_store_is_caught_and_built_anew(
-    tmp_path: Path, words: list[str], whole: dict[str, dict[str, object]], kind: str, damage: str, file: str
+    tmp_path: Path, words: list[str], one: Undisturbed, kind: str, damage: str, file: str
 ) -> None:
-    spec, cache = spec_of(tmp_path, words, DEPTHS), tmp_path / "cache"
-    run_sweep(spec, tmp_path / "first")
+    spec, cache = spec_of(tmp_path, words, ONE), tmp_path / "cache"
+    shutil.copytree(one.cache, cache)
     victim = next(store for store in stores(cache) if store.parent.name == kind) / file
     data = victim.read_bytes()
     at = 2 * len(data) // 3
@@ -100,7 +146,7 @@ def test_fault_18_a_damaged_region_of_a_store_is_caught_and_built_anew(
     if victim.read_bytes() == data:
         pytest.skip("these bytes are zero anyway")
     sweep = run_sweep(spec, tmp_path / "s")
-    assert without_warnings(outcomes(tmp_path / "s")) == without_warnings(whole)
+    assert without_warnings(outcomes(tmp_path / "s")) == without_warnings(one.outcomes)
     (bad,) = [store for store in stores(cache) if store.name.endswith(".bad")]
     assert bad.name == f"{victim.parent.name}.bad"
     assert open_store(victim.parent) is not None
@@ -112,19 +158,14 @@ def test_fault_18_a_damaged_region_of_a_store_is_caught_and_built_anew(
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["write", "fsync", "rename", "sync"])
 def test_fault_20_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(
-    tmp_path: Path, words: list[str], arm: Arm, point: str
+    tmp_path: Path, words: list[str], arm: Arm, saved: Undisturbed, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     elsewhere = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     assert elsewhere.stat().st_dev != tmp_path.stat().st_dev, "a temporary folder on another disk"
-    given = (*words, "trainer.epochs=3", "trainer.save_every=0")
-    spec = replace(spec_of(tmp_path, given, {"model.freeze_depth": {"values": [17]}}), fixed=given)
-    run_sweep(spec, tmp_path / "whole")
+    spec = replace(spec_of(tmp_path, words, ONE), fixed=(*words, *SAVED))
     arm(f"{point} {tmp_path}/s/*/{LAST} 4 kill")
-    os.environ["TMPDIR"] = str(elsewhere)
-    try:
-        sweep = run_sweep(spec, tmp_path / "s")
-    finally:
-        del os.environ["TMPDIR"]
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    sweep = run_sweep(spec, tmp_path / "s")
     assert [note.split()[2:] for note in sweep.notes] == [
         ["ended", "by", "itself", "with", "exit", "code", "-9;", "it", "was", "started", "again"]
     ]
@@ -133,7 +174,7 @@ def test_fault_20_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(
     assert (
         f"going on in epoch {2 if point == 'sync' else 1} after batch {1 if point == 'sync' else 3}" in log.read_text()
     )
-    assert outcomes(tmp_path / "s") == outcomes(tmp_path / "whole")
+    assert outcomes(tmp_path / "s") == saved.outcomes
     check_invariants(tmp_path / "s", {}, tmp_path / "cache")
 
 
@@ -158,32 +199,27 @@ def _hold(folder: Path, told: Path, seconds: float) -> None:
 
 
 def test_fault_22_a_peer_goes_on_when_the_holder_of_a_lock_is_killed(tmp_path: Path) -> None:
-    holder = CONTEXT.Process(target=_hold, args=(tmp_path / "pixels" / "a", tmp_path / "held", 600))
+    holder = CONTEXT.Process(target=_hold, args=(tmp_path / "pixels" / "a", tmp_path / "held", 3600))
     holder.start()
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "held").exists)
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
-    with locked(tmp_path / "pixels" / "a"):  # which raises where it is waited for in vain
+    with locked(tmp_path / "pixels" / "a"):  # an hour of the holder's is left
         holder.join()
+    assert holder.exitcode == -signal.SIGKILL
 
 
 def limited(limit: int, *words: object) -> tuple[int, str]:
     """The exit code of `finetune WORDS` where no file may get longer than `limit` bytes, and what it printed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "finetune.cli", *map(str, words)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    return ended.returncode, ended.stdout
+    process = Command("finetune.cli", [*map(str, words)], Path.cwd(), os.environ, longest_file=limit)
+    text, _ = process.communicate(PATIENCE)
+    assert process.returncode is not None
+    return process.returncode, text
 
 
 @pytest.mark.slow
 def test_fault_29_without_room_for_the_pixels_a_sweep_trains_from_memory(tmp_path: Path, words: list[str]) -> None:
-    file, given = sweep_file(tmp_path, {"optim.lr": {"values": [0.001, 0.01]}}), [*words, "model.freeze_depth=17"]
+    file, given = sweep_file(tmp_path, {"optim.lr": {"values": [0.001, 0.01]}}), [*words, "model.freeze_depth=5"]
     given += ["data.size=64", "trainer.epochs=1"]
     assert run("sweep", file, *given, "--out", tmp_path / "whole")[0] == 0
     shutil.rmtree(tmp_path / "cache")
@@ -245,7 +281,7 @@ def test_fault_31_a_read_only_cache_is_read_and_the_rest_computed(
     tmp_path: Path, words: list[str], whole: dict[str, dict[str, object]]
 ) -> None:
     cache = tmp_path / "cache"
-    run_sweep(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [17]}}), tmp_path / "first")
+    run_sweep(spec_of(tmp_path, words, ONE), tmp_path / "first")
     names = {store.name for store in stores(cache)}
     mounted = subprocess.run(
         ["mount", "--bind", "-o", "ro", str(cache), str(cache)], capture_output=True, text=True, check=False
@@ -264,7 +300,7 @@ def test_fault_31_a_read_only_cache_is_read_and_the_rest_computed(
         for folder in (cache, *(cache / kind for kind in KINDS)):
             folder.chmod(0o755)
     used = {result.freeze_depth: result.cache["train"] for result in sweep.results}
-    assert used == {14: "computed", 17: "stored"}
+    assert used == {2: "computed", 5: "stored"}
     assert {store.name for store in stores(cache)} == names
     assert {k: r["history"] for k, r in outcomes(tmp_path / "s").items()} == {
         k: r["history"]
@@ -333,7 +369,7 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
 
 
 def test_a_changed_record_or_checkpoint_is_noticed(tmp_path: Path, words: list[str]) -> None:
-    spec = spec_of(tmp_path, words, {"model.freeze_depth": {"values": [17]}})
+    spec = spec_of(tmp_path, words, ONE)
     sweep = run_sweep(spec, tmp_path / "s")
     assert sweep.best is not None
     trial = tmp_path / "s" / "trials" / sweep.best.key
