@@ -11,7 +11,7 @@ from finetune.report.table import tabulate
 from tests.faults.invariants import sweep_file
 from tests.models import finetune
 
-ONE_TRIAL = {"model.freeze_depth": {"values": [17]}}
+ONE_TRIAL = {"model.freeze_depth": {"values": ["all"]}}
 
 
 class Sweeps:

@@ -59,21 +59,21 @@ def spoil(images: Path) -> list[Path]:
     return [empty, cut, text, late]
 
 
-def test_fault_01_unreadable_images_are_all_listed(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_01_unreadable_images_are_all_listed(sweeps: Sweeps, small: list[str], images: Path) -> None:
     *train, late = spoil(images)
-    line = sweeps.refused(fast)
+    line = sweeps.refused(small)
     assert line.startswith("refused: 3 unreadable images: ")
     for path, why in zip(train, ("empty", "image file is truncated", "not an image"), strict=True):
         assert f"{path} ({why}" in line
     assert line.endswith("mend or remove them, or set data.on_bad=skip")
     for path in train:
         path.unlink()
-    assert f"1 unreadable image: {late} (" in sweeps.refused(fast)
+    assert f"1 unreadable image: {late} (" in sweeps.refused(small)
 
 
-def test_fault_01_skipped_images_are_counted_in_the_report(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_01_skipped_images_are_counted_in_the_report(sweeps: Sweeps, small: list[str], images: Path) -> None:
     *train, late = spoil(images)
-    told = sweeps.warned([*fast, "data.on_bad=skip"])
+    told = sweeps.warned([*small, "data.on_bad=skip"])
     assert any(text.startswith("left out 3 unreadable images: ") and str(train[1]) in text for text in told)
     assert any(text.startswith(f"left out 1 unreadable image: {late}") for text in told)
     check_invariants(sweeps.folder, terminal_records(sweeps.folder))
@@ -100,25 +100,25 @@ def test_fault_01_no_truncated_image_is_half_decoded(tmp_path: Path, form: str) 
 
 
 def test_fault_02_an_image_with_the_name_of_another_format_is_read_and_counted(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
     for i in (0, 1):
         file = images / "train" / "class0" / f"{i}.png"
         file.rename(file.with_suffix(".jpg"))
-    told = sweeps.warned(fast)
+    told = sweeps.warned(small)
     first = images / "train" / "class0" / "0.jpg"
     assert f"2 files are not what their names say (read anyway): {first} is PNG" in told
     check_invariants(sweeps.folder, terminal_records(sweeps.folder))
 
 
 def test_fault_02_it_is_counted_though_the_store_was_built_under_better_names(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
-    assert not [text for text in sweeps.warned(fast) if "not what their names say" in text]
+    assert not [text for text in sweeps.warned(small) if "not what their names say" in text]
     file = images / "val" / "class2" / "3.png"
     file.rename(file.with_suffix(".webp"))
     shutil.rmtree(sweeps.folder)
-    told = sweeps.warned(fast)
+    told = sweeps.warned(small)
     assert f"1 file is not what its name says (read anyway): {file.with_suffix('.webp')} is PNG" in told
 
 
@@ -160,10 +160,10 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def test_fault_03_decompression_bombs_are_refused_unopened(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_03_decompression_bombs_are_refused_unopened(sweeps: Sweeps, small: list[str], images: Path) -> None:
     for suffix, data in bombs().items():
         (images / "train" / "class1" / f"bomb.{suffix}").write_bytes(data)
-    line = sweeps.refused(fast)
+    line = sweeps.refused(small)
     assert line.startswith("refused: 5 unreadable images: ")
     for suffix in bombs():
         name = images / "train" / "class1" / f"bomb.{suffix}"
@@ -271,25 +271,25 @@ def test_fault_05_16_bits_are_scaled_and_alpha_lies_on_white(tmp_path: Path) -> 
 # 6
 
 
-def test_fault_06_classes_that_cannot_be_learned_are_named(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_06_classes_that_cannot_be_learned_are_named(sweeps: Sweeps, small: list[str], images: Path) -> None:
     empty = images / "train" / "nothing"
     empty.mkdir()
-    assert f"{empty} holds no images; add some or remove the folder" in sweeps.refused(fast)
+    assert f"{empty} holds no images; add some or remove the folder" in sweeps.refused(small)
     empty.rmdir()
     shutil.copytree(images / "val" / "class0", images / "val" / "emu")
-    assert "val has class 'emu', which training lacks; remove it or add images to train" in sweeps.refused(fast)
+    assert "val has class 'emu', which training lacks; remove it or add images to train" in sweeps.refused(small)
     shutil.rmtree(images / "val")
     for name in ("class1", "class2"):
         shutil.rmtree(images / "train" / name)
-    assert "found 1 class (class0) to train on; at least two are needed" in sweeps.refused(fast)
+    assert "found 1 class (class0) to train on; at least two are needed" in sweeps.refused(small)
 
 
 # 7
 
 
-def test_fault_07_indices_are_those_of_training_whatever_val_has(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_07_indices_are_those_of_training_whatever_val_has(sweeps: Sweeps, small: list[str], images: Path) -> None:
     shutil.rmtree(images / "val" / "class0")  # alone, val would call class1 0
-    assert f"{images}: val has no image of class0" in sweeps.warned(fast)
+    assert f"{images}: val has no image of class0" in sweeps.warned(small)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     assert record.classes == ["class0", "class1", "class2"]
     assert load_samples(str(images)).splits["val"].labels == (1,) * 4 + (2,) * 4
@@ -310,7 +310,7 @@ def test_fault_07_the_order_of_a_table_means_nothing(tmp_path: Path, images: Pat
 
 
 def test_fault_08_what_systems_leave_in_folders_is_ignored_and_counted(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
     plain = load_samples(str(images)).splits
     for place in (images, images / "train", images / "val" / "class0"):
@@ -320,7 +320,7 @@ def test_fault_08_what_systems_leave_in_folders_is_ignored_and_counted(
         (place / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     (images / "train" / "class1" / "._0.png").write_bytes(b"\0\5\x16\7")
     assert load_samples(str(images)).splits == plain
-    (told,) = (text for text in sweeps.warned(fast) if "ignored" in text)
+    (told,) = (text for text in sweeps.warned(small) if "ignored" in text)
     assert told.startswith(f"{images}: ignored 7 files that are no images (")
 
 
@@ -333,34 +333,34 @@ def leak(images: Path) -> None:
 
 
 def test_fault_09_the_same_bytes_in_train_and_val_are_counted_in_the_report(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
-    assert not [text for text in sweeps.warned(fast) if "several splits" in text]
+    assert not [text for text in sweeps.warned(small) if "several splits" in text]
     shutil.rmtree(sweeps.folder)
     leak(images)
     pairs = [f"{images}/train/class1/{i}.png = {images}/val/class1/same{i}.png" for i in (0, 1)]
     told = f"2 images lie in several splits, so validation is too kind: {'; '.join(pairs)}"
-    assert told in sweeps.warned(fast)
+    assert told in sweeps.warned(small)
 
 
 def test_fault_09_strict_mode_refuses_them(
-    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sweeps: Sweeps, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     leak(images)
-    line = sweeps.refused([*fast, "data.on_leak=refuse"])
+    line = sweeps.refused([*small, "data.on_leak=refuse"])
     assert "2 images lie in several splits" in line
     assert line.endswith("; remove them from one, or set data.on_leak=warn")
     assert finetune(monkeypatch, "check", images, "data.on_leak=refuse") == 2
     assert "training would be refused: 2 images lie in several splits" in capfd.readouterr().out
     for i in (0, 1):
         (images / "val" / "class1" / f"same{i}.png").unlink()
-    assert sweeps.run([*fast, "data.on_leak=refuse"])[0] == 0
+    assert sweeps.run([*small, "data.on_leak=refuse"])[0] == 0
 
 
 def test_fault_09_a_refit_trains_on_validation_images_and_is_not_accused(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
-    _, out, err = sweeps.run([*fast, "data.on_leak=refuse", "trainer.refit=true"])
+    _, out, err = sweeps.run([*small, "data.on_leak=refuse", "trainer.refit=true"])
     assert "lie in several splits" not in out + err
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     assert record.status == "complete"
@@ -383,10 +383,10 @@ def test_fault_09_a_refit_trains_on_validation_images_and_is_not_accused(
     ],
 )
 def test_fault_10_links_that_loop_or_dangle_are_refused(
-    sweeps: Sweeps, fast: list[str], images: Path, link: str, target: str, why: str
+    sweeps: Sweeps, small: list[str], images: Path, link: str, target: str, why: str
 ) -> None:
     (images / link).symlink_to(target)
-    line = sweeps.refused(fast)
+    line = sweeps.refused(small)
     assert str(images / link) in line
     assert why in line
 
@@ -402,7 +402,7 @@ def test_fault_10_links_that_loop_or_dangle_are_refused(
     ],
 )
 def test_fault_10_links_that_lead_elsewhere_are_followed_or_refused_as_set(
-    sweeps: Sweeps, fast: list[str], images: Path, link: str, target: str
+    sweeps: Sweeps, small: list[str], images: Path, link: str, target: str
 ) -> None:
     elsewhere = images.parent / "elsewhere"
     (elsewhere / "class0").mkdir(parents=True)
@@ -411,9 +411,9 @@ def test_fault_10_links_that_lead_elsewhere_are_followed_or_refused_as_set(
     if (images / link).is_dir():
         shutil.rmtree(images / link)
     (images / link).symlink_to(target)
-    line = sweeps.refused([*fast, "data.links=refuse"])
+    line = sweeps.refused([*small, "data.links=refuse"])
     assert f"{images / link} is a link, and data.links=refuse takes none" in line
-    sweeps.warned(fast)
+    sweeps.warned(small)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     splits = {split: ImageFolder(images / split) for split in ("train", "val", "test") if (images / split).is_dir()}
     ours = load_samples(str(images)).splits
@@ -432,7 +432,7 @@ ODD = ("été 猫", "line\nbreak", "tab\t[bold]%s{}", os.fsdecode(b"not utf-8 \x
 
 
 def test_fault_11_odd_names_go_all_the_way_to_the_page(
-    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sweeps: Sweeps, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for i, name in enumerate(ODD):
         for split in ("train", "val"):
@@ -442,7 +442,7 @@ def test_fault_11_odd_names_go_all_the_way_to_the_page(
                 photograph(100 + 10 * i + j + (split == "val") * 5).save(folder / f"{name}{j}.png", format="PNG")
                 photograph(500 + 10 * i + j + (split == "val") * 5).save(folder / f"{j}.png")
     (images / "train" / ODD[3] / f"{ODD[3]}.txt").write_text("x")
-    told = sweeps.warned(fast)
+    told = sweeps.warned(small)
     assert any("ignored 1 file that is no image" in text for text in told)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     assert record.classes == sorted([*ODD, "class0", "class1", "class2"])
@@ -456,16 +456,16 @@ def test_fault_11_odd_names_go_all_the_way_to_the_page(
     assert "failed" not in capfd.readouterr().err
 
 
-def test_fault_11_odd_names_are_named_in_a_refusal(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_11_odd_names_are_named_in_a_refusal(sweeps: Sweeps, small: list[str], images: Path) -> None:
     for name in ODD:
         (images / "train" / "class0" / f"{name}.png").write_bytes(b"")
-    assert sweeps.refused(fast).startswith("refused: 6 unreadable images: ")
+    assert sweeps.refused(small).startswith("refused: 6 unreadable images: ")
 
 
-def test_fault_11_a_folder_named_like_an_image_is_refused(sweeps: Sweeps, fast: list[str], images: Path) -> None:
+def test_fault_11_a_folder_named_like_an_image_is_refused(sweeps: Sweeps, small: list[str], images: Path) -> None:
     folder = images / "train" / "class2" / "x.jpg"
     folder.mkdir()
-    assert f"{folder} is a folder with the name of an image; rename or remove it" in sweeps.refused(fast)
+    assert f"{folder} is a folder with the name of an image; rename or remove it" in sweeps.refused(small)
 
 
 # 50
@@ -473,12 +473,12 @@ def test_fault_11_a_folder_named_like_an_image_is_refused(sweeps: Sweeps, fast: 
 
 @pytest.mark.parametrize("names", [("Training", "Validation"), ("TRAIN", "EVAL"), ("seg_train/seg_train", "seg_dev")])
 def test_fault_50_splits_by_other_names_are_no_classes(
-    sweeps: Sweeps, fast: list[str], images: Path, names: tuple[str, str]
+    sweeps: Sweeps, small: list[str], images: Path, names: tuple[str, str]
 ) -> None:
     for old, new in zip(("train", "val"), names, strict=True):
         (images / new).parent.mkdir(exist_ok=True)
         (images / old).rename(images / new)
-    sweeps.warned(fast)
+    sweeps.warned(small)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
     for samples, name in zip(load_samples(str(images)).splits.values(), names, strict=True):
         theirs = ImageFolder(images / name)
@@ -487,11 +487,11 @@ def test_fault_50_splits_by_other_names_are_no_classes(
 
 
 def test_fault_50_what_cannot_be_told_is_refused_and_the_key_decides(
-    sweeps: Sweeps, fast: list[str], images: Path
+    sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
     shutil.copytree(images / "val", images / "valid")
-    assert "val and valid could each be the val split; set data.val_dir=val, or another" in sweeps.refused(fast)
-    told = sweeps.warned([*fast, "data.val_dir=valid"])
+    assert "val and valid could each be the val split; set data.val_dir=val, or another" in sweeps.refused(small)
+    told = sweeps.warned([*small, "data.val_dir=valid"])
     assert f"{images}: not used: val (3 folders with images)" in told
 
 
@@ -499,7 +499,7 @@ def test_fault_50_what_cannot_be_told_is_refused_and_the_key_decides(
 
 
 def test_fault_52_images_under_other_names_are_read_and_the_rest_is_said(
-    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sweeps: Sweeps, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = images / "train" / "class0"
     for i, name in enumerate(("a.jfif", "b.jpg?itok=1", "c", "d.avif", "e.tga")):
@@ -508,7 +508,7 @@ def test_fault_52_images_under_other_names_are_read_and_the_rest_is_said(
         (images / "val" / "class0" / name).write_bytes(encoded(photograph(70 + i), form))
     for place in (folder, images / "val" / "class0"):
         (place / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    told = sweeps.warned(fast)
+    told = sweeps.warned(small)
     heic = "left out 2 .heic files, which `pip install pillow-heif` lets Pillow read"
     assert f"{images}: {heic}" in told
     assert len(load_samples(str(images)).splits["train"]) == 24 + 5
@@ -534,11 +534,11 @@ def as_12_bits(images: Path) -> None:
 
 
 def test_fault_53_12_bits_in_16_are_scaled_and_whoever_uses_the_model_scales_alike(
-    sweeps: Sweeps, fast: list[str], images: Path, tmp_path: Path
+    sweeps: Sweeps, small: list[str], images: Path, tmp_path: Path
 ) -> None:
     greys = {path: Image.open(path).convert("L") for path in images.rglob("*.png")}
     as_12_bits(images)
-    told = sweeps.warned(fast)
+    told = sweeps.warned(small)
     assert any("36 images have more than 8 bits and 12-bit values" in text for text in told), told
     (checkpoint,) = sweeps.folder.glob("trials/*/best.safetensors")
     classifier = load_classifier(checkpoint)
@@ -562,11 +562,11 @@ def test_fault_53_12_bits_in_16_are_scaled_and_whoever_uses_the_model_scales_ali
 
 
 def test_fault_54_a_class_of_which_no_image_is_left_is_refused(
-    sweeps: Sweeps, fast: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    sweeps: Sweeps, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for path in (images / "train" / "class1").iterdir():
         path.write_bytes(b"")
-    line = sweeps.refused([*fast, "data.on_bad=skip"])
+    line = sweeps.refused([*small, "data.on_bad=skip"])
     assert "every training image of class class1 is unreadable, so nothing is left to learn it from" in line
     assert finetune(monkeypatch, "check", images, "data.on_bad=skip") == 2
     assert "training would be refused: every image of class class1 is unreadable" in capfd.readouterr().out
