@@ -35,13 +35,13 @@ sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FIL
 agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
-test: $(SETUP) ## run the tests that show whether a change can be trusted, some minutes; ARGS="-n 8"
+test: $(SETUP) ## run the tests that show whether a change can be trusted, five minutes on two cores; ARGS="-n 8"
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" $(ARGS)
 
-test-slow: $(SETUP)
+test-slow: $(SETUP) ## run the others: kills at every point, every command of every document
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow $(ARGS)
 
-test-all: test test-slow ## run all of them: kills at every point, every command of every document, half an hour
+test-all: test test-slow ## run all of them, half an hour
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -1,6 +1,7 @@
 """From command-line overrides to a checked config; what is wrong is said in one sentence. Imports no torch."""
 
 import difflib
+import functools
 import math
 import re
 import shlex
@@ -26,8 +27,9 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
+@functools.cache
 def register() -> None:
-    """Make the schema and the resolver of a run's folder known to Hydra; calling it again is harmless."""
+    """Make the schema and the resolver of a run's folder known to Hydra; calling it again does nothing."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("trial_key", lambda *, _root_: _key_while_composing(_root_), replace=True)
 

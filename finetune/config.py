@@ -210,6 +210,10 @@ ADDED = ("data.csv_columns", "data.train_dir", "data.val_dir", "data.test_dir")
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 
 
+PLACES = ("data.root", "data.csv", "model.weights")
+"""Keys that may say where files lie. What those hold has digests, so the same files elsewhere are the same data."""
+
+
 def flat(config: object, prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted key, in schema order: the names of overrides, sweep files and W&B columns.
 

@@ -180,10 +180,15 @@ def test_trials_know_how_many_share_their_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "asked", "used"), [("auto", "3", "3"), ("auto", "all", "2"), ("cpu", "all", None)]
+    ("accelerator", "asked", "used"),
+    [
+        ("auto", "3", "3"),
+        pytest.param("auto", "all", "2", marks=pytest.mark.slow),
+        pytest.param("cpu", "all", None, marks=pytest.mark.slow),
+    ],
 )
 def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
-    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, asked: str, used: str | None
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, asked: str, used: str | None
 ) -> None:
     given: list[str | None] = []
 
@@ -194,8 +199,8 @@ def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
         return check_and_prepare(configs, stores, show, gpu)
 
     monkeypatch.setattr(run_module, "check_and_prepare", prepare)
-    words = [*(word for word in fast if not word.startswith("trainer.")), f"trainer.accelerator={accelerator}"]
-    spec = spec_of(tmp_path, [*words, "trainer.epochs=1"], {"model.freeze_depth": {"values": [17]}})
+    words = [*(word for word in small if not word.startswith("trainer.")), f"trainer.accelerator={accelerator}"]
+    spec = spec_of(tmp_path, [*words, "trainer.epochs=1"], {"model.freeze_depth": {"values": [5]}})
     run_sweep(spec, tmp_path / "s", Options(gpus=asked))
     assert given == [used]
 

@@ -41,6 +41,7 @@ def test_there_is_something_to_ship() -> None:
     assert {"sweeps/local.yaml", "sweeps/bayes.yaml"} <= set(SWEEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_sets_what_its_file_says(option: str) -> None:
     group, name = option.split("/")

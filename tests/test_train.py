@@ -1,9 +1,7 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,8 @@ from finetune.records.result import Result, outcome
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
 from finetune.trial.run import train
+from tests.faults.invariants import PATIENCE, wait_for
+from tests.forked import Command
 
 
 def run(overrides: list[str], out: Path) -> Result:
@@ -218,12 +218,12 @@ def test_all_unreadable_images_are_named_before_training(
     assert any("left out 3 unreadable images" in text for text in Result.load(tmp_path / "r").warnings)
 
 
-def test_the_pixels_do_not_move_between_trials(fast: list[str], images: Path, tmp_path: Path) -> None:
+def test_the_pixels_do_not_move_between_trials(small: list[str], images: Path, tmp_path: Path) -> None:
     flat_folder = tmp_path / "flat"
     (images / "train").rename(flat_folder)
-    overrides = [*fast, f"data.root={flat_folder}"]
+    overrides = [*small, f"data.root={flat_folder}", "trainer.epochs=1"]
     first = run(overrides, tmp_path / "a")
-    second = run([*overrides, "seed=5", "optim.lr=0.01", "model.freeze_depth=3"], tmp_path / "b")
+    second = run([*overrides, "seed=5", "optim.lr=0.01", "model.freeze_depth=1"], tmp_path / "b")
     assert first.digests["split"] == second.digests["split"]
     assert first.digests["dataset"] == second.digests["dataset"]
     assert run([*overrides, "data.split_seed=1"], tmp_path / "c").digests["split"] != first.digests["split"]
@@ -231,17 +231,13 @@ def test_the_pixels_do_not_move_between_trials(fast: list[str], images: Path, tm
     assert run(overrides, tmp_path / "d").digests["dataset"] != first.digests["dataset"]
 
 
-def test_sigterm_stops_a_run_with_143_and_a_record(fast: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "finetune.train", *fast, "trainer.epochs=100000", f"out={tmp_path / 'r'}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
-    progress = tmp_path / "r" / "progress.json"
-    deadline = time.monotonic() + 120
-    while not progress.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
+def test_sigterm_stops_a_run_with_143_and_a_record(small: list[str], tmp_path: Path) -> None:
+    words = [*small, "trainer.epochs=100000", f"out={tmp_path / 'r'}"]
+    process = Command("finetune.train", words, tmp_path, os.environ)
+    wait_for(lambda: (tmp_path / "r" / "progress.json").exists() or process.poll() is not None)
     process.terminate()
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143, error
+    said, _ = process.communicate(PATIENCE)
+    assert process.returncode == 143, said
     result = Result.load(tmp_path / "r")
     assert (result.status, result.reason) == ("interrupted", "stopped by a signal (exit 143)")
     assert json.loads((tmp_path / "r" / "result.json").read_text())["history"]

@@ -37,7 +37,7 @@ def start(server: Server, folder: Path, *words: str) -> "subprocess.Popen[str]":
     environment |= server.environment()
     environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": f"{binaries}:{os.environ['PATH']}"}
     return subprocess.Popen(
-        [sys.executable, "-m", *words],
+        [sys.executable, "-P", "-m", *words],  # as the commands `wandb` and `finetune` do
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -49,7 +49,7 @@ def start(server: Server, folder: Path, *words: str) -> "subprocess.Popen[str]":
 
 def made(server: Server, folder: Path, fast: list[str], epochs: int, **more: Any) -> str:
     """`wandb sweep` on a file of `fast` trials; returns what `wandb agent` takes."""
-    command = ["${env}", "${interpreter}", "-m", "finetune.train", *fast, f"trainer.epochs={epochs}"]
+    command = ["${env}", "${interpreter}", "-P", "-m", "finetune.train", *fast, f"trainer.epochs={epochs}"]
     raw = {
         "name": "real",
         "method": "grid",
@@ -194,6 +194,7 @@ def test_a_trial_that_is_to_go_on_is_not_uploaded_yet(tmp_path: Path, monkeypatc
     assert sorted(dashboard.sync_records(tmp_path, "p")) == ["complete", "failed", "pruned"]
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_runs_whose_column_had_its_old_name(tmp_path: Path) -> None:
     with wandb_server() as server:
         server.runs["old"] = Run("old", {}, summary={"frozen/depth": 9, "val/acc_best": 0.5}, complete=True)

@@ -1,12 +1,17 @@
 """Child processes: the server they are forked from, their output, and their end with their parent."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import site
 import threading
+from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
+
+import finetune
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
@@ -14,12 +19,36 @@ CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
 
 def ready_server() -> None:
     """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
-    resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
+    with no_imports_from_here():
+        resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def no_imports_from_here() -> Iterator[None]:
+    """Interpreters that start meanwhile, and theirs, import nothing from the folder that they start in.
+
+    Python looks there first, and a user's own `random.py` or `finetune.py` would be run in place of the real one.
+    """
+    settings = {"PYTHONSAFEPATH": "1"}
+    home = str(Path(finetune.__file__).parents[1])
+    if home not in site.getsitepackages():  # a checkout, which may have been found because it is the current folder
+        settings["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def log_to(file: Path) -> None:

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from finetune.compose import override, shipped
 from finetune.errors import Refused
 from finetune.records.layout import JOBS, LOG
 from finetune.records.metric import Incumbent
-from finetune.sweep.children import log_to
+from finetune.sweep.children import log_to, no_imports_from_here
 from finetune.sweep.jobs import Job
 
 _RUNNING, _ENDING = "R", "CG"
@@ -83,7 +85,12 @@ class ClusterLauncher:
         import submitit
 
         # a trial that took too long once would take too long again
-        self._executor = submitit.AutoExecutor(folder / JOBS, cluster=settings.cluster, slurm_max_num_timeout=0)
+        self._executor = submitit.AutoExecutor(
+            folder / JOBS,
+            cluster=settings.cluster,
+            slurm_max_num_timeout=0,
+            **{f"{settings.cluster}_python": f"{shlex.quote(sys.executable)} -P"},  # as `no_imports_from_here` has it
+        )
         self._slurm = settings.cluster == "slurm"
         self._parallel = settings.parallel
         self._poll = settings.poll_seconds
@@ -118,7 +125,7 @@ class ClusterLauncher:
             arguments = [*overrides, override("out", str(folder.absolute()))]
             functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, incumbent))
         try:
-            with self._executor.batch():
+            with no_imports_from_here(), self._executor.batch():
                 jobs = [self._executor.submit(function) for function in functions]
         except FailedJobError as error:  # the controller is busy, say, or has as many jobs of ours as it takes
             for function in functions:

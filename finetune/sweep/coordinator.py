@@ -16,12 +16,12 @@ from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, prov
 from finetune.sweep.children import is_stopped
 from finetune.sweep.jobs import Launcher, stop_jobs
 from finetune.sweep.records import (
+    ReusableRecords,
     cause_of_death,
     clear_attempt,
     heartbeat_of,
     progress_of,
     record_unlogged,
-    reused_record,
     unfinished_trials,
     unrecorded,
 )
@@ -46,14 +46,13 @@ class Coordinator:
         launcher: Launcher,
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
-        data: Sequence[str] = (),
+        reusable: ReusableRecords | None = None,
     ):
-        """`settings_of` gives all settings of a trial from its parameters.
-
-        `data` are the digests of images and weights that a record of another folder must have to count here.
+        """`settings_of` gives all settings of a trial from its parameters; `reusable` has the records of other folders
+        that count here.
         """
         self._sweep, self._settings_of, self._search = sweep, settings_of, search
-        self._launcher, self._options, self._watch, self._data = launcher, options, watch, data
+        self._launcher, self._options, self._watch, self._reusable = launcher, options, watch, reusable
         self._deadline = None if options.budget is None else time.monotonic() + options.budget
         self._attempts = Attempts()
         self._workers = Workers()
@@ -139,8 +138,8 @@ class Coordinator:
     def _usable_record(self, params: Params, folder: Path) -> Result | None:
         """The record of an earlier call, or of a folder given to reuse, where the trial need not run; else None."""
         record = finished_record(folder)
-        if record is None:
-            record = reused_record(self._sweep.spec, params, folder, self._options.reuse, self._data)
+        if record is None and self._reusable is not None:
+            record = self._reusable.take(params, self._settings_of(params), folder)
             self._sweep.taken += record is not None
         if record is not None and record.status == "failed" and self._options.retry_failed:
             return None

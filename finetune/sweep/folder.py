@@ -4,10 +4,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from finetune.config import PLACES
 from finetune.errors import Refused
 from finetune.records.layout import LOCK, SWEEP
 from finetune.storage.durable import sealed, unsealed, write_durably
@@ -16,6 +18,25 @@ from finetune.sweep.spec import SweepSpec
 
 _MOMENT = 1.0
 """Seconds that a sweep waits for its folder: whoever looks whether it runs holds the lock for an instant."""
+
+
+def as_begun(spec: SweepSpec, folder: Path) -> SweepSpec:
+    """The sweep with its places spelt as when it began in `folder`, where `photos/` may have been `photos`."""
+    try:
+        before = dict(word.partition("=")[::2] for word in unsealed((folder / SWEEP).read_bytes())["fixed"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return spec  # a new sweep, or a folder that will be refused
+
+    def spelt(word: str) -> str:
+        key, _, value = word.partition("=")
+        same = key in PLACES and key in before and _is_same_place(value, before[key])
+        return f"{key}={before[key]}" if same else word
+
+    return replace(spec, fixed=tuple(spelt(word) for word in spec.fixed))
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str] = ()) -> None:

@@ -1,6 +1,5 @@
 """What the trials of a sweep left in its folder. Imports no torch."""
 
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.compose import compose_config, override_values
-from finetune.config import flat, typed
+from finetune.config import PLACES, flat, key_of, typed
 from finetune.errors import Refused
 from finetune.records.layout import (
     CHECKPOINT,
@@ -72,34 +71,59 @@ def refuse_without_trials(folder: Path) -> None:
     Raises:
         Refused: there is none.
     """
-    if not any(itertools.chain(folder.glob(f"*/{RECORD}"), folder.glob(f"{TRIALS}/*/{RECORD}"))):
+    if not _record_files(folder):
         raise Refused(f"--reuse {folder} holds no trial records; give the folder of a sweep, such as runs/local")
 
 
-def reused_record(
-    spec: SweepSpec, params: Params, trial: Path, others: Sequence[Path], data: Collection[str]
-) -> Result | None:
-    """The complete record of the same settings in another folder, now also in `trial`'s; None without one.
+class ReusableRecords:
+    """Complete records of other folders, found by the settings and the data they were made from.
 
-    Args:
-        spec: The sweep.
-        params: The trial's.
-        trial: Its folder.
-        others: Folders of sweeps, or of runs by key.
-        data: Digests of the sweep's images, labels and weights; a record of others does not count.
+    Where images and weights lay then does not matter: their digests say what they were.
     """
-    for folder in (folder for other in others for folder in (other / TRIALS / trial.name, other / trial.name)):
-        result = finished_record(folder)
-        if result is None or result.status != "complete" or not _made_from(result) <= set(data):
-            continue
 
-        result = replace(result, params=_recorded_params(spec, params, result.config))
+    def __init__(self, spec: SweepSpec, folders: Sequence[Path], data: Collection[str]):
+        """
+        Args:
+            spec: The sweep that may use them.
+            folders: Folders of sweeps, or of runs by key.
+            data: Digests of the sweep's images, labels and weights; a record of others does not count.
+        """
+        self._spec = spec
+        self._places = [key for key in PLACES if key not in spec.parameters]  # swept ones are settings like any other
+        self._found = dict[str, Path]()
+        for record in (file for folder in folders for file in _record_files(folder)):
+            result = finished_record(record.parent)
+            if result is not None and result.status == "complete" and _made_from(result) <= set(data):
+                self._found.setdefault(self._without_places(result.config), record.parent)
+
+    def _without_places(self, settings: Mapping[str, Any]) -> str:
+        return key_of({**settings, **dict.fromkeys(self._places)})
+
+    def take(self, params: Params, settings: Mapping[str, Any], trial: Path) -> Result | None:
+        """The record of the same settings, now also in `trial`; None without one.
+
+        Args:
+            params: The trial's.
+            settings: All of its settings.
+            trial: Its folder, named by its key.
+        """
+        folder = self._found.get(self._without_places(settings))
+        if folder is None:
+            return None
+
+        result = Result.load(folder)
+        config = {**result.config, **{key: settings[key] for key in self._places}}
+        result = replace(result, key=trial.name, config=config, params=_recorded_params(self._spec, params, config))
         for name in (CHECKPOINT, PREDICTIONS):
             if (folder / name).is_file():
                 write_durably(trial / name, (folder / name).read_bytes())
         result.save(trial)  # last, so that no record lacks its model
         return result
-    return None
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """Of a sweep, or of runs by key."""
+    return [*sorted(folder.glob(f"{TRIALS}/*/{RECORD}")), *sorted(folder.glob(f"*/{RECORD}"))]
 
 
 def _made_from(result: Result) -> set[str | None]:

@@ -12,11 +12,11 @@ from finetune.storage.parallel import Progress
 from finetune.storage.store import stores_in_use
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.coordinator import Coordinator
-from finetune.sweep.folder import alone, claim, refuse_another, refuse_unusable
+from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse_unusable
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare
-from finetune.sweep.records import refuse_without_trials, trial_settings
+from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
@@ -53,6 +53,7 @@ def run_sweep(
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
     # 1. What can be refused at once: before images are read, which may take minutes
+    spec = as_begun(spec, folder)
     settings_of = trial_settings(spec)
     for other in options.reuse:
         refuse_without_trials(other)
@@ -86,7 +87,8 @@ def run_sweep(
             launcher = LocalLauncher(slots, environment, prepared.shared)
         else:
             launcher = ClusterLauncher(cluster, folder, environment, prepared.shared)
-        Coordinator(sweep, settings_of, search, launcher, options, watch, data).run()
+        reusable = ReusableRecords(spec, options.reuse, data) if options.reuse else None
+        Coordinator(sweep, settings_of, search, launcher, options, watch, reusable).run()
     return sweep
 
 

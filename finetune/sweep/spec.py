@@ -315,7 +315,7 @@ def command_overrides(where: str, command: Any) -> tuple[str, ...]:
         raise Refused(f"{where}: command must hold ${{args_no_hyphens}}, which passes the swept values to Hydra")
 
     start = command.index("finetune.train") if "finetune.train" in command else 0
-    if command[start - 1 : start] != ["-m"] or set(command[: start - 1]) - {"${env}", "${interpreter}"}:
+    if command[start - 1 : start] != ["-m"] or set(command[: start - 1]) - {"${env}", "${interpreter}", "-P"}:
         raise Refused(
             f"{where}: command must begin with ${{env}}, ${{interpreter}}, -m, finetune.train; a sweep file names no "
             "other program"

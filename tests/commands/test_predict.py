@@ -224,6 +224,7 @@ def test_the_best_of_a_sweep_its_command_and_its_refit(
         assert ("note: this is a refit, which may have trained on these images" in capfd.readouterr().out) == told
 
 
+@pytest.mark.slow
 def test_a_refit_trains_on_both_splits_and_keeps_the_last_epoch(trained: Path, tmp_path: Path) -> None:
     words = ["model=narrow_resnet50", "model.freeze_depth=16", "data.size=32", "data.batch_size=8", "trainer.epochs=3"]
     images = trained / "images"

@@ -108,7 +108,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-@pytest.mark.parametrize("on_bad", ["refuse", "skip"])
+@pytest.mark.parametrize("on_bad", ["skip", pytest.param("refuse", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_its_exit_code_says_whether_training_would_be_refused(
     fault: str, on_bad: str, images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -33,7 +33,9 @@ CASES = {
 FILES = {CARD, CLASSES, EXPORTED, ONNX, PT2}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=["cnn5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "deep_head"))]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path, Path]:
     """Its name; the folders of the images, of the trial and of its export."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -42,7 +42,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("word", WRONG)
+SEVERAL = ("optim.lrr=0.1", "model.freeze_depth=99", "model=resnet51")
+
+
+@pytest.mark.parametrize(
+    "word", [word if word in SEVERAL else pytest.param(word, marks=pytest.mark.slow) for word in WRONG]
+)
 def test_fault_13_a_wrong_setting_is_refused_with_the_nearest_key_or_the_range(
     sweeps: Sweeps,
     fast: list[str],

@@ -53,7 +53,9 @@ def key_at(spec: SweepSpec, depth: int) -> str:
     return key_of(trial_settings(spec)({"model.freeze_depth": depth}))
 
 
-@pytest.mark.parametrize("what", ["space", "metric", "images"])
+@pytest.mark.parametrize(
+    "what", ["images", *(pytest.param(what, marks=pytest.mark.slow) for what in ("space", "metric"))]
+)
 def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_counts_what_fits(
     tmp_path: Path, small: list[str], images: Path, what: str
 ) -> None:
@@ -233,7 +235,7 @@ class Clock:
         return time.monotonic() + self.ahead
 
 
-@pytest.mark.parametrize("stopped", ["the trials", "the coordinator"])
+@pytest.mark.parametrize("stopped", ["the trials", pytest.param("the coordinator", marks=pytest.mark.slow)])
 def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(
     tmp_path: Path, small: list[str], arm: Arm, monkeypatch: pytest.MonkeyPatch, stopped: str
 ) -> None:

@@ -287,7 +287,9 @@ def test_fault_06_classes_that_cannot_be_learned_are_named(sweeps: Sweeps, small
 # 7
 
 
-def test_fault_07_indices_are_those_of_training_whatever_val_has(sweeps: Sweeps, small: list[str], images: Path) -> None:
+def test_fault_07_indices_are_those_of_training_whatever_val_has(
+    sweeps: Sweeps, small: list[str], images: Path
+) -> None:
     shutil.rmtree(images / "val" / "class0")  # alone, val would call class1 0
     assert f"{images}: val has no image of class0" in sweeps.warned(small)
     (record,) = (Result.load(folder) for folder in sweeps.folder.glob("trials/*"))
@@ -373,10 +375,12 @@ def test_fault_09_a_refit_trains_on_validation_images_and_is_not_accused(
     ("link", "target", "why"),
     [
         ("train/class0/loop", ".", "which it lies in: a loop"),
-        ("train/class0/up", "..", "which it lies in: a loop"),
+        pytest.param("train/class0/up", "..", "which it lies in: a loop", marks=pytest.mark.slow),
         ("train/class0/self.png", "self.png", "links to nothing or to itself"),
-        ("train/class0/gone.png", "../../../gone.png", "links to nothing or to itself"),
-        ("train/class9", "class9", "links to nothing or to itself"),
+        pytest.param(
+            "train/class0/gone.png", "../../../gone.png", "links to nothing or to itself", marks=pytest.mark.slow
+        ),
+        pytest.param("train/class9", "class9", "links to nothing or to itself", marks=pytest.mark.slow),
         ("train/class9", "../train", "which it lies in: a loop"),
         ("train/class9", "/", "which it lies in: a loop"),
         ("test", "../gone", "links to nothing or to itself"),
@@ -395,9 +399,9 @@ def test_fault_10_links_that_loop_or_dangle_are_refused(
     ("link", "target"),
     [
         ("train/class0/far.png", "../../../elsewhere/0.png"),
-        ("train/class0/other.png", "../class1/0.png"),
-        ("train/class0/folder", "../../../elsewhere/class0"),
-        ("val/class0", "../../elsewhere/class0"),
+        pytest.param("train/class0/other.png", "../class1/0.png", marks=pytest.mark.slow),
+        pytest.param("train/class0/folder", "../../../elsewhere/class0", marks=pytest.mark.slow),
+        pytest.param("val/class0", "../../elsewhere/class0", marks=pytest.mark.slow),
         ("test", "../elsewhere"),
     ],
 )

@@ -144,6 +144,7 @@ WHOLE = Path(__file__).parent.parent.parent / "sweeps" / "explore.yaml"
 LAUGHS = "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.binary(max_size=60), st.integers(0, 10_000), st.integers(0, 40))
 @example(LAUGHS.encode() + b"method: *a12\nparameters: {seed: {value: 1}}\n", 0, 10_000)
@@ -171,6 +172,7 @@ WORDS = st.builds(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.lists(WORDS, min_size=1, max_size=2))
 @example(["model.head.hidden=" + "[" * 300 + "]" * 300])

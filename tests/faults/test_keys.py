@@ -141,7 +141,7 @@ def test_fault_34_another_transform_is_another_key(named: Callable[..., tuple[se
         assert not old & new
 
 
-@pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("on", marks=pytest.mark.slow)])
 def test_fault_35_random_images_without_a_count_of_views_are_not_stored_and_it_is_said(
     tmp_path: Path, fast: list[str], mode: str
 ) -> None:
@@ -156,6 +156,7 @@ def test_fault_35_random_images_without_a_count_of_views_are_not_stored_and_it_i
     check_invariants(tmp_path / "s", terminal_records(tmp_path / "s"))
 
 
+@pytest.mark.slow
 def test_fault_41_a_requeued_run_with_an_extra_argument_is_accepted_under_the_same_key(
     tmp_path: Path, fast: list[str]
 ) -> None:

@@ -1,10 +1,12 @@
-"""Rows 16 and 45 to 48 of the fault table: what others may have put there, and what they may see."""
+"""Rows 16 and 45 to 49 of the fault table: what others may have put there, and what they may see."""
 
 import io
 import json
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -29,11 +31,15 @@ from finetune.storage.cache import locked
 from finetune.storage.store import MANIFEST, StoreBuilder, open_store
 from finetune.train import prepare
 from finetune.trial.run import train
-from tests.faults.invariants import check_invariants, run, sweep_file, terminal_records
+from tests.faults.invariants import PATIENCE, check_invariants, run, set_traps, sweep_file, terminal_records
 from tests.network.test_backbone import scrambled
 
 KEY = "c0ffee" + "5ec2e7" * 5 + "deed"
 """What W&B's keys look like: 40 hex digits."""
+
+
+BY_PYTHON = ("importlib", "types")
+"""What `python -m` itself imports from the current folder, unless it was started with -P, before it comes to us."""
 
 
 class Bomb:
@@ -168,11 +174,11 @@ def test_fault_47_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_
     [
         ("", 0o777, False),
         ("", 0o1777, True),  # as /tmp, where only its owner may remove a file
-        ("pixels", 0o777, False),
         ("pixels", 0o1777, False),  # where others could lay a store out first
-        ("pixels/*[0-9a-f]", 0o777, False),
-        ("", 0o775, True),
-        ("pixels", 0o755, True),
+        pytest.param("pixels", 0o777, False, marks=pytest.mark.slow),
+        pytest.param("pixels/*[0-9a-f]", 0o777, False, marks=pytest.mark.slow),
+        pytest.param("", 0o775, True, marks=pytest.mark.slow),
+        pytest.param("pixels", 0o755, True, marks=pytest.mark.slow),
     ],
 )
 def test_fault_47_a_store_folder_that_others_can_write_is_refused(
@@ -249,3 +255,42 @@ def test_fault_48_a_checkpoint_whose_frozen_weights_changed_is_refused_with_both
     with pytest.raises(Refused, match=rf"model\.weights={path}: there is no such file"):
         load_checkpoint(tmp_path / "r" / CHECKPOINT)
     assert json.loads((tmp_path / "r" / RECORD).read_text())["digests"]["frozen"].startswith(frozen)
+
+
+# 49
+
+
+@pytest.mark.parametrize(
+    ("command", "spared"),
+    [
+        (["finetune", "sweep", "{file}", "--out", "s", "--workers", "1"], ()),
+        pytest.param(["python", "-P", "-m", "finetune.train", "out=r"], (), marks=pytest.mark.slow),
+        pytest.param(["python", "-m", "finetune.train", "out=r"], ("finetune", *BY_PYTHON), marks=pytest.mark.slow),
+    ],
+    ids=lambda words: " ".join(words[:3]) if isinstance(words, list) else "",
+)
+def test_fault_49_no_module_of_the_current_folder_is_run(
+    tmp_path: Path, small: list[str], command: list[str], spared: tuple[str, ...]
+) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    ran = set_traps(place, spared)
+    file = sweep_file(tmp_path, {"seed": {"values": [0]}})
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    program, *words = [word.format(file=file) for word in command]
+    shown = subprocess.run(
+        [str(Path(sys.executable).parent / program), *words, *small, "trainer.epochs=1"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ran() == []
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+def test_fault_49_what_is_planted_would_be_run(tmp_path: Path) -> None:
+    ran = set_traps(tmp_path)
+    subprocess.run([sys.executable, "-c", "import random"], cwd=tmp_path, capture_output=True)
+    assert ran() == ["random"]

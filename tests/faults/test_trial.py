@@ -140,6 +140,7 @@ def test_a_trial_starts_over_where_its_last_checkpoint_cannot_be_used(
     same(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 def test_the_file_of_metrics_has_every_epoch_of_a_trial_that_goes_on(
     small: list[str], tmp_path: Path, arm: Arm
 ) -> None:

@@ -9,6 +9,7 @@ from finetune.network.freeze import depth_table
 from finetune.report.depths import SIZE, deepest, depths_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_file_of_depths_is_what_the_backbones_say(backbone: str) -> None:
     with torch.device("meta"):

@@ -24,6 +24,7 @@ def test_importance_is_optunas_and_finds_the_setting_that_decides() -> None:
     assert importance(records[:4], ["model.freeze_depth"]) == {}
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_page_make_a_study_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_sweep(tmp_path / "runs" / "local")

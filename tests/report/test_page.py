@@ -93,6 +93,7 @@ def test_the_page_fetches_nothing_and_is_small_enough_to_mail(tmp_path: Path) ->
     assert (tmp_path / "mine" / REPORT).stat().st_size < 6_000_000
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_with_many_trials(tmp_path: Path) -> None:
     config = flat(compose_config(["experiment=embedded"]))
     many = [
@@ -234,6 +235,7 @@ def with_many_classes(folder: Path, classes: int, trials: int) -> list[Result]:
     return records
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_with_many_classes(tmp_path: Path) -> None:
     classes = 2500
     records = with_many_classes(tmp_path / "mine", classes, trials=SHOWN + 1)

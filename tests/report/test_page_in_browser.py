@@ -68,7 +68,10 @@ PLOTS = ["depth", "time", "rates", "parallel", "importance", "curves", "trials",
 
 
 @needs_chromium
-@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (390, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(390, "light"), *(pytest.param(1100, scheme, marks=pytest.mark.slow) for scheme in ("light", "dark"))],
+)
 def test_the_page_loads_from_a_file_with_all_its_plots_and_asks_for_nothing(
     sweep: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_trial_is_picked_with_the_keyboard_and_its_command_repeats_it(sweep: P
         assert seen.messages == []
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_point_of_a_plot_shows_its_trial_on_hover_and_picks_it_on_click(sweep: Path, tmp_path: Path) -> None:
     with opened((sweep / "report.html").as_uri(), tmp_path) as seen:
@@ -171,6 +175,7 @@ def test_the_server_is_on_loopback_and_answers_no_other_site(address: tuple[Path
         refused.value.close()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_served_page_shows_a_trial_that_ends_without_being_asked(address: tuple[Path, str], tmp_path: Path) -> None:
     folder, url = address

@@ -90,6 +90,7 @@ def test_records_without_a_complete_trial_and_with_one_depth() -> None:
     assert "One freeze depth was tried" in text(sweep({4: 0.5}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unlike", [False, True])
 @pytest.mark.parametrize("images", [None, 100])
 def test_k_is_seldom_said_to_matter_where_it_does_not(unlike: bool, images: int | None) -> None:

@@ -45,12 +45,13 @@ def both(fast: list[str], tmp_path: Path, *words: str) -> tuple[Result, Result]:
     return run([*given, "cache.mode=off"], tmp_path / "off"), run([*given, "cache.mode=on"], tmp_path / "on")
 
 
+MORE_CUTS = [(5, "block"), (9, "block"), (14, "block"), (40, "tensor"), (29, "layer")]
 CUTS = [
-    *((k, "block") for k in (1, 5, 9, 14, 17)),
+    (1, "block"),
+    (17, "block"),
     (100, "tensor"),
-    (40, "tensor"),
-    (29, "layer"),
     (3, "stage"),
+    *(pytest.param(*cut, marks=pytest.mark.slow) for cut in MORE_CUTS),
 ]
 
 
@@ -64,6 +65,7 @@ def test_a_cached_run_equals_an_uncached_one_to_the_bit(fast: list[str], tmp_pat
     assert off.key == on.key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["model.rest=scratch", "data.batch_size=40", "optim=sgd"])
 def test_other_trials_are_equal_too(fast: list[str], tmp_path: Path, extra: str) -> None:
     off, on = both(fast, tmp_path, "model.freeze_depth=4", extra)
@@ -81,6 +83,7 @@ def test_trials_are_equal_whatever_the_layout_at_the_cut(fast: list[str], tmp_pa
     assert off.history == on.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["augment=strong", "cache.views=1"]])
 def test_bf16_is_equal_to_a_thousandth(fast: list[str], tmp_path: Path, more: list[str]) -> None:
     off, on = both(fast, tmp_path, "model.freeze_depth=9", "trainer.precision=bf16", *more)
@@ -89,6 +92,7 @@ def test_bf16_is_equal_to_a_thousandth(fast: list[str], tmp_path: Path, more: li
         assert all(math.isclose(value, other[name], rel_tol=1e-3) for name, value in epoch.items())
 
 
+@pytest.mark.slow
 def test_fixed_views_are_equal_stored_and_drawn(fast: list[str], tmp_path: Path) -> None:
     words = ["model.freeze_depth=9", "augment=strong", "trainer.epochs=3"]
     off, on = both(fast, tmp_path, *words, "cache.views=2")
@@ -108,7 +112,10 @@ def test_without_views_random_images_are_computed_and_validation_is_stored(fast:
     assert off.history == on.history
 
 
-@pytest.mark.parametrize("words", [["model.freeze_depth=0"], ["model.freeze_depth=5", "model.frozen_bn=stats"]])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(["model.freeze_depth=0"], marks=pytest.mark.slow), ["model.freeze_depth=5", "model.frozen_bn=stats"]],
+)
 def test_what_is_no_pure_function_is_not_stored(fast: list[str], tmp_path: Path, words: list[str]) -> None:
     _, on = both(fast, tmp_path, *words)
     assert on.cache["train"] == on.cache["val"] == "computed"
@@ -296,6 +303,7 @@ def test_too_little_room_is_a_reason_not_to_store(fast: list[str], tmp_path: Pat
     assert sum(file.stat().st_size for file in stores) <= 0.0002e9
 
 
+@pytest.mark.slow
 def test_a_store_is_named_by_everything_upstream_and_nothing_downstream(fast: list[str], tmp_path: Path) -> None:
     weights = scrambled(build_backbone("narrow_resnet50"))
     torch.save(weights, tmp_path / "w.pth")

@@ -133,7 +133,9 @@ def test_a_folder_of_older_code_holds_the_same_sweep(tmp_path: Path, name: str) 
         refuse_another(spec, folder, 8, data)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", ["race", *(pytest.param(name, marks=pytest.mark.slow) for name in FILES if name != "race")]
+)
 def test_a_sweep_of_older_code_is_continued(tmp_path: Path, name: str, pretended: Pretender) -> None:
     spec, folder = old_sweep(tmp_path, name)
     sweep = run_sweep(spec, folder, seed=7)

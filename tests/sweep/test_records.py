@@ -56,6 +56,7 @@ def test_a_report_on_a_race_names_what_was_swept_and_nothing_else(race: tuple[Sw
     assert winner_sentence(table) == "Best: freeze_depth=4 lr=0.01 with val/acc 0.010, one seed: no interval."
 
 
+@pytest.mark.slow
 def test_records_of_older_races_are_read_and_tabulated(race: tuple[SweepSpec, Path]) -> None:
     _, folder = race
     for record in of_status(folder, "not started"):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -76,6 +77,7 @@ def test_workers_do_not_change_the_trials_and_nothing_runs_twice(tmp_path: Path,
     assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
+@pytest.mark.slow
 def test_the_quick_settings_of_a_trial_are_those_of_its_composed_config(tmp_path: Path, small: list[str]) -> None:
     space = {
         "optim.lr": {"values": [1, 0.5, 1.0e-5]},
@@ -238,6 +240,35 @@ def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path
     assert len(records(tmp_path / "b")) == 4
 
 
+def test_the_same_images_under_another_path_are_the_same_sweep(
+    tmp_path: Path, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"model.freeze_depth": {"values": [4, 5]}}
+    monkeypatch.chdir(tmp_path)
+
+    def at(root: str) -> SweepSpec:
+        return spec_of(
+            tmp_path, [*(word for word in small if not word.startswith("data.root")), f"data.root={root}"], grid
+        )
+
+    run_sweep(at("images"), tmp_path / "s")
+    before = records(tmp_path / "s")
+    for spelling in ("images/", "./images", str(images), f"{tmp_path}/../{tmp_path.name}/images//"):
+        run_sweep(at(spelling), tmp_path / "s")
+        assert records(tmp_path / "s") == before
+    with pytest.raises(Refused, match=r"data.root was images and would now be .*--out ANOTHER --reuse"):
+        run_sweep(at(str(tmp_path)), tmp_path / "s")
+
+    images.rename(tmp_path / "moved")  # to another disk, say
+    moved = run_sweep(at("moved"), tmp_path / "t", Options(reuse=(tmp_path / "s",)))
+    assert moved.taken == 2
+    assert {result.config["data.root"] for result in moved.results} == {"moved"}
+    assert {result.key for result in moved.results} == {path.name for path in (tmp_path / "t" / "trials").iterdir()}
+    shutil.copy(tmp_path / "moved/train/class0/0.png", tmp_path / "moved/train/class0/more.png")
+    assert run_sweep(at("moved"), tmp_path / "u", Options(reuse=(tmp_path / "s",))).taken == 0
+
+
+@pytest.mark.slow
 def test_three_trials_that_fail_alike_end_the_sweep_until_asked_to_retry(tmp_path: Path, small: list[str]) -> None:
     grid = {"optim.lr": {"values": [1e30]}, "seed": {"values": [0, 1, 2, 3, 4]}}
     spec = spec_of(tmp_path, [*small, "model.freeze_depth=0"], grid)

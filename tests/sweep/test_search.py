@@ -146,6 +146,7 @@ def test_a_bayes_search_is_the_same_for_the_same_history() -> None:
     assert Search(spec, 3).propose(upside_down) != one[13].params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", ["maximize", "minimize"])
 def test_a_bayes_search_beats_a_random_one(goal: str) -> None:
     sign = 1 if goal == "maximize" else -1
