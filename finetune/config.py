@@ -240,6 +240,17 @@ def is_meaningful(key: str) -> bool:
     return not f"{key}.".startswith(tuple(f"{name}." for name in NOT_MEANINGFUL))
 
 
+def limits(key: str) -> tuple[float, float]:
+    """The least and the largest number that a setting may be; infinite where there is no limit.
+
+    >>> limits("data.batch_size"), limits("optim.momentum")
+    ((1, inf), (0, 1))
+    """
+    given: Mapping[str, Any] = _METADATA.get(key, {})
+    low, high = given.get("low"), given.get("high")
+    return (-math.inf if low is None else low), (math.inf if high is None else high)
+
+
 def typed(key: str, value: Any) -> Any:
     """A setting's value as the schema holds it once composed: 1 for a learning rate is 1.0.
 
@@ -282,4 +293,5 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, "Field[
 
 
 _TYPES = {key: setting.type for key, _, setting in leaves(Config())}
+_METADATA = {key: setting.metadata for key, _, setting in leaves(Config())}
 _DEFAULTS = flat(Config())

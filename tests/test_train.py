@@ -185,6 +185,7 @@ BAD = {
     "model.weights=/no/such.pth": "there is no such file",
     "model.weights=none": "would freeze random layers",
     "data.root=null": "data.root is not set",
+    "data.batch_size=1": "take their statistics from a single image; set data.batch_size=2 or more, or model.freeze_dep",
 }
 
 
@@ -194,12 +195,17 @@ def test_bad_settings_get_one_line_and_exit_code_2_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
-    assert main(monkeypatch, *fast, bad, "out=r") == 2
+    assert main(monkeypatch, *fast, "model.freeze_depth=16", bad, "out=r") == 2
     error = capsys.readouterr().err
     assert BAD[bad] in error
     assert error.startswith("refused: ")
     assert error.count("\n") == 1
     assert set(tmp_path.iterdir()) == before, "images were decoded first"
+
+
+def test_batches_of_one_image_train_a_head(small: list[str], tmp_path: Path) -> None:
+    words = [*small, "model.freeze_depth=all", "data.batch_size=1", f"out={tmp_path / 'r'}"]
+    assert train(compose_config(words), words).status == "complete"
 
 
 def test_all_unreadable_images_are_named_before_training(

@@ -121,6 +121,12 @@ def _buffers(backbone: Backbone, modules: frozenset[str]) -> set[str]:
     return {f"{name}.{buffer}" for name, module in named.items() for buffer, _ in module.named_buffers()}
 
 
+def training_norms(backbone: Backbone, cut: Cut) -> list[str]:
+    """The BatchNorms that take their statistics from the images of a batch while it trains, in order."""
+    norms = (name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm))
+    return [name for name in norms if name not in cut.pinned]
+
+
 @dataclass(frozen=True)
 class DepthRow:
     """What freezing `k` units of a backbone means."""

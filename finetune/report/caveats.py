@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.config import limits
 from finetune.errors import counted
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
@@ -62,17 +63,21 @@ def _edges(table: Table) -> Iterator[str]:
         if place is None:
             continue
 
-        share, lowest = place
-        nothing_below = key == "model.head.hidden" or lowest == 0
-        if share >= 1 - _EDGE or (share <= _EDGE and not nothing_below):
+        share, lowest, highest = place
+        least, most = limits(key)
+        if key == "data.batch_size":
+            least = 2  # of one image BatchNorm has no statistics
+        nothing_below = key == "model.head.hidden" or lowest <= max(least, 0)
+        nothing_above = highest >= most
+        if (share >= 1 - _EDGE and not nothing_above) or (share <= _EDGE and not nothing_below):
             end, beyond = ("highest", "larger") if share > 0.5 else ("lowest", "smaller")
             name = "head" if key == "model.head.hidden" else short(key)
             value = value_text(winner.params[key])
             yield f"The best {name}, {value}, is at the {end} end of what was tried: try {beyond} ones."
 
 
-def _place(winner: Group, key: str, groups: Sequence[Group]) -> tuple[float, float] | None:
-    """Where on the range of what was tried the winner's value lies, 0..1, and the lowest value; None for no range."""
+def _place(winner: Group, key: str, groups: Sequence[Group]) -> tuple[float, float, float] | None:
+    """Where on the range of what was tried the winner's value lies, 0..1, and the range; None without one."""
     tried = [_size(group.params[key]) for group in groups if key in group.params]
     sizes = [size for size in tried if size is not None]
     own = _size(winner.params.get(key))
@@ -81,8 +86,8 @@ def _place(winner: Group, key: str, groups: Sequence[Group]) -> tuple[float, flo
 
     low, high = min(sizes), max(sizes)
     if low > 0 and high / low >= 10:  # such ranges are searched by their logarithm
-        return math.log(own / low) / math.log(high / low), low
-    return (own - low) / (high - low), low
+        return math.log(own / low) / math.log(high / low), low, high
+    return (own - low) / (high - low), low, high
 
 
 def _size(value: Any) -> float | None:

@@ -14,8 +14,8 @@ from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet
 from finetune.data.source import find_samples
 from finetune.errors import Refused
-from finetune.network.backbone import backbone_shapes
-from finetune.network.freeze import Cut, find_cut
+from finetune.network.backbone import Backbone, backbone_shapes
+from finetune.network.freeze import Cut, find_cut, training_norms
 from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, ImageFacts, SplitFacts, find_weights
 from finetune.storage.parallel import Progress, no_progress
@@ -54,12 +54,29 @@ def open_images(config: Config, facts: Facts, progress: Progress = no_progress) 
 
     model = config.model
     weights = find_weights(model, facts)
-    cut = find_cut(backbone_shapes(model.backbone), model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    backbone = backbone_shapes(model.backbone)
+    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    _refuse_lone_images(config, backbone, cut)
 
     if images is None:
         assert data is not None
         images = _decode(config, data, known, progress)
     return images, weights, cut
+
+
+def _refuse_lone_images(config: Config, backbone: Backbone, cut: Cut) -> None:
+    """Make sure that every BatchNorm that trains sees several images at a time.
+
+    Raises:
+        Refused: batches are of one image.
+    """
+    norms = training_norms(backbone, cut)
+    if config.data.batch_size == 1 and norms:
+        raise Refused(
+            f"data.batch_size=1 with model.freeze_depth={config.model.freeze_depth}: {norms[0]} and other BatchNorms "
+            "would take their statistics from a single image; set data.batch_size=2 or more, or model.freeze_depth=all "
+            "with model.frozen_bn=eval"
+        )
 
 
 def find_data(config: Config) -> DataSet:

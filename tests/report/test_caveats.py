@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
@@ -29,6 +30,27 @@ def test_the_best_rate_or_head_at_the_edge_is_a_caveat() -> None:
     assert "The best head, [128, 64], is at the highest end" in caveats_of(heads)
     linear = [record(4, 0.5 - sum(h) / 1000, s, model__head__hidden=h) for h in ([], [64]) for s in range(3)]
     assert "end of what was tried" not in caveats_of(linear)  # no head is smaller
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "best", "said"),
+    [
+        ("data__batch_size", (2, 16, 64), 2, ""),  # one image is refused where BatchNorm trains
+        ("data__batch_size", (1, 16, 64), 1, ""),
+        ("data__batch_size", (4, 16, 64), 4, "The best data.batch_size, 4, is at the lowest end"),
+        ("data__batch_size", (4, 16, 64), 64, "The best data.batch_size, 64, is at the highest end"),
+        ("optim__momentum", (0.5, 0.9, 1.0), 1.0, ""),
+        ("optim__momentum", (0.5, 0.9, 0.95), 0.95, "The best momentum, 0.95, is at the highest end"),
+        ("data__size", (512, 1024, 2048), 2048, ""),
+        ("trainer__epochs", (1, 5, 10), 1, ""),
+    ],
+)
+def test_no_advice_leads_out_of_what_a_setting_may_be(
+    key: str, values: tuple[float, ...], best: float, said: str
+) -> None:
+    records = [record(4, 0.9 if value == best else 0.5, s, **{key: value}) for value in values for s in range(3)]
+    assert ("end of what was tried" in caveats_of(records)) == bool(said)
+    assert said in caveats_of(records)
 
 
 def test_too_few_trials_and_seeds_that_disagree_are_caveats() -> None:
