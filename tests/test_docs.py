@@ -239,6 +239,13 @@ def test_the_sweep_pages_tables_name_what_there_is() -> None:
     assert all(f"`{metric}`" in top for metric in spec.METRICS)
 
 
+def test_every_row_of_the_table_of_faults_has_a_test_and_every_such_test_a_row() -> None:
+    rows = re.findall(r"^\| (\d+) \|", (DOCS / "reliability.md").read_text(), re.M)
+    assert rows == [str(number) for number in range(1, len(rows) + 1)]
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert {f"{int(row):02}" for row in rows} == set(re.findall(r"def test_fault_(\d+)_", tests))
+
+
 @pytest.mark.slow
 def test_following_the_page_adds_a_backbone(tmp_path: Path, place: Path) -> None:
     """On a copy of the package: apply the changes, write the file, run the commands, then export."""

@@ -185,7 +185,7 @@ BAD = {
     "model.weights=/no/such.pth": "there is no such file",
     "model.weights=none": "would freeze random layers",
     "data.root=null": "data.root is not set",
-    "data.batch_size=1": "take their statistics from a single image; set data.batch_size=2 or more, or model.freeze_dep",
+    "data.batch_size=1": "take their statistics from a single image; set data.batch_size=2 or more, or model",
 }
 
 

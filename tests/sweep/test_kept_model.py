@@ -78,7 +78,7 @@ QUICK = (1, 4)
     [case if i in QUICK else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(CASES)],
     ids=lambda given: given if isinstance(given, str) else f"{len(given)} parameters",
 )
-def test_the_model_that_is_kept_is_the_winners(
+def test_fault_51_the_model_that_is_kept_is_the_winners(
     metric: str,
     goal: str,
     parameters: dict[str, Any],
