@@ -18,6 +18,7 @@ from finetune.compose import compose_config
 from finetune.config import flat
 from finetune.records.result import STATUSES, Result
 from finetune.report import wandb as dashboard
+from tests.faults.invariants import set_traps
 from tests.wandb_server import Run, Server, wandb_server
 
 VALUES: dict[str, list[Any]] = {
@@ -92,11 +93,13 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
             TRIALS[2]["optim.lr"] = best.params["optim.lr"]
         return one_after_the_other(TRIALS)(runs)
 
+    planted = set_traps(tmp_path)  # modules of the user's own
     with wandb_server(learning) as server:
         sweep = made(server, tmp_path, fast, epochs=2)
         agents = [start(server, tmp_path, "wandb", "agent", sweep) for _ in range(2)]
         outputs = [agent.communicate(timeout=180)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], outputs
+        assert planted() == []
         assert server.unknown == []
         runs = server.sweep_runs()
     assert list(server.runs) == ["run0", "run1", "run2"]  # no second run beside the agent's
@@ -121,6 +124,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
 @pytest.mark.slow
 def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, fast: list[str]) -> None:
     trials = [{"optim.lr": 0.01, "trainer.epochs": 1000}, {"optim.lr": 0.01, "trainer.epochs": 1}]
+    planted = set_traps(tmp_path)
     with wandb_server(one_after_the_other(trials)) as server:
         sweep = made(server, tmp_path, fast[:-2] + fast[-1:], epochs=1)
         agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
@@ -128,6 +132,7 @@ def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, 
         server.runs["run0"].stop = True
         output, _ = agent.communicate(timeout=180)
         assert agent.returncode == 0, output
+        assert planted() == []
         stopped, whole = server.sweep_runs()
     assert (stopped.exitcode, stopped.preempting) == (0, False)
     assert (whole.exitcode, len(whole.history)) == (0, 1)

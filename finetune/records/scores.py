@@ -1,5 +1,6 @@
 """How good predictions are: accuracy, figures of each class, confusions, calibration. Imports no torch."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,16 +139,20 @@ class Confusion:
 
 
 def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str) -> NDArray[np.int64]:
-    """The place of each label among the classes that a model knows.
+    """The place of each label among the classes that a model knows, however accents are written.
+
+    >>> class_numbers(["bee", "ant"], ["ant", "bee"], "photos").tolist()
+    [1, 0]
 
     Raises:
         Refused: a label that the model does not know; the message begins with `where` the images are.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
-    for label in sorted(set(labels)):
+    numbers = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+    composed = [unicodedata.normalize("NFC", label) for label in labels]  # a Mac takes accents apart
+    for label in sorted(set(composed)):
         if label not in numbers:
             raise Refused(f"{where}: the model knows no class {label!r}; {nearest(label, classes)}")
-    return np.array([numbers[label] for label in labels], np.int64)
+    return np.array([numbers[label] for label in composed], np.int64)
 
 
 def wilson_interval(right: int, images: int) -> tuple[float, float]:

@@ -7,8 +7,9 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from finetune.errors import Refused
 from finetune.records.predictions import Predictions
-from finetune.records.scores import Confusion, calibration, wilson_interval
+from finetune.records.scores import Confusion, calibration, class_numbers, wilson_interval
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 300)
@@ -53,3 +54,11 @@ def test_the_interval_of_an_accuracy_ends_where_the_score_test_is_just_rejected(
         if 0 < bound < 1:
             error = (bound * (1 - bound) / images) ** 0.5
             assert abs(right / images - bound) / error == pytest.approx(NormalDist().inv_cdf(0.975))
+
+
+def test_a_class_is_known_however_its_accents_are_written() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert class_numbers([apart, "tea"], ["tea", composed], "x").tolist() == [1, 0]
+    assert class_numbers([composed], [apart, "tea"], "x").tolist() == [0]
+    with pytest.raises(Refused, match=r"x: the model knows no class 'cafe'; did you mean"):
+        class_numbers(["cafe"], ["tea", composed], "x")

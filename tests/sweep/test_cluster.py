@@ -1,8 +1,10 @@
 """Trials as cluster jobs: by submitit's local executor, and on a real SLURM where tests/slurm.sh has started one."""
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from finetune.errors import Refused
-from finetune.records.layout import HEARTBEAT
+from finetune.records.layout import HEARTBEAT, JOBS
 from finetune.records.result import Result
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.records import heartbeat_of
@@ -121,6 +123,16 @@ def test_a_preempted_job_that_waits_for_its_turn_is_not_idle(tmp_path: Path, mon
         trial.note(heartbeat_of(tmp_path / "t"), wait=0)
         assert (state, trial.idle, job.exitcode) == (state, idle, None)
         now[0] += 1
+
+
+def test_fault_49_a_job_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm(tmp_path / "bin", monkeypatch, squeue="")
+    launcher = ClusterLauncher(read_cluster(settings(tmp_path, cluster="slurm")), tmp_path / "s", {})
+    launcher.start([([], tmp_path / "t")])
+    scripts = [*(tmp_path / "s" / JOBS).rglob("*.sh")]
+    assert f"{shlex.quote(sys.executable)} -P -u -m submitit" in scripts[0].read_text()
 
 
 def test_a_trial_that_the_cluster_does_not_take_is_submitted_again(
