@@ -46,7 +46,7 @@ test-all: test test-slow ## run all of them, half an hour
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)
 
-check: lint test ## everything CI checks
+check: lint test ## what every change must pass; CI runs make test-slow too
 
 lint: $(SETUP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -449,10 +449,10 @@ def test_fault_12_a_file_that_changes_while_the_images_are_read_is_named(
     victim, decode = images / "train/class1/7.png", pixels.decode
     words = [*small, f"cache.dir={tmp_path / 'cache'}", f"data.on_bad={on_bad}", f"out={tmp_path / 'r'}"]
 
-    def late(path: Path) -> Any:
+    def late(path: Path, *levels: Any) -> Any:
         if path == images / "train/class0/0.png" and not done:
             done.append(disturb(victim))
-        return decode(path)
+        return decode(path, *levels)
 
     done: list[None] = []
     kept = victim.read_bytes(), victim.stat().st_mtime_ns
