@@ -7,12 +7,16 @@ import torch
 from finetune.config import TrainerConfig
 from finetune.errors import Refused
 
-torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32: a GPU that would take TF32 for them has bf16 for speed
-
 
 def device_named(name: str) -> torch.device:
     """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
+    _use_all_bits()
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _use_all_bits() -> None:
+    """Have a GPU compute 32-bit convolutions in 32 bits; one that would take TF32 for them has bf16 for speed."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Precision:
         on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
         native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and native)
+        _use_all_bits()
         return cls(torch.device("cuda", 0) if on_gpu else torch.device("cpu"), bf16)
 
     def autocast(self) -> torch.autocast:

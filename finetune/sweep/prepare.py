@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from finetune.errors import Refused
-from finetune.storage.parallel import Progress
+from finetune.storage.parallel import Progress, no_progress
 from finetune.sweep.attempts import RETRIES
 from finetune.sweep.children import CONTEXT, end_with_parent, ready_server
 
@@ -34,7 +34,7 @@ class Prepared:
 def check_and_prepare(
     configs: Sequence[tuple[Sequence[str], int]],
     stores: bool = True,
-    show: Progress = lambda what, done, total: None,
+    show: Progress = no_progress,
     gpu: str | None = None,
 ) -> Prepared:
     """Check every config, and compute what their trials share, in a child; one that dies is started again.

@@ -8,7 +8,7 @@ from finetune.compose import compose_config
 from finetune.config import digest_of
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
-from finetune.storage.parallel import Progress
+from finetune.storage.parallel import Progress, no_progress
 from finetune.storage.store import stores_in_use
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.coordinator import Coordinator
@@ -30,7 +30,7 @@ def run_sweep(
     options: Options = _AS_USUAL,
     seed: int = 0,
     watch: Callable[[Sweep, Result | None], None] = lambda sweep, ended: None,
-    show: Progress = lambda what, done, total: None,
+    show: Progress = no_progress,
 ) -> Sweep:
     """Run, or continue, a sweep until no trial is left; every trial leaves its record under `folder/trials/`.
 

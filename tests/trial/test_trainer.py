@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import torch
 
 from finetune.compose import compose_config
 from finetune.config import LoggerConfig, TrainerConfig, flat
 from finetune.errors import Refused
-from finetune.network.device import Precision
+from finetune.network.device import Precision, device_named
 from finetune.trial.callback import Heartbeat, TrialCallback
 from finetune.trial.run import train
 from finetune.trial.trainer import build_loggers, build_trainer
@@ -98,3 +99,11 @@ def test_no_step_on_a_cpu_asks_a_driver_for_gpus(
     result = train(compose_config([*fast, "trainer.epochs=4", f"out={tmp_path / 'r'}"]))
     assert result.status == "complete"
     assert asked < 4 * 3  # steps
+
+
+def test_32_bits_are_computed_in_32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No TF32 for a trial or a prediction; and who imports the package keeps what they have set."""
+    for choose in (lambda: Precision.of(TrainerConfig(accelerator="cpu")), lambda: device_named("auto")):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+        choose()
+        assert not torch.backends.cudnn.allow_tf32
