@@ -84,6 +84,23 @@ def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
     assert f"the same command continues: finetune sweep s.yaml 'data.root={folder}'\n" in capfd.readouterr().out
 
 
+def test_a_spent_budget_with_a_best_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    epoch = {"epoch": 0, "val/acc": 0.5, "val/loss": 1.0, "train/acc": 0.5, "train/loss": 1.0}
+    params = {"model.freeze_depth": 4, "seed": 0}
+    result = Result("t", "complete", "", 4, "block", 0, 0.5, 0, 1, params, config=params, history=[epoch])
+    result.save(tmp_path / "s" / "trials" / "t")
+    parameters = {"model.freeze_depth": {"value": 4}, "seed": {"values": [0, 1, 2]}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
+    spec = read_sweep(tmp_path / "s.yaml")
+    ended = Sweep(spec, tmp_path / "s", 3, [Finished.of(spec, params, result)])
+    ended.ended, ended.out_of_time = "the budget is spent", True
+    monkeypatch.setattr(sys, "argv", ["/bin/finetune", "sweep", "s.yaml"])
+    assert _conclude(ended) == 0
+    assert "2 trials not run yet; to go on, run the same command again: finetune sweep s.yaml" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -99,8 +99,8 @@ def _conclude(ended: "Sweep") -> int:
     _print_next_steps(ended, ended.best)
     failed = sum(result.status == "failed" for result in ended.results)
     if ended.out_of_time:
-        console.print("to go on, run the same command again: " + this_command())
-        return 4
+        left = max(0, ended.total - len(ended.finished))
+        console.print(f"{counted(left, 'trial')} not run yet; to go on, run the same command again: {this_command()}")
     if failed:
         console.print(
             f"{failed} failed: finetune status {ended.folder} says why; once mended, --retry-failed runs them again"
@@ -187,12 +187,15 @@ def plan(
     Prints what it would run, here or under W&B's agents, and the first commands.
     """
     from finetune.compose import compose_config
+    from finetune.sharing.images import cut_of
     from finetune.sweep.search import Search, corners, size
     from finetune.sweep.spec import find_sweep, read_sweep
     from finetune.sweep.stopping import Hyperband
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()))
     configs = [compose_config(spec.overrides(params)) for params in corners(spec)]
+    for config in configs:
+        cut_of(config)  # refuses a depth that the network does not have, and batches of one image
 
     console.print(f"{spec.name}: {spec.method}, {counted(size(spec), 'trial')}, {spec.goal} {spec.metric}")
     for key, distribution in spec.parameters.items():

@@ -16,6 +16,8 @@ REPORT = "report.html"
 # In a trial's folder
 RECORD = "result.json"
 """The record of a trial."""
+CORRECT = "correct.json"
+"""Beside a record: which validation images each epoch got right, where that is too long for the record."""
 CHECKPOINT = "best.safetensors"
 PREDICTIONS = "predictions.npz"
 """Beside the checkpoint, and like it kept of the sweep's best trial only."""

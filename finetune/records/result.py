@@ -4,12 +4,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.records.layout import RECORD
+from finetune.records.layout import CORRECT, RECORD
 from finetune.storage.durable import sealed, unsealed, write_durably
 
 SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
+
+_ADDED = ("val_images",)
+"""Fields that records of older versions lack."""
+_LONG = 100_000
+"""Characters of `Result.correct` beyond which it lies beside the record."""
 
 STATUSES = ("complete", "pruned", "failed", "interrupted")
 """How a trial can end. An interrupted one goes on when it is started again; the others have ended for good."""
@@ -45,6 +50,11 @@ class Result:
     """Every setting, by dotted key."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One dict an epoch: `epoch`, `train/loss`, `train/acc`, `val/loss`, `val/acc`, `lr`."""
+    correct: list[str] = field(default_factory=list)
+    """Which validation images each epoch got right, as `records.correct.unpack` reads it; the images are those of the
+    digests `dataset` and `split`. Empty in records of older versions, and of a refit."""
+    val_images: int = 0
+    """How many validation images there are; 0 in records of older versions."""
     last: dict[str, float] = field(default_factory=dict)
     """The last epoch's figures, and `test/acc` where there is a test set."""
     classes: list[str] = field(default_factory=list)
@@ -86,8 +96,11 @@ class Result:
         }
 
     def save(self, folder: Path) -> None:
-        """Write `result.json` into `folder`, whole or not at all."""
-        write_durably(folder / RECORD, sealed(asdict(self)))
+        """Write `result.json` into `folder`, whole or not at all, and before it `correct.json` if that is long."""
+        values = asdict(self)
+        if sum(map(len, self.correct)) > _LONG:
+            write_durably(folder / CORRECT, sealed({"key": self.key, "correct": values.pop("correct")}))
+        write_durably(folder / RECORD, sealed(values))
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
@@ -102,9 +115,20 @@ class Result:
             raw = unsealed(path.read_bytes())
             if raw["schema"] != SCHEMA or raw["status"] not in STATUSES:
                 raise ValueError(f"schema {raw['schema']}, status {raw['status']}")
-            return cls(**{f.name: raw[f.name] for f in fields(cls)})
+            if "correct" not in raw:
+                raw["correct"] = _load_correct(folder, raw["key"])
+            return cls(**{f.name: raw[f.name] for f in fields(cls) if f.name in raw or f.name not in _ADDED})
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a record of schema {SCHEMA}: {error}") from error
+
+
+def _load_correct(folder: Path, key: str) -> list[str]:
+    """What lies beside the record of a trial; nothing beside those of older versions, or where it was damaged."""
+    try:
+        raw = unsealed((folder / CORRECT).read_bytes())
+        return list(raw["correct"]) if raw["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def outcome(result: Result) -> dict[str, Any]:

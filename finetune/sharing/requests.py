@@ -11,10 +11,10 @@ from finetune.data.augment import Augment, Preprocess
 from finetune.data.samples import DataSet
 from finetune.network.backbone import backbone_shapes
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, depth_table, find_cut
+from finetune.network.freeze import Cut, depth_table
 from finetune.network.weights import Weights
 from finetune.sharing.activations import Source, store_key
-from finetune.sharing.images import Images, find_data, images_key
+from finetune.sharing.images import Images, cut_of, find_data, images_key
 from finetune.storage.store import store_bytes
 
 
@@ -107,7 +107,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
         sizes[f"pixels, {size} px"][pixels] = store_bytes(sum(images.values()), (size, size, 3), 1)
 
         backbone, precision = backbone_shapes(model.backbone), Precision.of(config.trainer)
-        cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+        cut = cut_of(config)
         if cut.modules == 0:
             continue
 

@@ -1,5 +1,6 @@
 """The coordinator of a sweep: proposes, starts, watches and records its trials. Imports no torch."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -47,13 +48,14 @@ class Coordinator:
         options: Options,
         watch: Callable[[Sweep, Result | None], None],
         reusable: ReusableRecords | None = None,
+        deadline: float = math.inf,
     ):
         """`settings_of` gives all settings of a trial from its parameters; `reusable` has the records of other folders
-        that count here.
+        that count here. At the `deadline`, by the monotonic clock, running trials are stopped and no other starts.
         """
         self._sweep, self._settings_of, self._search = sweep, settings_of, search
         self._launcher, self._options, self._watch, self._reusable = launcher, options, watch, reusable
-        self._deadline = None if options.budget is None else time.monotonic() + options.budget
+        self._deadline = deadline
         self._attempts = Attempts()
         self._workers = Workers()
         self._to_retry: list[tuple[Params, Path]] = []
@@ -65,7 +67,11 @@ class Coordinator:
         if sweep.spec.method == "bayes":  # the other searches come to each record in its turn
             self._learn_from_records()
         try:
-            while not sweep.out_of_time:
+            while True:
+                if time.monotonic() > self._deadline:
+                    sweep.ended, sweep.out_of_time = "the budget is spent", True
+                    return
+
                 self._start()
                 if not sweep.running and (sweep.ended or not self._to_retry):
                     self._drop_all_models_but_the_best()
@@ -74,8 +80,6 @@ class Coordinator:
                 self._watch(sweep, None)
                 self._launcher.wait([trial.job for trial in sweep.running])
                 self.look()
-                if self._deadline is not None and time.monotonic() > self._deadline:
-                    sweep.ended, sweep.out_of_time = "the budget is spent", True
         finally:
             stop_jobs(self._launcher, [trial.job for trial in sweep.running])
 

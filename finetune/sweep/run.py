@@ -1,5 +1,7 @@
 """A sweep from its first check to its last trial; calling it again continues it. Imports no torch."""
 
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +22,7 @@ from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
+from finetune.sweep.stopping import Race
 
 _AS_USUAL = Options()
 
@@ -52,6 +55,8 @@ def run_sweep(
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
         KeyboardInterrupt: passed on after the running trials were stopped; a later call continues.
     """
+    deadline = math.inf if options.budget is None else time.monotonic() + options.budget
+
     # 1. What can be refused at once: before images are read, which may take minutes
     spec = as_begun(spec, folder)
     settings_of = trial_settings(spec)
@@ -88,7 +93,7 @@ def run_sweep(
         else:
             launcher = ClusterLauncher(cluster, folder, environment, prepared.shared)
         reusable = ReusableRecords(spec, options.reuse, data) if options.reuse else None
-        Coordinator(sweep, settings_of, search, launcher, options, watch, reusable).run()
+        Coordinator(sweep, settings_of, search, launcher, options, watch, reusable, deadline).run()
     return sweep
 
 
@@ -96,6 +101,8 @@ def _in_order(spec: SweepSpec, seed: int, options: Options) -> Iterable[Params]:
     """The trials of a grid or random search as they are to run: side by side those that share stores."""
     if spec.method == "bayes":
         return ()
+    if isinstance(spec.stopping, Race):  # whose rules go by the next deeper cut
+        return sorted(planned_trials(spec, seed), key=sharing_order)
     if spec.target is not None or options.budget is not None:  # what ends early must not end lopsided
         return planned_trials(spec, seed, may_end_early=True)
     return sorted(planned_trials(spec, seed), key=sharing_order)

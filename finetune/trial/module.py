@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.network.network import Network
+from finetune.records.correct import pack
 
 
 class FineTune(pl.LightningModule):
@@ -45,7 +46,10 @@ class FineTune(pl.LightningModule):
         self.best_state: dict[str, Tensor] = {}
         self.best_probabilities = torch.empty(0)
         """The best epoch's, for the validation images in order: N x classes, float32, on the CPU."""
+        self.correct: list[str] = []
+        """Which validation images were right, in order, for each epoch of `history`, as `records.correct` packs it."""
         self._epoch_logits: list[Tensor] = []
+        self._epoch_correct: list[Tensor] = []
         self._losses = _Losses()
         self._learning_rate = 0.0
 
@@ -80,8 +84,10 @@ class FineTune(pl.LightningModule):
         self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Collect loss and accuracy."""
-        self._epoch_logits.append(self._evaluate("val", self.val_figures, batch))
+        """Collect loss and accuracy, and which images are right."""
+        logits = self._evaluate("val", self.val_figures, batch)
+        self._epoch_logits.append(logits)
+        self._epoch_correct.append(logits.argmax(1) == batch[1])
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
@@ -92,11 +98,12 @@ class FineTune(pl.LightningModule):
             "lr": self._learning_rate,
         }
         self.history.append({"epoch": self.current_epoch, **epoch})
+        self.correct.append(pack(torch.cat(self._epoch_correct).cpu().numpy()))
         if epoch["val/acc"] > self.best_acc:
             self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
             self.best_state = self.network.trained_state()
             self.best_probabilities = torch.cat(self._epoch_logits).softmax(1).cpu()
-        self._epoch_logits = []
+        self._epoch_logits, self._epoch_correct = [], []
         self.log_dict({**epoch, "val/acc_best": self.best_acc})
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -123,7 +130,12 @@ class FineTune(pl.LightningModule):
             "loss": self.train_figures.loss.cpu(),
             "right": self.train_figures.right.cpu(),
         }
-        values = {"history": self.history, "best_acc": self.best_acc, "best_epoch": self.best_epoch}
+        values = {
+            "history": self.history,
+            "correct": self.correct,
+            "best_acc": self.best_acc,
+            "best_epoch": self.best_epoch,
+        }
         return tensors, {**values, "count": self.train_figures.count, "lr": self._learning_rate}
 
     def load_training_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -134,6 +146,7 @@ class FineTune(pl.LightningModule):
         self.train_figures.right.copy_(tensors["right"])
         self.train_figures.count = values["count"]
         self.history, self.best_acc, self.best_epoch = values["history"], values["best_acc"], values["best_epoch"]
+        self.correct = values.get("correct", [])  # which older versions did not save
         self._learning_rate, self._losses = values["lr"], _Losses()
 
     def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -81,6 +81,8 @@ def result_of(
         params=_params(config, overrides),
         config=flat(config),
         history=module.history,
+        correct=module.correct if validated and len(module.correct) == len(module.history) else [],
+        val_images=len(images.splits["val"].images),
         last={**last_epoch, **ending.test},
         classes=list(images.classes),
         seconds=seconds,

@@ -64,6 +64,16 @@ def wait_for(reached: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+class Clock:
+    """The real clock, that can be put ahead; for whoever asks `time.monotonic()`."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
 def terminal_records(folder: Path) -> dict[str, bytes]:
     """The bytes of every record of a sweep that is not to run again, by key."""
     files = sorted(folder.glob(f"trials/*/{RECORD}"))

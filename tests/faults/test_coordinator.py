@@ -24,6 +24,7 @@ from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Running, Sweep
 from tests.faults.invariants import (
     PATIENCE,
+    Clock,
     check_invariants,
     living,
     run,
@@ -223,16 +224,6 @@ def test_fault_43_what_fails_every_trial_alike_stops_the_sweep_and_is_told_once(
     (told,) = [line for line in said.splitlines() if line.startswith("ended early: ")]
     assert told.startswith("ended early: the first 3 trials failed alike: FloatingPointError: train/loss became")
     check_invariants(tmp_path / "s", {})
-
-
-class Clock:
-    """The real clock, that can be put ahead; for whoever asks `time.monotonic()`."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
 
 
 @pytest.mark.parametrize("stopped", ["the trials", pytest.param("the coordinator", marks=pytest.mark.slow)])

@@ -15,11 +15,13 @@ import yaml
 from finetune.errors import Refused
 from finetune.records.layout import HEARTBEAT, JOBS
 from finetune.records.result import Result
+from finetune.sweep import coordinator
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.records import heartbeat_of
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
 from finetune.sweep.state import Options, Running, Sweep
+from tests.faults.invariants import Clock
 
 slurm = pytest.mark.slurm
 needs_slurm = pytest.mark.skipif(
@@ -64,9 +66,16 @@ def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str])
 
 
 @pytest.mark.slow
-def test_a_spent_budget_ends_jobs_that_run(tmp_path: Path, fast: list[str]) -> None:
+def test_a_spent_budget_ends_jobs_that_run(tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(coordinator, "time", clock)
+
+    def watch(sweep: Sweep, ended: Result | None) -> None:
+        if any((trial.folder / HEARTBEAT).exists() for trial in sweep.running):
+            clock.ahead = 4000
+
     spec = spec_of(tmp_path, fast, {"optim.lr": {"values": [0.01]}}, epochs=1000)
-    sweep = run_sweep(spec, tmp_path / "s", Options(launcher=settings(tmp_path), budget=12))
+    sweep = run_sweep(spec, tmp_path / "s", Options(launcher=settings(tmp_path), budget=3600), watch=watch)
     assert (sweep.finished, sweep.out_of_time) == ([], True)
     (job,) = (trial.job for trial in sweep.running)
     assert job.exitcode is not None

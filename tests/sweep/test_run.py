@@ -18,11 +18,12 @@ import yaml
 from finetune.compose import compose_config
 from finetune.config import flat, key_of, trial_key
 from finetune.errors import Refused
-from finetune.records.layout import CHECKPOINT, LAST, LOG, RECORD, STOP
+from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG, RECORD, STOP
 from finetune.records.metric import Incumbent
 from finetune.records.read import finished_record
 from finetune.records.result import Result, outcome
 from finetune.sharing.facts import Facts, ImageFacts, SplitFacts
+from finetune.sweep import coordinator
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
@@ -33,7 +34,7 @@ from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
 from finetune.sweep.stopping import Race
 from finetune.trial.run import train
-from tests.faults.invariants import PATIENCE, living, start, sweep_file, wait_for
+from tests.faults.invariants import PATIENCE, Clock, living, start, sweep_file, wait_for
 from tests.sweep.conftest import Pretender, spec_of
 
 Arm = Callable[..., Path]
@@ -198,16 +199,43 @@ def test_only_a_trial_that_is_better_than_the_incumbent_writes_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_target_ends_the_search_and_a_budget_interrupts_it(tmp_path: Path, small: list[str]) -> None:
+def test_a_target_ends_the_search_and_a_budget_interrupts_it(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     metric = {"name": "val/acc_best", "goal": "maximize", "target": 0.0}
     spec = spec_of(tmp_path, small, GRID, metric=metric)
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     assert (len(sweep.finished), sweep.ended) == (1, "val/acc_best reached its target 0")
-    late = run_sweep(
-        spec_of(tmp_path, small, {"trainer.epochs": {"values": [1000]}}), tmp_path / "l", Options(budget=0.2)
-    )
+    clock = Clock()
+    monkeypatch.setattr(coordinator, "time", clock)
+
+    def watch(sweep: Sweep, ended: Result | None) -> None:
+        """An hour and more passes once the trial runs."""
+        if any((trial.folder / HEARTBEAT).exists() for trial in sweep.running):
+            clock.ahead = 4000
+
+    endless = spec_of(tmp_path, small, {"trainer.epochs": {"values": [100_000]}})
+    late = run_sweep(endless, tmp_path / "l", Options(budget=3600), watch=watch)
     assert (late.finished, late.ended, late.out_of_time) == ([], "the budget is spent", True)
     assert multiprocessing.active_children() == []
+
+
+def test_a_budget_counts_from_the_start_of_the_command(
+    tmp_path: Path, small: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    clock.ahead = 4000  # which preparing the images took
+    monkeypatch.setattr(coordinator, "time", clock)
+    late = run_sweep(spec_of(tmp_path, small, GRID), tmp_path / "s", Options(budget=3600))
+    assert (late.finished, late.out_of_time) == ([], True)
+    assert not list(tmp_path.glob("s/trials/*"))
+
+
+def test_a_race_keeps_its_order_under_a_budget(tmp_path: Path, small: list[str]) -> None:
+    space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [1, "all", 3]}}
+    race = replace(spec_of(tmp_path, small, space), stopping=Race())
+    for options in (Options(), Options(budget=600)):
+        assert [trial["model.freeze_depth"] for trial in _in_order(race, 0, options)] == ["all", "all", 3, 3, 1, 1]
 
 
 @pytest.mark.slow
