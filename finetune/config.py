@@ -246,8 +246,8 @@ def limits(key: str) -> tuple[float, float]:
     >>> limits("data.batch_size"), limits("optim.momentum")
     ((1, inf), (0, 1))
     """
-    given: Mapping[str, Any] = _METADATA.get(key, {})
-    low, high = given.get("low"), given.get("high")
+    metadata: Mapping[str, Any] = _METADATA.get(key, {})
+    low, high = metadata.get("low"), metadata.get("high")
     return (-math.inf if low is None else low), (math.inf if high is None else high)
 
 

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "records/metric": "sweep/test_run.py",
     "records/read": "report/test_table.py",
     "records/repeat": "commands/test_predict.py",
+    "report/bits": "report/test_verdict.py",
     "report/compare": "commands/test_report.py",
     "report/figures/base": "report/test_page.py",
     "report/figures/main": "report/test_page.py",

@@ -4,11 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from finetune.config import freeze_depth_number
 from finetune.errors import counted
 from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
+from finetune.report.bits import best_bits
 from finetune.report.depths import deepest
+from finetune.report.judge import compare, expect
 from finetune.report.stats import (
     ALPHA,
     MANY,
@@ -77,6 +81,7 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
         winner_sentence(table),
         *_about_objective(table),
         *_about_depth(depths),
+        *_about_new_images(records, table, best),
         *_about_cheapest(cheapest, best, depths, table),
         *_about_head(records, depths, best),
         *_cost(records),
@@ -180,6 +185,30 @@ def p_text(p: float | None) -> str:
     if p is None:
         return ""
     return "p<0.001" if p < 0.001 else f"p={p:.2g}"
+
+
+def _about_new_images(records: Sequence[Result], table: Table, best: Group) -> list[str]:
+    """What taking the best can lose, and what to expect of it, on images and with seeds that are not these."""
+    bits = best_bits(records, table) if table.objective == ACCURACY else {}
+    if not bits or len(best.seeds) < 2:  # one seed that also chose the best says too little
+        return []
+
+    sentences = []
+    k = best.freeze_depth
+    if len(bits) > 1:
+        at_best_epoch = {
+            depth: np.stack([epochs[epochs.mean(1).argmax()] for epochs in seeds]) for depth, seeds in bits.items()
+        }
+        loss = max(row.loss for row in compare(at_best_epoch, k).values())
+        sentences.append(
+            f"With new seeds, on new images, taking k={k} loses at most {max(0.0, loss):.3f} against any other depth."
+        )
+    expected = expect(bits[k])
+    sentences.append(
+        f"Expect {expected.accuracy:.3f} ± {expected.half_width:.3f} from it on new images ({expected.seeds} seeds, "
+        "which also chose it; each half of the images in the epoch that was best on the other half)."
+    )
+    return sentences
 
 
 def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:

@@ -123,18 +123,18 @@ def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
 def _asked_for(fixed: tuple[str, ...]) -> list[str]:
     """The overrides of the trial that the server wants; a requeued run has an extra `_wandb`, which is none."""
     raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
-    given = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict) and key != "_wandb"}
-    return [*fixed, *(override(key, value) for key, value in given.items())]
+    swept = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict) and key != "_wandb"}
+    return [*fixed, *(override(key, value) for key, value in swept.items())]
 
 
-def _trial(words: list[str], told: int, folder: Path, slot: Slot, leaving: threading.Event, shared: str) -> None:
-    """Run a trial in a child, which logs to the run that the server made; the first `told` words are every trial's."""
+def _trial(words: list[str], fixed: int, folder: Path, slot: Slot, leaving: threading.Event, shared: str) -> None:
+    """Run a trial in a child, which logs to the run that the server made; the first `fixed` words are every trial's."""
     key = trial_key(compose_config(words))
     place = folder / TRIALS / key
     environment = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     launcher = LocalLauncher([slot], environment, shared)
     (job,) = launcher.start([(words, place)])
-    print(f"{multiprocessing.current_process().name}: {' '.join(words[told:])} → {place}", flush=True)
+    print(f"{multiprocessing.current_process().name}: {' '.join(words[fixed:])} → {place}", flush=True)
     try:
         while job.exitcode is None:
             launcher.wait([job])

@@ -49,29 +49,29 @@ def check_and_prepare(
         Refused: what the first config that cannot run is refused for.
     """
     for _ in range(RETRIES + 1):
-        exitcode, found = _in_child(configs, stores, show, gpu)
-        if isinstance(found, Prepared):
-            return found
-        if isinstance(found, str):
-            raise Refused(found)
+        exitcode, outcome = _in_child(configs, stores, show, gpu)
+        if isinstance(outcome, Prepared):
+            return outcome
+        if isinstance(outcome, str):
+            raise Refused(outcome)
     raise RuntimeError(f"the process that prepares the data died {RETRIES + 1} times, with exit code {exitcode}")
 
 
 def _in_child(
     configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Progress, gpu: str | None
 ) -> tuple[int | None, Prepared | str | None]:
-    """The child's exit code; and what it found, or why it refuses, or nothing where it died."""
+    """The child's exit code; and what it found out, or why it refuses, or nothing where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    given = [(list(c), n) for c, n in configs], stores, sender, gpu
+    arguments = [(list(c), n) for c, n in configs], stores, sender, gpu
     ready_server()
-    child = CONTEXT.Process(target=_prepare, args=given, daemon=True)
+    child = CONTEXT.Process(target=_prepare, args=arguments, daemon=True)
     child.start()
     sender.close()
-    found: Prepared | str | None = None
+    outcome: Prepared | str | None = None
     try:
         while isinstance(message := receiver.recv(), tuple):
             show(*message)
-        found = message
+        outcome = message
     except EOFError:
         pass
     finally:
@@ -79,7 +79,7 @@ def _in_child(
         if child.is_alive() and sys.exc_info()[0] is not None:
             child.terminate()
     child.join()
-    return child.exitcode, found
+    return child.exitcode, outcome
 
 
 def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection, gpu: str | None) -> None:
@@ -99,16 +99,16 @@ def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connect
             shown = time.monotonic()
             sender.send((what, done, total))
 
-    found: Prepared | str
+    outcome: Prepared | str
     with contextlib.suppress(BrokenPipeError):
         try:
             shared = train.prepare(configs, stores, show)
             gpus = _gpu_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count())
             folders = tuple(map(Path, shared.folders))
-            found = Prepared(gpus, shared.to_text(), shared.datasets, shared.weight_digests, folders)
+            outcome = Prepared(gpus, shared.to_text(), shared.datasets, shared.weight_digests, folders)
         except Refused as error:
-            found = str(error)
-        sender.send(found)
+            outcome = str(error)
+        sender.send(outcome)
 
 
 def _gpu_names(visible: str, count: int) -> tuple[str, ...]:

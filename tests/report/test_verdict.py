@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from finetune.records.correct import pack
 from finetune.records.result import Result
 from finetune.report.table import tabulate
 from finetune.report.verdict import Conclusions, compare_depths, conclude, duration
@@ -123,3 +124,36 @@ def test_conclusions_are_made_of_records_alone() -> None:
     records = sweep({0: 0.4, 9: 0.8})
     again = [Result(**json.loads(json.dumps(vars(r)))) for r in records]
     assert of(again).sentences == of(records).sentences
+
+
+def with_bits(records: Sequence[Result], images: int = 200, epochs: int = 4, source: int = 0) -> list[Result]:
+    """The same trials with bits that agree with their accuracies in their best epoch, and are worse in the others."""
+    rng = np.random.default_rng(source)
+    ease = rng.random(images)
+    found = []
+    for trial in records:
+        correct = np.stack([ease + rng.normal(0, 0.05, images) < trial.accuracy - 0.02 * e for e in range(epochs)])
+        digests = {"dataset": "d", "split": "s"}
+        bits = [pack(epoch) for epoch in correct]
+        found.append(replace(trial, correct=bits, val_images=images, digests=digests))
+    return found
+
+
+def test_what_holds_for_new_images_is_said_where_records_tell_of_each_image() -> None:
+    records = sweep({0: 0.4, 9: 0.8, 17: 0.5}, noise=0.005)
+    assert "on new images" not in text(records)  # of an older version
+    said = text(with_bits(records))
+    assert "With new seeds, on new images, taking k=9 loses at most 0.000 against any other depth." in said
+    expected, half = map(float, re.findall(r"Expect (0\.\d{3}) ± (0\.\d{3}) from it on new images \(3 seeds", said)[0])
+    assert 0.7 < expected < 0.85
+    assert 0.03 < half < 0.1  # of 200 images
+
+
+def test_a_close_depth_may_be_lost_and_images_of_other_sets_are_not_crossed() -> None:
+    close = with_bits(sweep({9: 0.80, 12: 0.79}, noise=0.01))
+    (loss,) = re.findall(r"taking k=\d+ loses at most (0\.\d{3}) against", text(close))
+    assert 0.005 < float(loss) < 0.08
+    others = [replace(r, digests={**r.digests, "split": f"{r.seed}"}) for r in close]
+    assert "on new images" not in text(others)
+    assert "on new images" not in text([*close[:-1], replace(close[-1], correct=[])])
+    assert "on new images" not in text(with_bits(sweep({9: 0.80, 12: 0.79}, seeds=1)))
