@@ -65,7 +65,13 @@ def test_the_same_seed_gives_the_same_record_and_another_seed_another(fast: list
     assert first["history"] != outcome(run([*overrides, "seed=1"], tmp_path / "c"))["history"]
 
 
-@pytest.mark.parametrize("depth", ["model.freeze_depth=all", "model.freeze_depth=100 model.freeze_unit=tensor"])
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param("model.freeze_depth=all", marks=pytest.mark.slow),
+        "model.freeze_depth=100 model.freeze_unit=tensor",
+    ],
+)
 def test_a_checkpoint_on_its_weights_gives_the_exact_validation_predictions(
     fast: list[str], tmp_path: Path, depth: str
 ) -> None:
@@ -125,8 +131,8 @@ def test_the_baseline_trains_from_scratch(fast: list[str], tmp_path: Path) -> No
     assert result.val_acc_best > 0.5  # three colours
 
 
-def test_early_stopping_ends_when_accuracy_does_not_rise(fast: list[str], tmp_path: Path) -> None:
-    result = run([*fast, "trainer.epochs=9", "trainer.patience=1", "optim.lr=1e-12"], tmp_path / "r")
+def test_early_stopping_ends_when_accuracy_does_not_rise(small: list[str], tmp_path: Path) -> None:
+    result = run([*small, "trainer.epochs=9", "trainer.patience=1", "optim.lr=1e-12"], tmp_path / "r")
     assert len(result.history) == 2
 
 
@@ -134,8 +140,8 @@ CLIP = "trainer.grad_clip=0.1"
 
 
 @pytest.mark.parametrize("extra", [["optim=sgd"], [CLIP], [CLIP, "trainer.precision=bf16"], ["data.resize=pad"]])
-def test_every_way_of_training_ends(fast: list[str], tmp_path: Path, extra: list[str]) -> None:
-    assert run([*fast, *extra, "trainer.epochs=1"], tmp_path / "r").status == "complete"
+def test_every_way_of_training_ends(small: list[str], tmp_path: Path, extra: list[str]) -> None:
+    assert run([*small, *extra, "trainer.epochs=1"], tmp_path / "r").status == "complete"
 
 
 def test_the_record_of_another_trial_is_not_overwritten(fast: list[str], tmp_path: Path) -> None:
@@ -237,6 +243,7 @@ def test_the_pixels_do_not_move_between_trials(small: list[str], images: Path, t
     assert run(overrides, tmp_path / "d").digests["dataset"] != first.digests["dataset"]
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_run_with_143_and_a_record(small: list[str], tmp_path: Path) -> None:
     words = [*small, "trainer.epochs=100000", f"out={tmp_path / 'r'}"]
     process = Command("finetune.train", words, tmp_path, os.environ)

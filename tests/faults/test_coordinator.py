@@ -87,6 +87,7 @@ def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_cou
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, small: list[str], arm: Arm) -> None:
     file = sweep_file(tmp_path, DEPTHS)
     words = ["sweep", file, *small, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]

@@ -107,6 +107,7 @@ def test_fault_19_a_trial_killed_in_any_step_loses_none_that_was_saved(
         same(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 def test_a_trial_killed_twice_goes_on_from_the_second_save(small: list[str], tmp_path: Path, arm: Arm) -> None:
     words, out = [*small, *SETTINGS["adamw"]], tmp_path / "r"
     assert attempt(words, tmp_path / "whole") == 0

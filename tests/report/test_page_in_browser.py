@@ -103,6 +103,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_trial_is_picked_with_the_keyboard_and_its_command_repeats_it(sweep: Path, tmp_path: Path) -> None:
     with opened((sweep / "report.html").as_uri(), tmp_path) as seen:

@@ -230,6 +230,7 @@ def test_blocks_wait_one_at_a_time_where_memory_is_short(
     assert short[9].rows[:].tobytes() == usual[9].rows[:].tobytes()
 
 
+@pytest.mark.slow
 def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "augment=standard", "cache.views=2", "trainer.epochs=3"]
     asked = []
@@ -376,6 +377,7 @@ def test_preparing_a_sweep_leaves_nothing_for_its_trials_to_look_up(
         assert found.digest_of(cut.frozen_part) == weights.digest_of(cut.frozen_part)
 
 
+@pytest.mark.slow
 def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
     base = [*fast, f"cache.dir={tmp_path / 'cache'}", "cache.mode=on", "data.size=64"]
     configs = [compose_config([*base, f"model.freeze_depth={k}"]) for k in (0, 4, 8)]
@@ -390,6 +392,7 @@ def test_stores_take_what_was_planned(fast: list[str], tmp_path: Path) -> None:
     assert on_disk == pytest.approx(sum(planned.values()), rel=0.05)
 
 
+@pytest.mark.slow
 def test_views_are_planned_as_they_will_be_stored(fast: list[str]) -> None:
     def planned(*words: str) -> int:
         return list(planned_stores([compose_config([*fast, "model.freeze_depth=9", *words])]).values())[1]

@@ -246,6 +246,7 @@ def test_a_sweep_that_may_end_early_starts_all_over_its_grid(tmp_path: Path, sma
         assert [trial.params["model.freeze_depth"] for trial in sweep.finished] == whole
 
 
+@pytest.mark.slow
 def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path: Path, small: list[str]) -> None:
     grid = {"model.freeze_depth": {"values": [4, 5]}}
     run_sweep(spec_of(tmp_path, small, grid), tmp_path / "a")

@@ -65,7 +65,10 @@ def state_of(parts: Network) -> dict[str, torch.Tensor]:
     return state | {f"head.{name}": value for name, value in parts.head.state_dict().items()}
 
 
-@pytest.mark.parametrize(("depth", "unit"), DEPTHS)
+@pytest.mark.parametrize(
+    ("depth", "unit"),
+    [DEPTHS[0], DEPTHS[-1], *(pytest.param(*depth, marks=pytest.mark.slow) for depth in DEPTHS[1:-1])],
+)
 def test_the_optimizer_holds_what_trains_and_nothing_frozen(depth: int | str, unit: str) -> None:
     parts = network(depth, unit)
     module = fitted(parts)
