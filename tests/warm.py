@@ -1,6 +1,6 @@
 """What the suite's server of processes has done before it forks them, so that no test's trial does it again.
 
-A trial of each network that tests train is trained once: what is imported late, planned once a process or compiled at
+One trial is trained: what is imported late, planned once a process or compiled at
 first use is then there. Nothing of it reaches a result: the trials of tests are the same to the bit without it.
 """
 
@@ -27,10 +27,9 @@ for _name in ("finetune.cli", "finetune.sweep.run"):
 _faults, faults._FOLDER = faults._FOLDER, None  # those that a test armed before it needed the server are not for it
 with tempfile.TemporaryDirectory() as _place, contextlib.redirect_stdout(io.StringIO()):
     _images = draw(Path(_place) / "images")
-    for _network in (["model=narrow_resnet50", "model.freeze_depth=17"], small_network(Path(_place) / "w.pth")):
-        _words = [*_network, f"data.root={_images}", "data.size=32", "data.batch_size=8", "trainer.epochs=1"]
-        _words += ["trainer.accelerator=cpu", f"cache.dir={_place}/cache", f"out={_place}/{_network[0]}"]
-        train(compose_config(_words), _words)
+    _words = [*small_network(Path(_place) / "w.pth"), f"data.root={_images}", "data.size=32", "data.batch_size=8"]
+    _words += ["trainer.epochs=1", "trainer.accelerator=cpu", f"cache.dir={_place}/cache", f"out={_place}/trial"]
+    train(compose_config(_words), _words)
 faults._FOLDER = _faults
 
 gc.collect()

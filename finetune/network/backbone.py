@@ -56,9 +56,11 @@ def build_backbone(name: str) -> Backbone:
     """A randomly initialised backbone; `name` is one of `config.BACKBONES`."""
     if name == "cnn5":
         return _cnn5()
+
     model: ResNet = NarrowResNet50() if name == "narrow_resnet50" else torchvision.models.get_model(name, weights=None)
     width = int(model.fc.in_features)
     model.fc = nn.Identity()
+
     stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
     stages = {part: getattr(model, part) for part in ("layer1", "layer2", "layer3", "layer4")}
     blocks = {f"{stage}.{b}": block for stage, layer in stages.items() for b, block in enumerate(layer)}

@@ -52,11 +52,11 @@ class PatientLogger(WandbLogger):
             finish_timeout=PATIENCE_AT_END,
             finish_timeout_raises=True,
         )
-        given: dict[str, Any] = {"project": self._project, "dir": self.out, "resume": "allow", "settings": settings}
+        arguments: dict[str, Any] = {"project": self._project, "dir": self.out, "resume": "allow", "settings": settings}
         try:
-            run = wandb.init(**given, mode="offline" if self._offline else None)
+            run = wandb.init(**arguments, mode="offline" if self._offline else None)
         except wandb.Error as error:
-            run = wandb.init(**given, mode="offline")
+            run = wandb.init(**arguments, mode="offline")
             self._warn(f"did not begin the run ({' '.join(str(error).split())})")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -263,7 +263,7 @@ def test_fault_48_a_checkpoint_whose_frozen_weights_changed_is_refused_with_both
 @pytest.mark.parametrize(
     ("command", "spared"),
     [
-        (["finetune", "sweep", "{file}", "--out", "s", "--workers", "1"], ()),
+        pytest.param(["finetune", "sweep", "{file}", "--out", "s", "--workers", "1"], (), marks=pytest.mark.slow),
         pytest.param(["python", "-P", "-m", "finetune.train", "out=r"], (), marks=pytest.mark.slow),
         pytest.param(["python", "-m", "finetune.train", "out=r"], ("finetune", *BY_PYTHON), marks=pytest.mark.slow),
     ],
