@@ -36,7 +36,7 @@ agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
 test: $(SETUP) ## run the tests that show whether a change can be trusted, five minutes on two cores; ARGS="-n 8"
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(SETUP) ## run the others: kills at every point, every command of every document
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow $(ARGS)
