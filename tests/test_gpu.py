@@ -169,6 +169,7 @@ def test_gpus_have_the_names_that_trials_can_be_given(visible: str, count: int, 
     assert _gpu_names(visible, count) == names
 
 
+@pytest.mark.slow
 def test_trials_know_how_many_share_their_gpu(tmp_path: Path) -> None:
     slots = local_slots(["0", "2"], workers=3)
     assert [(slot.gpu, slot.sharing) for slot in slots] == [("0", 2), ("2", 1), ("0", 2)]

@@ -58,6 +58,7 @@ def test_the_record_says_what_was_found_and_what_it_cost(fast: list[str], tmp_pa
     assert result.trained_parameters == trained
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_record_and_another_seed_another(fast: list[str], tmp_path: Path) -> None:
     overrides = [*fast, "model.freeze_depth=9", "augment=strong", "model.head.dropout=0.2"]
     first, again = (outcome(run(overrides, tmp_path / name)) for name in "ab")
@@ -152,6 +153,7 @@ def test_the_record_of_another_trial_is_not_overwritten(fast: list[str], tmp_pat
     assert run([*fast, "trainer.epochs=1"], tmp_path / "r").key == first.key  # its own may be made anew
 
 
+@pytest.mark.slow
 def test_the_test_set_is_judged_once_with_the_best_epoch(fast: list[str], images: Path, tmp_path: Path) -> None:
     overrides = [*fast, "data.use_val_as=test", "data.val_fraction=0.25"]
     result = run(overrides, tmp_path / "r")

@@ -1,7 +1,7 @@
 """What the suite's server of processes has done before it forks them, so that no test's trial does it again.
 
-One trial is trained: what is imported late, planned once a process or compiled at first use is then there. Nothing of it
-reaches a result: the trials of tests are the same to the bit without it.
+One trial is trained: what is imported late, planned once a process or compiled at first use is then there. Nothing of
+it reaches a result: the trials of tests are the same to the bit without it.
 """
 
 import contextlib

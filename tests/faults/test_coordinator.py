@@ -188,6 +188,7 @@ def test_fault_27_a_trial_that_hangs_twice_fails(tmp_path: Path, small: list[str
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 def test_fault_28_a_trial_that_dies_at_every_start_fails_after_two_more(
     tmp_path: Path, small: list[str], arm: Arm
 ) -> None:
@@ -337,6 +338,7 @@ def commands_below(parent: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_second_coordinator_is_refused_until_the_first_has_gone(tmp_path: Path, small: list[str]) -> None:
     spec = spec_of(tmp_path, small, DEPTHS)
     refused: list[str] = []

@@ -111,6 +111,7 @@ def test_fault_02_an_image_with_the_name_of_another_format_is_read_and_counted(
     check_invariants(sweeps.folder, terminal_records(sweeps.folder))
 
 
+@pytest.mark.slow
 def test_fault_02_it_is_counted_though_the_store_was_built_under_better_names(
     sweeps: Sweeps, small: list[str], images: Path
 ) -> None:
@@ -345,6 +346,7 @@ def test_fault_09_the_same_bytes_in_train_and_val_are_counted_in_the_report(
     assert told in sweeps.warned(small)
 
 
+@pytest.mark.slow
 def test_fault_09_strict_mode_refuses_them(
     sweeps: Sweeps, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

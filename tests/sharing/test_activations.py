@@ -104,6 +104,7 @@ def test_fixed_views_are_equal_stored_and_drawn(fast: list[str], tmp_path: Path)
     assert fresh.key != off.key
 
 
+@pytest.mark.slow
 def test_without_views_random_images_are_computed_and_validation_is_stored(fast: list[str], tmp_path: Path) -> None:
     off, on = both(fast, tmp_path, "model.freeze_depth=9", "augment=standard")
     assert (on.cache["train"], on.cache["val"]) == ("computed", "stored")
@@ -277,6 +278,7 @@ def test_what_is_saved_is_told_of_the_epochs_that_ran(fast: list[str], tmp_path:
     assert told == [0, 0, 5, 12]
 
 
+@pytest.mark.slow
 def test_a_trial_trains_on_when_its_store_cannot_be_written(
     fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_fault_49_a_job_imports_nothing_from_the_current_folder(
     assert f"{shlex.quote(sys.executable)} -P -u -m submitit" in scripts[0].read_text()
 
 
+@pytest.mark.slow
 def test_a_trial_that_the_cluster_does_not_take_is_submitted_again(
     tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypat
     assert [type(logger).__name__ for logger in build_loggers(LoggerConfig("auto"), tmp_path)] == ["PatientLogger"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the client's own
 def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[str], tmp_path: Path) -> None:
     overrides = [*fast, "logger=wandb", "logger.mode=offline", "model.head.hidden=[8]", f"out={tmp_path / 'r'}"]
