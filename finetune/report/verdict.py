@@ -156,9 +156,10 @@ def _worse_sentence(worse: Sequence[Depth], best: Group, compared: int) -> str:
     each = "; ".join(f"k={depth.group.freeze_depth} by {_size(depth)}" for depth in worse)
     tests = {"paired over seeds" if depth.behind and depth.behind.paired else "Welch" for depth in worse}
     test = " or ".join(sorted(tests, reverse=True))
+    depths = counted(compared, "depth")
     return (
         f"Depth matters: worse than k={best.freeze_depth} beyond the noise of seeds "
-        f"{'is' if len(worse) == 1 else 'are'} {each} ({test}, corrected for {compared} depths)."
+        f"{'is' if len(worse) == 1 else 'are'} {each} ({test}, corrected for {depths})."
     )
 
 
