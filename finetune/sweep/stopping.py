@@ -83,7 +83,7 @@ def read_hyperband(where: str, entry: Any) -> Hyperband:
             if not count.is_integer() or not 1 <= count <= most:
                 raise Refused(f"{where}: {name} {entry[name]!r} must be a whole number of at least 1")
 
-    eta, strict = number(where, "eta", entry.get("eta", 3)), entry.get("strict", False)
+    eta, strict = number(where, "eta", entry.get("eta", 3)), entry.get("strict", True)
     if not 1.01 <= eta <= 1000:
         raise Refused(
             f"{where}: eta {eta:g} must be above 1 and at most 1000; 3 keeps a third of the trials at each band"

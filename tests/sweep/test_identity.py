@@ -43,7 +43,7 @@ FILES: dict[str, dict[str, Any]] = {
         "method": "bayes",
         "run_cap": 9,
         "metric": {"name": "val/acc", "goal": "maximize"},
-        "early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2},
+        "early_terminate": {"type": "hyperband", "max_iter": 27, "s": 2, "strict": False},
         "parameters": {"optim.lr": {"min": 0.001, "max": 0.1}, "seed": {"min": 0, "max": 9}},
     },
     "race": {

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from finetune.sweep.stopping import EndedTrial, Hyperband, Race
+from finetune.sweep.stopping import EndedTrial, Hyperband, Race, read_hyperband
 
 
 def test_bands_lie_eta_apart() -> None:
@@ -100,3 +100,13 @@ def test_settings_that_lost_at_the_two_next_deeper_depths_are_not_started() -> N
     assert Race().lost_before(4, "large", "seed 0", [*HEAD, *AT_14, *ended(8, large=(0.5, True))]) is None
     not_stopped = ended(8, small=(0.8, False), large=(0.7, False))
     assert Race().lost_before(4, "large", "seed 0", [*HEAD, *AT_14, *not_stopped]) is None
+
+
+@pytest.mark.parametrize("given", [{}, {"strict": True}, {"strict": False}])
+def test_what_strict_is_by_default_is_what_wandbs_engine_fills_in(given: dict[str, bool]) -> None:
+    entry = {"type": "hyperband", "min_iter": 3, **given}
+    from sweeps.config.schema import fill_validate_early_terminate
+
+    filled = fill_validate_early_terminate({"early_terminate": dict(entry)})["early_terminate"]
+    rule = read_hyperband("x.yaml", entry)
+    assert (rule.strict, rule.eta) == (filled["strict"], filled["eta"])
