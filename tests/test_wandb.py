@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from finetune.compose import compose_config
 from finetune.config import flat
 from finetune.records.result import STATUSES, Result
 from finetune.report import wandb as dashboard
-from tests.faults.invariants import set_traps
+from tests.faults.invariants import set_traps, wait_for
 from tests.wandb_server import Run, Server, wandb_server
 
 VALUES: dict[str, list[Any]] = {
@@ -68,13 +67,6 @@ def made(server: Server, folder: Path, fast: list[str], epochs: int, **more: Any
 
 def one_after_the_other(trials: list[dict[str, Any]]) -> Callable[[list[Run]], dict[str, Any] | None]:
     return lambda runs: trials[len(runs)] if len(runs) < len(trials) else None
-
-
-def wait_for(true: Callable[[], Any], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 TRIALS = [

@@ -187,7 +187,7 @@ def plan(
     Prints what it would run, here or under W&B's agents, and the first commands.
     """
     from finetune.compose import compose_config
-    from finetune.sharing.images import cut_of
+    from finetune.network.freeze import cut_of
     from finetune.sweep.search import Search, corners, size
     from finetune.sweep.spec import find_sweep, read_sweep
     from finetune.sweep.stopping import Hyperband

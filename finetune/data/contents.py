@@ -38,7 +38,7 @@ class Contents:
 def contents_of(folder: Path) -> Contents:
     """What `folder` holds, links followed; nothing where it cannot be listed, which whoever reads it refuses."""
     real = folder.resolve()
-    above = {*real.parents, *(parent.resolve() for parent in folder.absolute().parents)}
+    above = folders_above(folder)
     if real in above:  # a link that leads back, perhaps to /, which the search for images will refuse
         return Contents(False, ())
 
@@ -51,6 +51,11 @@ def contents_of(folder: Path) -> Contents:
         elif not has_images and entry.is_file():
             has_images = is_image(Path(entry))
     return Contents(has_images, tuple(sorted(subfolders)))
+
+
+def folders_above(folder: Path) -> set[Path]:
+    """All that `folder` lies in: by its path, and once links are followed."""
+    return {*folder.resolve().parents, *(parent.resolve() for parent in folder.absolute().parents)}
 
 
 def subfolders(folder: Path) -> list[Path]:

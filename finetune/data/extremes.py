@@ -60,8 +60,8 @@ class Extremes:
             bits = f"{(high - low).bit_length()}-bit values, " if low == 0 else ""
             ranges.append(f"{bits}{self.integers[0]} to {self.integers[1]}: black is {low}, white is {high}")
         if self.floats is not None and levels.floats is not None:
-            low_, high_ = levels.floats
-            ranges.append(f"{self.floats[0]:g} to {self.floats[1]:g}: black is {low_:g}, white is {high_:g}")
+            black, white = levels.floats
+            ranges.append(f"{self.floats[0]:g} to {self.floats[1]:g}: black is {black:g}, white is {white:g}")
         coarse = ""
         if self.colour and levels.integers[1] < 65535:
             coarse = f"; of colours only {levels.integers[1] >> 8} steps are left, so save them in 8 bits"
@@ -76,7 +76,8 @@ def find_extremes(paths: Sequence[Path], cache: Path, threads: int | None = None
     Raises:
         Refused: a file is gone, or others could have written to the cache.
     """
-    deep = [path for path, is_deep in zip(paths, in_order(_is_deep_file, paths, threads or 8), strict=True) if is_deep]
+    found = in_order(_is_deep_file, paths, threads or 8)
+    deep = [path for path, has_more_bits in zip(paths, found, strict=True) if has_more_bits]
     if not deep:
         return None
 

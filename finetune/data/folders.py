@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from finetune.data.contents import first_few, folders_above
 from finetune.data.formats import has_image_name, is_image, is_system, unread_kind
 from finetune.data.names import SPLITS
 from finetune.data.splits import find_layout
@@ -15,8 +16,6 @@ from finetune.errors import Refused, counted
 
 LabelledImages = dict[str, list[tuple[Path, str]]]
 """By split: images with the names of their classes."""
-_EXAMPLES = 3
-"""Names that a sentence gives."""
 
 
 @dataclass
@@ -99,17 +98,17 @@ class Search:
         if self.ignored:
             files = counted(self.ignored.total(), "file", ("that is no image", "that are no images"))
             names = [name for name, _ in self.ignored.most_common()]
-            notes.append(f"{where}: ignored {files} ({_first_few(names)})")
+            notes.append(f"{where}: ignored {files} ({first_few(names)})")
 
         notes += [f"{where}: left out {kind}" for kind in self._unread_kinds(self.unread)]
         if self.loose:
             images = counted(len(self.loose), "image", ("lies", "lie"))
             names = [path.name for path in self.loose]
-            notes.append(f"{where}: {images} beside the class folders, in no class ({_first_few(names)})")
+            notes.append(f"{where}: {images} beside the class folders, in no class ({first_few(names)})")
 
         if self.empty:
             folders = counted(len(self.empty), "class folder", ("holds", "hold"))
-            notes.append(f"{where}: {folders} no images ({_first_few([str(path) for path in self.empty])})")
+            notes.append(f"{where}: {folders} no images ({first_few([str(path) for path in self.empty])})")
         return notes
 
     def look_beside(self, root: Path) -> None:
@@ -204,8 +203,7 @@ def _refuse_loop(folder: Path) -> None:
     if real == folder.absolute():  # no link on the way
         return
 
-    above = {*real.parents, *(parent.resolve() for parent in folder.absolute().parents)}
-    if real in above:
+    if real in folders_above(folder):
         raise Refused(f"{folder} links back to {real}, which it lies in: a loop; remove the link")
 
 
@@ -266,9 +264,7 @@ def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, l
     name = split or next((name for name in ("test", "val", "train") if name in splits), None)
     search = Search()
     folder = splits[name] if name else layout.folders["train"]
-    images = sorted(
-        search.class_images(folder, layout.others, may_be_empty=True), key=lambda pair: os.fsencode(pair[0])
-    )
+    images = list(search.class_images(folder, layout.others, may_be_empty=True))
     if not images:
         raise Refused(f"{folder} holds no images; give a folder that holds some")
     return name, sorted(images, key=lambda pair: os.fsencode(pair[0])), search.notes(folder)
@@ -294,8 +290,3 @@ def image_files(given: Collection[Path]) -> tuple[list[Path], list[str]]:
     if not files:
         raise Refused("; ".join([f"{', '.join(map(str, given))}: no image here", *notes]))
     return files, notes
-
-
-def _first_few(names: Collection[str]) -> str:
-    first = list(dict.fromkeys(names))
-    return ", ".join(first[:_EXAMPLES]) + (" …" if len(first) > _EXAMPLES else "")

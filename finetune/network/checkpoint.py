@@ -35,7 +35,7 @@ class InputSpec:
     std: tuple[float, ...]
     """Per channel, for pixels in 0..1."""
     levels: Mapping[str, Any] | None = None
-    """Which values become black and white where files have more than 8 bits, as `data.decode.Levels`; None without."""
+    """Which values become black and white where files have more than 8 bits, as `data.levels.Levels`; None without."""
 
     @property
     def text(self) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.config import FREEZE_UNITS, freeze_depth_number
+from finetune.config import FREEZE_UNITS, Config, freeze_depth_number
 from finetune.errors import Refused
-from finetune.network.backbone import Backbone
+from finetune.network.backbone import Backbone, backbone_shapes
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,39 @@ def find_cut(backbone: Backbone, freeze_depth: int | str, unit: str, frozen_bn: 
     return Cut(depth, modules, frozenset(frozen), frozen_part, norms, frozenset(prefix))
 
 
+def cut_of(config: Config) -> Cut:
+    """Where the network of `config` is cut, with batches that it can be trained on.
+
+    Raises:
+        Refused: the depth is out of range, or a BatchNorm would train on batches of one image.
+    """
+    model = config.model
+    backbone = backbone_shapes(model.backbone)
+    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+
+    training = [name for name in _norms(backbone) if name not in cut.pinned]
+    if config.data.batch_size == 1 and training:
+        raise Refused(
+            f"data.batch_size=1 with model.freeze_depth={model.freeze_depth}: {training[0]} and other BatchNorms would "
+            "take their statistics from a single image; set data.batch_size=2 or more, or model.freeze_depth=all with "
+            "model.frozen_bn=eval"
+        )
+    return cut
+
+
+def _norms(backbone: Backbone) -> list[str]:
+    """The BatchNorms, in order."""
+    return [name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm)]
+
+
 def _frozen_norms(backbone: Backbone, frozen: set[str]) -> frozenset[str]:
     """The BatchNorms whose weight and bias are both among `frozen`."""
-    norms = (name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm))
-    return frozenset(name for name in norms if {f"{name}.weight", f"{name}.bias"} <= frozen)
+    return frozenset(name for name in _norms(backbone) if {f"{name}.weight", f"{name}.bias"} <= frozen)
 
 
 def _buffers(backbone: Backbone, modules: frozenset[str]) -> set[str]:
     named = {name: backbone.model.get_submodule(name) for name in modules}
     return {f"{name}.{buffer}" for name, module in named.items() for buffer, _ in module.named_buffers()}
-
-
-def training_norms(backbone: Backbone, cut: Cut) -> list[str]:
-    """The BatchNorms that take their statistics from the images of a batch while it trains, in order."""
-    norms = (name for name, module in backbone.model.named_modules() if isinstance(module, _BatchNorm))
-    return [name for name in norms if name not in cut.pinned]
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,16 @@ class Expectation:
 
 
 @dataclass(frozen=True)
-class _Spread:
-    """Of one depth's accuracy over seeds."""
+class _Variance:
+    """Of an accuracy, or of a part of its error."""
 
-    variance: float
+    value: float
     freedom: float
+    """Its degrees of freedom."""
+
+    def of_mean(self, count: int) -> "_Variance":
+        """That of the mean of so many."""
+        return _Variance(self.value / count, self.freedom)
 
 
 def compare(depths: Mapping[int, Bits], leader: int) -> dict[int, Comparison]:
@@ -74,14 +79,14 @@ def compare(depths: Mapping[int, Bits], leader: int) -> dict[int, Comparison]:
     for depth, bits in depths.items():
         if depth == leader:
             continue
+
         best = depths[leader]
         lead = float(best.mean() - bits.mean())
-        parts = [
-            (spreads[leader].variance / len(best), spreads[leader].freedom),
-            (spreads[depth].variance / len(bits), spreads[depth].freedom),
+        error, freedom = _error(
+            spreads[leader].of_mean(len(best)),
+            spreads[depth].of_mean(len(bits)),
             _over_images(best.mean(0) - bits.mean(0)),
-        ]
-        error, freedom = _sum_of(parts)
+        )
         every_pair = float(t.isf(ALPHA / (count * (count - 1)), freedom))
         every_depth = float(t.isf(ALPHA / (count - 1), freedom))
         comparisons[depth] = Comparison(lead, lead - every_pair * error, every_depth * error - lead)
@@ -101,7 +106,7 @@ def expect(epochs: Sequence[NDArray[np.bool_]]) -> Expectation:
 
     judged = np.stack([_judged_by_halves(correct) for correct in epochs])
     spread = _spreads({0: judged})[0]
-    error, freedom = _sum_of([(spread.variance / len(judged), spread.freedom), _over_images(judged.mean(0))])
+    error, freedom = _error(spread.of_mean(len(judged)), _over_images(judged.mean(0)))
     return Expectation(float(judged.mean()), float(t.isf(ALPHA / 2, freedom)) * error, len(judged))
 
 
@@ -115,7 +120,7 @@ def _judged_by_halves(correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return judged
 
 
-def _spreads(depths: Mapping[int, Bits]) -> dict[int, _Spread]:
+def _spreads(depths: Mapping[int, Bits]) -> dict[int, _Variance]:
     """Each depth's spread over seeds, drawn towards that of all depths together, and never below its own."""
     own = {depth: float(bits.mean(1).var(ddof=1)) if len(bits) > 1 else 0.0 for depth, bits in depths.items()}
     freedom = {depth: len(bits) - 1 for depth, bits in depths.items()}
@@ -127,17 +132,17 @@ def _spreads(depths: Mapping[int, Bits]) -> dict[int, _Spread]:
     spreads = {}
     for depth in depths:
         moderated = (_PRIOR_FREEDOM * pooled + freedom[depth] * own[depth]) / (_PRIOR_FREEDOM + freedom[depth])
-        spreads[depth] = _Spread(max(moderated, own[depth]), _PRIOR_FREEDOM + freedom[depth])
+        spreads[depth] = _Variance(max(moderated, own[depth]), _PRIOR_FREEDOM + freedom[depth])
     return spreads
 
 
-def _over_images(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The variance of a mean over images, and its degrees of freedom."""
-    return float(values.var(ddof=1)) / len(values), len(values) - 1.0
+def _over_images(values: NDArray[np.float64]) -> _Variance:
+    """Of the mean of these values, one an image."""
+    return _Variance(float(values.var(ddof=1)), len(values) - 1.0).of_mean(len(values))
 
 
-def _sum_of(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The standard error of a sum of such parts, and its degrees of freedom (Satterthwaite 1946)."""
-    variance = sum(part for part, _ in parts)
-    below = sum(part**2 / freedom for part, freedom in parts)
+def _error(*parts: _Variance) -> tuple[float, float]:
+    """The standard error that these make together, and its degrees of freedom (Satterthwaite 1946)."""
+    variance = sum(part.value for part in parts)
+    below = sum(part.value**2 / part.freedom for part in parts)
     return math.sqrt(variance), variance**2 / below if below else math.inf

@@ -14,8 +14,7 @@ from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet
 from finetune.data.source import find_samples
 from finetune.errors import Refused
-from finetune.network.backbone import backbone_shapes
-from finetune.network.freeze import Cut, find_cut, training_norms
+from finetune.network.freeze import Cut, cut_of
 from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, ImageFacts, SplitFacts, find_weights
 from finetune.storage.parallel import Progress, no_progress
@@ -59,26 +58,6 @@ def open_images(config: Config, facts: Facts, progress: Progress = no_progress) 
         assert data is not None
         images = _decode(config, data, known, progress)
     return images, weights, cut
-
-
-def cut_of(config: Config) -> Cut:
-    """Where the network of `config` is cut; nothing is computed but names.
-
-    Raises:
-        Refused: the depth is out of range, or a BatchNorm would train on batches of one image.
-    """
-    model = config.model
-    backbone = backbone_shapes(model.backbone)
-    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
-
-    norms = training_norms(backbone, cut)
-    if config.data.batch_size == 1 and norms:
-        raise Refused(
-            f"data.batch_size=1 with model.freeze_depth={model.freeze_depth}: {norms[0]} and other BatchNorms would "
-            "take their statistics from a single image; set data.batch_size=2 or more, or model.freeze_depth=all with "
-            "model.frozen_bn=eval"
-        )
-    return cut
 
 
 def find_data(config: Config) -> DataSet:

@@ -11,10 +11,10 @@ from finetune.data.augment import Augment, Preprocess
 from finetune.data.samples import DataSet
 from finetune.network.backbone import backbone_shapes
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, depth_table
+from finetune.network.freeze import Cut, cut_of, depth_table
 from finetune.network.weights import Weights
 from finetune.sharing.activations import Source, store_key
-from finetune.sharing.images import Images, cut_of, find_data, images_key
+from finetune.sharing.images import Images, find_data, images_key
 from finetune.storage.store import store_bytes
 
 

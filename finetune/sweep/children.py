@@ -11,8 +11,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import finetune
-
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
 
@@ -35,7 +33,7 @@ def no_imports_from_here() -> Iterator[None]:
     Python looks there first, and a user's own `random.py` or `finetune.py` would be run in place of the real one.
     """
     settings = {"PYTHONSAFEPATH": "1"}
-    home = str(Path(finetune.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     if home not in site.getsitepackages():  # a checkout, which may have been found because it is the current folder
         settings["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
 

@@ -10,8 +10,8 @@ import pytest
 from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.records.result import Result
-from tests.faults.invariants import check_invariants, terminal_records
-from tests.test_wandb import made, one_after_the_other, start, wait_for
+from tests.faults.invariants import check_invariants, terminal_records, wait_for
+from tests.test_wandb import made, one_after_the_other, start
 from tests.wandb_server import wandb_server
 
 

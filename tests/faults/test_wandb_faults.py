@@ -13,20 +13,21 @@ import pytest
 from finetune.records.layout import LOG, RECORD
 from finetune.records.result import Result, outcome
 from finetune.sweep.launch import LocalLauncher, Slot
-from tests.faults.invariants import living
-from tests.test_wandb import made, one_after_the_other, start, wait_for
+from tests.faults.invariants import living, wait_for
+from tests.test_wandb import made, one_after_the_other, start
 from tests.wandb_server import KEY, wandb_server
 
 
 @contextlib.contextmanager
-def troubled(status: int, seconds: float = 0.0) -> Iterator[str]:
-    """The address of a server that answers everything with `status`, after `seconds`."""
+def troubled(status: int, answers: bool = True) -> Iterator[str]:
+    """The address of a server that answers everything with `status`; or never, while this is open."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            over.wait(seconds)
+            if not answers:
+                over.wait()
             with contextlib.suppress(OSError):
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
@@ -62,7 +63,7 @@ def test_fault_39_a_server_that_is_away_broken_busy_or_slow_leaves_training_as_i
     tmp_path: Path, fast: list[str]
 ) -> None:
     words = [*fast, "model.freeze_depth=17"]
-    with troubled(500) as broken, troubled(429) as busy, troubled(200, seconds=300) as slow:
+    with troubled(500) as broken, troubled(429) as busy, troubled(200, answers=False) as slow:
         addresses = {"away": "http://127.0.0.1:9", "broken": broken, "busy": busy, "slow": slow}
         launchers = {name: LocalLauncher([Slot(None, 1)], environment(url)) for name, url in addresses.items()}
         plain = LocalLauncher([Slot(None, 1)])
@@ -83,7 +84,6 @@ def test_fault_39_a_server_that_is_away_broken_busy_or_slow_leaves_training_as_i
         assert told.endswith(f"its metrics are in {run}: `wandb sync {run}` uploads them"), name
         assert f"warning: {told}" in log, name
         assert list(run.glob("*.wandb")), name
-        assert record.seconds["train"] < 300, f"{name}: the slow server answers after 300 s"
         assert KEY not in log + (tmp_path / name / RECORD).read_text()
         assert not living(str(tmp_path / name)), name
 
