@@ -1,15 +1,12 @@
-"""Does a race reach the whole grid's answer, and for how much less? `python benchmarks/answer.py FOLDER --weights F`.
+"""What does a verdict cost beside the grid people run for one? `python benchmarks/answer.py FOLDER --weights F`.
 
-ResNet18 at 96 px, five depths x three learning rates, five epochs. In turn, for each of three seeds: of the naive grid
-a whole trial at each depth, from which its total is made, then the race, then the whole grid with shared stores, the
-last two with two trials side by side. Prints the answers side by side, whether they agree, naive over race, and the
-accuracies of the naive trials beside those of ours. On 2 cores about 16 minutes for 244 + 153 images and 42 for
-939 + 265; 21 with `--grid`, which takes the whole grid's records from a folder where `finetune sweep` ran it.
+ResNet18 at 96 px, five depths x three learning rates, five epochs. People who want to know how sure they can be run the
+grid with three seeds. In turn, for each of some seeds: of that naive grid a whole trial at each depth, from which its
+total is made, then `finetune sweep` as it is by default, two trials side by side, to its verdict. Prints the verdicts
+side by side, and naive over ours. On 2 cores about 6 minutes a seed for 244 + 153 images and 16 for 939 + 265.
 """
 
 import argparse
-import math
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,14 +16,16 @@ from typing import Any
 from common import CORES, Figure, print_rows, run_naive, write_json
 
 from finetune.compose import override
+from finetune.records.ranking import MARGIN, read_objective
 from finetune.records.read import read_records
-from finetune.records.result import Result
+from finetune.report.table import tabulate
+from finetune.report.verdict import conclude
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import read_sweep
 from finetune.sweep.state import Options
 
 DEPTHS, RATES, EPOCHS, SIZE = (0, 3, 5, 7, 9), (0.0003, 0.001, 0.003), 5, 96
-NAIVE_RATE = 0.001
+NAIVE_RATE, NAIVE_SEEDS = 0.001, 3
 FILE = f"""
 name: answer
 method: grid
@@ -35,6 +34,8 @@ parameters:
   model.freeze_depth: {{values: {list(DEPTHS)}}}
   optim.lr: {{values: {list(RATES)}}}
 """
+APART = 100
+"""From one exploring seed to the next: its repeats have the seeds that follow."""
 
 
 def main() -> None:
@@ -42,56 +43,20 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--grid", type=Path, help="folder of the same grid, run before, whose records are taken")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        rounds = [compare(seed, given, scratch) for seed in range(given.seeds)]
+        rounds = [compare(APART * i, given, scratch) for i in range(given.seeds)]
+
     rows = [one.row for one in rounds]
-    columns = [
-        "seed",
-        "grid: k, lr, val/acc",
-        "race: k, lr, val/acc",
-        "standard error",
-        "agree",
-        "epochs run",
-        "naive / race",
-    ]
-    print_rows("the whole grid and the race", columns, [[row[name] for name in columns] for row in rows])
-    trials = {
-        depth: {
-            "naive": Figure(tuple(one.naive[depth].accuracy for one in rounds)),
-            "ours": Figure(tuple(accuracy_at(one.grid, depth) for one in rounds)),
-            "naive, seconds": Figure(tuple(one.naive[depth].seconds for one in rounds)),
-        }
-        for depth in DEPTHS
-    }
-    print_rows(
-        f"val/acc_best at lr {NAIVE_RATE:g}, and seconds of a trial: median of {given.seeds} seeds (spread)",
-        ["frozen", *trials[0]],
-        [[depth, *figures.values()] for depth, figures in trials.items()],
-    )
-    ratio = Figure(tuple(row["naive / race"] for row in rows))
-    print(f"\nnaive / race: {ratio}")
-    write_json(
-        given.json,
-        {
-            "images": given.data.name,
-            "rows": rows,
-            "naive_over_race": ratio.record(),
-            "trials": {k: {name: f.record() for name, f in figures.items()} for k, figures in trials.items()},
-        },
-    )
+    print_rows("a verdict", list(rows[0]), [list(row.values()) for row in rows])
+    for one in rounds:
+        print("\n" + "\n".join(one.sentences))
 
-
-@dataclass(frozen=True)
-class NaiveTrial:
-    """A whole one, with all cores."""
-
-    seconds: float
-    accuracy: float
-    """Of its best epoch."""
+    ratio = Figure(tuple(one.row["naive grid x 3 / ours"] for one in rounds))
+    print(f"\nnaive grid with {NAIVE_SEEDS} seeds / ours, with a verdict: {ratio}")
+    write_json(given.json, {"images": given.data.name, "naive_over_ours": ratio.record(), "rounds": rows})
 
 
 @dataclass(frozen=True)
@@ -99,81 +64,56 @@ class Round:
     """What one seed gave."""
 
     row: dict[str, Any]
-    naive: dict[int, NaiveTrial]
-    """By depth."""
-    grid: list[Result]
+    sentences: tuple[str, ...]
 
 
-def naive_trials(data: Path, weights: Path, scratch: Path, seed: int) -> dict[int, NaiveTrial]:
-    """A whole naive trial at each depth."""
+def naive_seconds(data: Path, weights: Path, scratch: Path, seed: int) -> float:
+    """Of the whole naive grid with all its seeds, from a whole trial at each depth."""
     fixed = {"backbone": "resnet18", "size": SIZE, "epochs": EPOCHS, "stop_after": EPOCHS, "lr": NAIVE_RATE}
-    trials = {}
+    total = 0.0
     for depth in DEPTHS:
-        spent, made = run_naive(data, weights, scratch / "naive.json", depth=depth, seed=seed, **fixed)
-        trials[depth] = NaiveTrial(spent.wall, max(epoch["val/acc"] for epoch in made["epochs"]))
-        print(f"naive, seed {seed}, k={depth}", trials[depth], flush=True)
-    return trials
-
-
-def accuracy_at(grid: list[Result], depth: int) -> float:
-    """What our trial of the naive one's learning rate found at a depth."""
-    found = [r.val_acc_best for r in grid if r.freeze_depth == depth and r.params["optim.lr"] == NAIVE_RATE]
-    assert found[0] is not None
-    return found[0]
+        spent, _ = run_naive(data, weights, scratch / "naive.json", depth=depth, seed=seed, **fixed)
+        print(f"naive, seed {seed}, k={depth}: {spent.wall:.1f} s", flush=True)
+        total += spent.wall
+    return total * len(RATES) * NAIVE_SEEDS
 
 
 def compare(seed: int, given: argparse.Namespace, scratch: Path) -> Round:
-    """The two answers of one seed, and what they cost."""
+    """The naive cost and our verdict, one after the other."""
+    naive = naive_seconds(given.data, given.weights, scratch, seed)
+
     file = scratch / "answer.yaml"
     file.write_text(FILE)
-    fixed = (
+    words = (
         "model=resnet18",
         override("data.root", str(given.data.absolute())),
         override("model.weights", str(given.weights.absolute())),
         f"data.size={SIZE}",
         f"trainer.epochs={EPOCHS}",
         f"seed={seed}",
+        override("cache.dir", str(scratch / f"cache-{seed}")),
     )
+    folder = scratch / f"sweep-{seed}"
+    start = time.perf_counter()
+    run_sweep(read_sweep(file, words), folder, Options(workers=CORES, margin=MARGIN))
+    seconds = time.perf_counter() - start
 
-    def run(name: str, race: bool) -> tuple[float, list[Result]]:
-        words = (*fixed, override("cache.dir", str(scratch / f"cache-{name}-{seed}")))
-        start = time.perf_counter()
-        run_sweep(read_sweep(file, words, race=race), scratch / f"{name}-{seed}", Options(workers=CORES))
-        return time.perf_counter() - start, read_records(scratch / f"{name}-{seed}")
-
-    naive = naive_trials(given.data, given.weights, scratch, seed)
-    naive_seconds = len(RATES) * sum(trial.seconds for trial in naive.values())
-    seconds, raced = run("race", race=True)
-    grid = [r for r in read_records(given.grid) if r.seed == seed] if given.grid else run("grid", race=False)[1]
-    assert len(grid) == len(DEPTHS) * len(RATES)
-    (k, rate, accuracy), (raced_k, raced_rate, raced_accuracy) = best(grid), best(raced)
-    images = given.data / "val"
-    error = math.sqrt(accuracy * (1 - accuracy) / sum(1 for file in images.rglob("*") if file.is_file()))
-    at_raced_depth = max(r.val_acc_best or 0.0 for r in grid if r.freeze_depth == raced_k)
-    agree = abs(accuracy - raced_accuracy) <= error and accuracy - at_raced_depth <= error
+    records = read_records(folder)
+    conclusions = conclude(records, tabulate(records, read_objective([folder])))
+    standings = {depth.standing: depth.name for depth in conclusions.depths}
+    undecided = [depth.name for depth in conclusions.depths if depth.standing in ("open", "images")]
     row = {
         "seed": seed,
-        "grid: k, lr, val/acc": f"{k}, {rate:g}, {accuracy:.3f}",
-        "race: k, lr, val/acc": f"{raced_k}, {raced_rate:g}, {raced_accuracy:.3f}",
-        "standard error": round(error, 3),
-        "agree": "yes" if agree else "no",
-        "epochs run": f"{sum(len(r.history) for r in raced)} of {sum(len(r.history) for r in grid)}",
-        "naive / race": round(naive_seconds / seconds, 1),
-        "naive seconds": round(naive_seconds, 1),
-        "race seconds": round(seconds, 1),
-        "mean epochs of a raced trial": round(statistics.mean(len(r.history) for r in raced), 2),
+        "take": standings["best"],
+        "not decided against": ", ".join(undecided) or "none",
+        "trials": f"{sum(r.seed == seed for r in records)} + {sum(r.seed != seed for r in records)}",
+        "epochs": sum(len(r.history) for r in records),
+        "naive grid x 3, seconds": round(naive),
+        "ours, seconds": round(seconds),
+        "naive grid x 3 / ours": round(naive / seconds, 1),
     }
     print(row, flush=True)
-    return Round(row, naive, grid)
-
-
-def best(records: list[Result]) -> tuple[int, float, float]:
-    """Depth, learning rate and accuracy of the best complete trial."""
-    complete = [r for r in records if r.status == "complete"]
-    winner = max(complete, key=lambda r: (r.val_acc_best or 0.0, r.freeze_depth or 0))
-    assert winner.freeze_depth is not None
-    assert winner.val_acc_best is not None
-    return winner.freeze_depth, float(winner.params["optim.lr"]), winner.val_acc_best
+    return Round(row, conclusions.sentences)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from common import (
 )
 from floor import suffix_seconds
 
+from finetune.records.ranking import MARGIN
 from finetune.sweep.prepare import check_and_prepare
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec, read_sweep
@@ -53,8 +54,8 @@ def count_race(data: Path, weights: Path, scratch: Path) -> tuple[dict[int, int]
     """Run the race: epochs and trials by depth, and the best it found."""
     file = scratch / "race.yaml"
     file.write_text(FILE.format(depths=list(DEPTHS.values()), rates=list(RATES), heads=f"[{', '.join(HEADS)}]"))
-    spec: SweepSpec = read_sweep(file, base(data, weights, scratch / "cache", SIZE, EPOCHS), race=True)
-    sweep = run_sweep(spec, scratch / "race", Options(workers=CORES))
+    spec: SweepSpec = read_sweep(file, base(data, weights, scratch / "cache", SIZE, EPOCHS))
+    sweep = run_sweep(spec, scratch / "race", Options(workers=CORES, margin=MARGIN))
     epochs, starts = dict.fromkeys(DEPTHS.values(), 0), dict.fromkeys(DEPTHS.values(), 0)
     for result in sweep.results:
         assert result.freeze_depth is not None

@@ -103,7 +103,7 @@ class Soak:
         images = draw(place / "images", train=16)
         settings = ["model=narrow_resnet50", f"data.root={images}", "data.size=32", "data.batch_size=8"]
         settings += [f"trainer.epochs={epochs}", "trainer.accelerator=cpu", "trainer.save_every=0", "cache.mode=on"]
-        self.words = ["sweep", str(file), *settings, "--workers", "2"]
+        self.words = ["sweep", str(file), "--no-repeats", *settings, "--workers", "2"]
         self.expected: dict[str, dict[str, object]] = {}
         self.undisturbed = self.run("undisturbed", 0, 0)
         self.expected = self._outcomes(place / "undisturbed")

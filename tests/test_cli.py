@@ -9,6 +9,7 @@ import yaml
 
 from finetune.commands.sweep import _conclude
 from finetune.records.layout import RECORD
+from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
 from finetune.sweep.spec import read_sweep
 from finetune.sweep.state import Finished, Sweep
@@ -52,9 +53,12 @@ def test_exit_code_3_when_some_trials_failed_and_4_when_all_did(
     for name, rates in (("some", [1e30, 0.001]), ("none", [1e30])):
         grid = {"method": "grid", "parameters": {"optim.lr": {"values": rates}}}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(grid))
-    assert finetune(monkeypatch, "sweep", "some.yaml", *small, "model.freeze_depth=0", "--workers", "1") == 3
+    assert (
+        finetune(monkeypatch, "sweep", "some.yaml", "--no-repeats", *small, "model.freeze_depth=0", "--workers", "1")
+        == 3
+    )
     assert "[1/2] lr=1e+30  failed: FloatingPointError: train/loss became nan" in capfd.readouterr().out
-    assert finetune(monkeypatch, "sweep", "none.yaml", *small, "model.freeze_depth=0") == 4
+    assert finetune(monkeypatch, "sweep", "none.yaml", "--no-repeats", *small, "model.freeze_depth=0") == 4
     assert "no trial succeeded; the first reason: FloatingPointError" in capfd.readouterr().out
     assert finetune(monkeypatch, "status", "runs/some") == 0
     said = capfd.readouterr().out
@@ -71,7 +75,7 @@ def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
     failed.save(folder / "trials" / "t")
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": {"seed": {"values": [0]}}}))
     spec = read_sweep(tmp_path / "s.yaml")
-    ended = Sweep(spec, folder, 1, [Finished.of(spec, {"seed": 0}, failed)])
+    ended = Sweep(spec, folder, 1, ACCURACY, [Finished.of(spec, {"seed": 0}, failed)])
     ended.ended = f"the first 1 trials failed alike: {reason}"
     assert _conclude(ended) == 4
     said = capfd.readouterr().out
@@ -94,7 +98,7 @@ def test_a_spent_budget_with_a_best_is_no_failure(
     parameters = {"model.freeze_depth": {"value": 4}, "seed": {"values": [0, 1, 2]}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": parameters}))
     spec = read_sweep(tmp_path / "s.yaml")
-    ended = Sweep(spec, tmp_path / "s", 3, [Finished.of(spec, params, result)])
+    ended = Sweep(spec, tmp_path / "s", 3, ACCURACY, [Finished.of(spec, params, result)])
     ended.ended, ended.out_of_time = "the budget is spent", True
     monkeypatch.setattr(sys, "argv", ["/bin/finetune", "sweep", "s.yaml"])
     assert _conclude(ended) == 0
@@ -152,7 +156,9 @@ def test_a_sweep_under_way_has_a_status(tmp_path: Path, fast: list[str], monkeyp
     Path("long.yaml").write_text(yaml.safe_dump({"method": "grid", "parameters": space}))
     words = [sys.executable, "-m", "finetune.cli"]
     fixed = [word for word in fast if not word.startswith("trainer.epochs")]
-    running = subprocess.Popen([*words, "sweep", "long.yaml", *fixed, "--workers", "1"], stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*words, "sweep", "long.yaml", "--no-repeats", *fixed, "--workers", "1"], stdout=subprocess.DEVNULL
+    )
     said = ""
     try:
         deadline = time.monotonic() + 60
@@ -177,6 +183,25 @@ def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
 
 
+def test_a_sweep_says_what_it_repeats_and_ends_with_a_verdict(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = {"method": "grid", "parameters": {"model.freeze_depth": {"values": [4, 5]}}}
+    Path("s.yaml").write_text(yaml.safe_dump({**grid, "metric": {"name": "val/acc_best", "goal": "maximize"}}))
+    assert finetune(monkeypatch, "sweep", "s.yaml", *small, "trainer.epochs=1") == 0
+    said = capfd.readouterr().out
+    assert "k=5 worse; k=4 alone is in reach; now 3 repeats with new seeds, about " in said
+    assert "[5/5]" in said
+    assert "Decided: take k=4. Every other is worse: k=5 by " in said
+    assert re.search(r"^Expect [01]\.\d{3} ± 0\.\d{3} from k=\d on new images", said, re.MULTILINE)
+
+    assert finetune(monkeypatch, "report", "runs/s") == 0
+    assert "Expect" in capfd.readouterr().out
+    assert finetune(monkeypatch, "status", "runs/s") == 0
+    assert "5 of 5 finished: 5 complete" in capfd.readouterr().out
+
+
 def test_the_embedded_default_runs_and_its_weights_beat_chance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,7 +211,7 @@ def test_the_embedded_default_runs_and_its_weights_beat_chance(
     raw = yaml.safe_load(shipped.read_text())
     raw["parameters"] = {"model.freeze_depth": {"values": [8, 17]}, "optim.lr": {"values": [0.01]}}
     Path("local.yaml").write_text(yaml.safe_dump(raw))
-    assert finetune(monkeypatch, "sweep", "local.yaml", "trainer.epochs=4") == 0
+    assert finetune(monkeypatch, "sweep", "local.yaml", "--no-repeats", "trainer.epochs=4") == 0
     assert "make sweep-local DATA=FOLDER" in capfd.readouterr().out
     found = {r.freeze_depth: r for r in (Result.load(f.parent) for f in Path("runs").glob(f"local/trials/*/{RECORD}"))}
     assert len(found[8].classes) == 10

@@ -90,7 +90,8 @@ def tiny(words: list[str]) -> list[str]:
         return words
     swept = yaml.safe_load(find_sweep(file).read_text())["parameters"] if file else {}
     fast = [word for word in TINY if word.partition("=")[0] not in swept]
-    return [*words, *fast, *(["--trials", "2"] if file else [])]  # of words that come twice, the last one counts
+    few = ["--trials", "2", *(["--no-repeats"] if "--margin" not in words else [])]
+    return [*words, *fast, *(few if file else [])]  # of words that come twice, the last one counts
 
 
 def with_weights(words: list[str]) -> list[str]:

@@ -74,8 +74,8 @@ MAY_USE = {
     "trial": ("errors", "config", "compose", "console", "storage", "records", "data", "network", "sharing"),
     "export": ("errors", "config", "storage", "records", "data", "network"),
     "train": ("errors", "config", "compose", "storage", "records", "sharing", "trial"),
-    "sweep": ("errors", "config", "compose", "storage", "records", "train"),
     "report": ("errors", "config", "storage", "records"),
+    "sweep": ("errors", "config", "compose", "storage", "records", "report", "train"),
 }
 """The rooms from the ground up, and whom each may know besides itself; `commands` and `cli` may know all."""
 

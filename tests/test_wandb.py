@@ -165,7 +165,7 @@ def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, f
     grid = {"method": "grid", "parameters": {"model.freeze_depth": {"values": [16, 17]}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
     with wandb_server() as server:
-        ran = start(server, tmp_path, "finetune.cli", "sweep", "mine.yaml", *fast)
+        ran = start(server, tmp_path, "finetune.cli", "sweep", "mine.yaml", "--no-repeats", *fast)
         assert ran.communicate(timeout=120)
         assert ran.returncode == 0
         assert server.runs == {}

@@ -1,16 +1,18 @@
 """The live view of a sweep on the terminal: its trials, and the work that comes before them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from finetune.console import console, plain_stage, stage_bars
+from finetune.errors import counted
 from finetune.storage.parallel import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from finetune.records.result import Result
+    from finetune.sweep.repeats import Contender, Repeats
     from finetune.sweep.state import Running, Sweep
 
 Watch = Callable[["Sweep", "Result | None"], None]
@@ -21,16 +23,55 @@ Watch = Callable[["Sweep", "Result | None"], None]
 def watching() -> Iterator[tuple[Watch, Progress]]:
     """A live view on a terminal, a line a trial elsewhere: one callback for trials, one for what comes before them."""
     if not console.is_terminal:
-        yield _print_ended, plain_stage
+        yield _printer(), plain_stage
         return
 
     with _bars() as display:
         yield _live_view(display), stage_bars(display)
 
 
-def _print_ended(sweep: "Sweep", ended: "Result | None") -> None:
-    if ended is not None:
-        console.print(_trial_line(sweep, ended))
+def _printer() -> Watch:
+    """Prints each trial that ended, and what is repeated once that is decided."""
+    told: Repeats[Contender] | None = None
+
+    def show(sweep: "Sweep", ended: "Result | None") -> None:
+        nonlocal told
+        if ended is not None:
+            console.print(_trial_line(sweep, ended))
+        if sweep.repeats is not None and sweep.repeats is not told and not sweep.repeats.done:
+            console.print(_repeats_line(sweep, sweep.repeats))
+        told = sweep.repeats
+
+    return show
+
+
+def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
+    """`settled: k=0, k=17 worse; open: k=8, k=11 against k=14; now 9 repeats, about 2 min`."""
+    from finetune.report.standing import name_of
+    from finetune.report.verdict import duration
+
+    def names(contenders: "Iterable[Contender]") -> str:
+        return ", ".join(map(name_of, contenders))
+
+    rows = repeats.comparisons
+    settled = {
+        "worse": [name for name, row in rows.items() if row.standing == "worse"],
+        "within the margin": [name for name, row in rows.items() if row.standing == "within"],
+        "too few images to tell": [name for name, row in rows.items() if row.standing == "images"],
+    }
+    unsettled = [name for name, row in rows.items() if name in repeats.wanted and row.standing != "worse"]
+    parts = [f"{names(of_it)} {what}" for what, of_it in settled.items() if of_it and not set(of_it) <= set(unsettled)]
+
+    missing = sweep.total - len(sweep.finished)
+    whole = [result for result in sweep.results if result.status == "complete"]
+    seconds = [r.total_seconds for r in whole if r.freeze_depth in repeats.wanted] or [r.total_seconds for r in whole]
+    left = missing * sum(seconds) / max(1, len(seconds)) / sweep.capacity
+    open_ones = (
+        f"open: {names(unsettled)} against {name_of(repeats.leader)}"
+        if unsettled
+        else f"{name_of(repeats.leader)} alone is in reach"
+    )
+    return "; ".join([*parts, f"{open_ones}; now {counted(missing, 'repeat')} with new seeds, about {duration(left)}"])
 
 
 def _trial_line(sweep: "Sweep", result: "Result") -> str:
@@ -69,6 +110,7 @@ def _live_view(display: "Bars") -> Watch:
     """A bar for the sweep and one for each running trial, which ends as a line."""
     whole = display.add_task("sweep", total=None)
     bars: dict[str, Any] = {}
+    print_news = _printer()
 
     def show(sweep: "Sweep", ended: "Result | None") -> None:
         display.update(whole, total=sweep.total, completed=len(sweep.finished))
@@ -82,7 +124,7 @@ def _live_view(display: "Bars") -> Watch:
             display.update(
                 bars[name], description=_running_line(trial), total=trial.epochs, completed=len(trial.history)
             )
-        _print_ended(sweep, ended)
+        print_news(sweep, ended)
 
     return show
 

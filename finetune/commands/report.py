@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from finetune.records.ranking import Objective
     from finetune.records.result import Result
+    from finetune.report.standing import Depth
     from finetune.report.table import Table
-    from finetune.report.verdict import Depth
 
 
 def report(
@@ -64,6 +64,7 @@ def report(
 
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
     """Print the table of depths, the verdict and the caveats, as on the page."""
+    from finetune.records.plan import is_through
     from finetune.records.ranking import read_objective
     from finetune.report.caveats import caveats
     from finetune.report.page.page import kept_predictions
@@ -79,7 +80,8 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
         console.print(sentence)
 
     kept = kept_predictions(folders, records, table)
-    sentences = caveats(records, table, kept[1] if kept else None)
+    through = is_through(folders, records)
+    sentences = caveats(records, table, kept[1] if kept else None, conclusions.judged, through)
     if sentences:
         console.print("Caveats:")
     for sentence in sentences:
@@ -87,14 +89,14 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
 
 
 def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
+    from finetune.report.standing import STANDINGS
     from finetune.report.table import label, score_text
-    from finetune.report.verdict import STANDINGS
 
     rows = plain_table(f"{_in_words(table.objective)} per freeze depth")
     for column in ("freeze depth", "trials", f"best {table.objective.name}", "s a trial"):
         rows.add_column(column, justify="right", no_wrap=True)
     rows.add_column("with")
-    rows.add_column("beyond noise?", no_wrap=True)
+    rows.add_column("against the best", no_wrap=True)
 
     for depth in depths:
         group = depth.group

@@ -29,7 +29,13 @@ def sweep(
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
     trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most, instead of run_cap.")] = None,
-    race: Annotated[bool, typer.Option("--race", help="Stop trials that can hardly become the best.")] = False,
+    margin: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that are worth having: how sure to become.")
+    ] = 2.0,
+    no_repeats: Annotated[
+        bool,
+        typer.Option("--no-repeats", help="Run the file's trials as they are, and no others: no verdict on noise."),
+    ] = False,
     budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
     reuse: Annotated[
         list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
@@ -50,7 +56,7 @@ def sweep(
     from finetune.sweep.spec import find_sweep, read_sweep
     from finetune.sweep.state import Options
 
-    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials, race)
+    spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
     folder = out or Path("runs") / spec.name
     limit = None if budget is None else _seconds("--budget", budget)
     patience = _seconds("--stuck-after", stuck_after)
@@ -61,6 +67,7 @@ def sweep(
         budget=limit,
         reuse=tuple(reuse or ()),
         launcher=launcher,
+        margin=None if no_repeats else margin / 100,
         retry_failed=retry_failed,
         stuck_after=patience,
     )
@@ -129,10 +136,11 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     Trials by status, those under way, why some failed, the best so far.
     """
     from finetune.records.layout import RECORD, TRIALS
+    from finetune.records.plan import planned
     from finetune.records.ranking import read_objective
     from finetune.records.read import read_records
     from finetune.report.table import label, tabulate, winner_sentence
-    from finetune.sweep.folder import is_running, planned
+    from finetune.sweep.folder import is_running
     from finetune.sweep.records import trials_under_way
 
     # A sweep that has just begun has a plan and no record yet; a folder with neither is refused.

@@ -5,7 +5,7 @@ One rule for the model that a sweep keeps, for `finetune best`, exports and thei
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.config import digest_of, is_meaningful
@@ -14,6 +14,8 @@ from finetune.records.metric import metric_values
 from finetune.records.result import Result
 from finetune.storage.durable import unsealed
 
+MARGIN = 0.02
+"""A difference of accuracy that is worth having, where nobody says another: 2 points."""
 OWN_COLUMNS = frozenset({"seed", "model.freeze_depth"})
 """Settings that a table has a column for."""
 
@@ -30,6 +32,11 @@ class Objective:
     metric: str = "val/acc_best"
     goal: str = "maximize"
     """`maximize` or `minimize`."""
+    margin: float = field(default=MARGIN, compare=False)
+    """The difference that is worth having; decides no ranking."""
+    explored_by: int | None = field(default=None, compare=False)
+    """The seed that explored, where others repeat what it chose; None where the sweep itself says which seeds there
+    are."""
 
     @property
     def name(self) -> str:
@@ -65,34 +72,75 @@ ACCURACY = Objective()
 
 def read_objective(folders: Sequence[Path]) -> Objective:
     """What the sweeps in these folders optimise; the accuracy where that is unknown or not the same in all."""
-    objectives = {_read_objective(folder) for folder in folders}
-    return objectives.pop() if len(objectives) == 1 else ACCURACY
+    objectives = [_read_objective(folder) for folder in folders]
+    first = objectives[0]
+    if any(other != first for other in objectives):
+        return ACCURACY
+    if any(other.explored_by != first.explored_by for other in objectives):
+        return replace(first, explored_by=None)  # what explored in one sweep repeats what another chose
+    return first
 
 
 def _read_objective(folder: Path) -> Objective:
     # `grid, maximize val/acc_best, target None, stopping none`: so every version has written it
     pattern = r"\w+, (?P<goal>maximize|minimize) (?P<metric>\S+), target "
     try:
-        search = re.match(pattern, unsealed((folder / SWEEP).read_bytes())["search"])
-    except (OSError, ValueError, KeyError, TypeError):
+        sweep = unsealed((folder / SWEEP).read_bytes())
+        search, margin = re.match(pattern, sweep["search"]), float(sweep.get("margin", MARGIN))
+        explored_by = sweep.get("explored_by")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ACCURACY
-    return Objective(search["metric"], search["goal"]) if search else ACCURACY
+    return Objective(search["metric"], search["goal"], margin, explored_by) if search else ACCURACY
 
 
 def configurations(records: Iterable[Result], objective: Objective = ACCURACY) -> list[list[Result]]:
-    """The trials that can be compared, those of one configuration together: the best configuration first.
+    """The trials that judge each configuration, those of one together: the best configuration first.
 
     The trials of a configuration differ in their seed alone, or in settings that change no result; its score is their
     mean. Of equals, the deepest frozen comes first, which is the cheapest. Within a configuration, the trials are in
     order of seeds.
+
+    Where one seed explored and others repeated what it had chosen, it is too kind to the chosen ones. So those with
+    two new seeds or more are judged by these alone, and come before the others.
     """
+    records = list(records)
     members: dict[str, list[Result]] = {}
     for record in records:
         if objective.value(record) is not None:
             members.setdefault(_configuration(record), []).append(record)
 
-    groups = [sorted(trials, key=lambda trial: (trial.seed, trial.key)) for trials in members.values()]
-    return sorted(groups, key=lambda trials: _rank(trials, objective))
+    explored_by = exploring_seed(records, objective)
+    groups = [_judging(trials, explored_by) for trials in members.values()]
+
+    def rank(trials: Sequence[Result]) -> tuple[bool, float, int, str]:
+        explored_only = explored_by is not None and trials[0].seed == explored_by
+        return explored_only, *_rank(trials, objective)
+
+    return sorted(groups, key=rank)
+
+
+def exploring_seed(records: Iterable[Result], objective: Objective) -> int | None:
+    """The seed that chose which configurations were repeated, and so does not judge them.
+
+    None where none did: where nothing says so, and where all that were tried were repeated.
+    """
+    if objective.explored_by is None:
+        return None
+
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        if record.status in ("complete", "pruned"):
+            seeds.setdefault(_configuration(record), set()).add(record.seed)
+    chose_none = all(len(own) > 1 for own in seeds.values())
+    return None if chose_none else objective.explored_by
+
+
+def _judging(trials: Sequence[Result], explored_by: int | None) -> list[Result]:
+    """In order of seeds, the new ones where there are two or more."""
+    new = [trial for trial in trials if trial.seed != explored_by]
+    if explored_by is not None and len(new) < 2:
+        new = [trial for trial in trials if trial.seed == explored_by] or new
+    return sorted(new, key=lambda trial: (trial.seed, trial.key))
 
 
 def best_trial(trials: Sequence[Result], objective: Objective = ACCURACY) -> Result:

@@ -1,30 +1,57 @@
-"""Which images the best configuration of each depth got right, where all records tell of the same ones."""
+"""What trials came to, image by image, as the judge wants it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.records.correct import unpack
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
-from finetune.report.table import Table
+from finetune.report.judge import Bits
 
-Epochs = list[NDArray[np.bool_]]
-"""Of each seed, epochs x images: whether each was right."""
+PER_IMAGE = ("val/acc_best", "val/acc")
+"""Metrics that are a mean over validation images; of another, only seeds can be judged."""
 
 
-def best_bits(records: Sequence[Result], table: Table) -> dict[int, Epochs]:
-    """By freeze depth, the bits of its best configuration's trials; empty where they cannot be compared.
+def are_comparable_by_image(trials: Iterable[Result], objective: Objective) -> bool:
+    """Whether all of these trials tell which images they got right, and the images are the same.
 
-    That is where a record of them has none, as those of older versions, or where their images differ.
+    Records of older versions do not tell.
     """
-    trials = {record.key: record for record in records}
-    groups = {group.freeze_depth: [trials[key] for key in group.keys] for group in table.best_per_depth}
-    chosen = [trial for group in groups.values() for trial in group]
-    images = {(trial.digests.get("dataset"), trial.digests.get("split"), trial.val_images) for trial in chosen}
-    if len(images) != 1 or not all(trial.correct for trial in chosen):
-        return {}
+    trials = list(trials)
+    images = {(trial.digests.get("dataset"), trial.digests.get("split"), trial.val_images) for trial in trials}
+    if objective.metric not in PER_IMAGE or len(images) != 1:
+        return False
     try:
-        return {depth: [unpack(trial.correct, trial.val_images) for trial in group] for depth, group in groups.items()}
+        return all(len(epochs_of(trial)) > 0 for trial in trials)
     except ValueError:
-        return {}
+        return False
+
+
+def epochs_of(trial: Result) -> NDArray[np.bool_]:
+    """Epochs x images: whether each was right.
+
+    Raises:
+        ValueError: the record was damaged.
+    """
+    return unpack(trial.correct, trial.val_images)
+
+
+def values_of(trials: Sequence[Result], objective: Objective, by_image: bool) -> Bits:
+    """Seeds x images, in the epoch that the metric is of, or seeds x 1: the scores.
+
+    Args:
+        trials: Those of one configuration.
+        objective: What the sweep optimises.
+        by_image: Whether they `are_comparable_by_image`, together with all that they are compared with.
+    """
+    if not by_image:
+        return np.array([[objective.score_of(trial)] for trial in trials])
+
+    rows = []
+    for trial in trials:
+        epochs = epochs_of(trial)
+        best = int(epochs.mean(1).argmax()) if objective.metric == "val/acc_best" else -1
+        rows.append(epochs[best])
+    return np.stack(rows)

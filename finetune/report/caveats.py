@@ -14,7 +14,7 @@ from finetune.records.predictions import Predictions
 from finetune.records.result import Result
 from finetune.records.scores import wilson_interval
 from finetune.report.stats import REPEATS
-from finetune.report.table import Group, Table, short, value_text
+from finetune.report.table import Group, Table, label, short, value_text
 
 _EDGE = 0.05
 """Share of a range, on its scale, that counts as its edge."""
@@ -22,13 +22,21 @@ _IMBALANCE = 3
 """Times as many images in the largest class as in the smallest that are worth a sentence."""
 
 
-def caveats(records: Sequence[Result], table: Table, predictions: Predictions | None = None) -> list[str]:
+def caveats(
+    records: Sequence[Result],
+    table: Table,
+    predictions: Predictions | None = None,
+    judged: bool = False,
+    through: bool = True,
+) -> list[str]:
     """Reasons not to rely on the verdict, those that most often matter first.
 
     Args:
         records: The sweep's.
         table: Made from them.
         predictions: One of its trials', which know the validation images.
+        judged: Whether the verdict itself holds for new seeds and new images, and says what few of them leave open.
+        through: Whether all that the sweep was to try was tried.
 
     >>> from pathlib import Path
     >>> from finetune.records.read import read_records
@@ -41,25 +49,25 @@ def caveats(records: Sequence[Result], table: Table, predictions: Predictions | 
     1 trial failed: out of memory <b>
     """
     return [
-        *_edges(table),
-        *_few_trials(table),
-        *_disagreement(table),
+        *_edges(records, table, through),
+        *_few_trials(records, table, judged),
+        *(() if judged else _disagreement(table)),
         *_still_improving(records),
-        *_validation_images(predictions),
+        *_validation_images(predictions, judged),
         *_warnings(records),
         *_mixed(records),
         *_failures(records),
     ]
 
 
-def _edges(table: Table) -> Iterator[str]:
+def _edges(records: Sequence[Result], table: Table, through: bool) -> Iterator[str]:
     """The winner's numbers, and its head, where they are the largest or the smallest that were tried."""
     winner = table.winner
     if winner is None:
         return
 
     for key in table.swept:
-        place = _place(winner, key, table.groups)
+        place = _place(winner, key, _tried(records))
         if place is None:
             continue
 
@@ -73,12 +81,20 @@ def _edges(table: Table) -> Iterator[str]:
             end, beyond = ("highest", "larger") if share > 0.5 else ("lowest", "smaller")
             name = "head" if key == "model.head.hidden" else short(key)
             value = value_text(winner.params[key])
-            yield f"The best {name}, {value}, is at the {end} end of what was tried: try {beyond} ones."
+            if through:
+                yield f"The best {name}, {value}, is at the {end} end of what was tried: try {beyond} ones."
+            else:
+                yield f"The best {name}, {value}, is at the {end} end, but {beyond} ones are perhaps not reached yet."
 
 
-def _place(winner: Group, key: str, groups: Sequence[Group]) -> tuple[float, float, float] | None:
+def _tried(records: Sequence[Result]) -> list[Result]:
+    """Also trials that were stopped, or not started, for others were better."""
+    return [record for record in records if record.status in ("complete", "pruned")]
+
+
+def _place(winner: Group, key: str, records: Sequence[Result]) -> tuple[float, float, float] | None:
     """Where on the range of what was tried the winner's value lies, 0..1, and the range; None without one."""
-    tried = [_size(group.params[key]) for group in groups if key in group.params]
+    tried = [_size(record.params[key]) for record in records if key in record.params]
     sizes = [size for size in tried if size is not None]
     own = _size(winner.params.get(key))
     if own is None or len(set(sizes)) < 2 or len(sizes) < len(tried):
@@ -97,12 +113,13 @@ def _size(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _few_trials(table: Table) -> Iterator[str]:
+def _few_trials(records: Sequence[Result], table: Table, judged: bool) -> Iterator[str]:
     few_seeds = [group.freeze_depth for group in table.best_per_depth if len(group.seeds) < REPEATS]
-    if few_seeds:
+    if few_seeds and not judged:
         yield f"Fewer than {REPEATS} seeds behind the best of {_depth_names(few_seeds)}: its accuracy may be luck."
 
-    tried = Counter(group.freeze_depth for group in table.groups)
+    configurations = {(r.freeze_depth, label(r.params, table.swept)) for r in _tried(records)}
+    tried = Counter(depth for depth, _ in configurations if depth is not None)
     usual = statistics.median(tried.values()) if tried else 0
     neglected = sorted(depth for depth, count in tried.items() if count < usual / 2)
     if neglected:
@@ -134,7 +151,8 @@ def _disagreement(table: Table) -> Iterator[str]:
 
 
 def _still_improving(records: Sequence[Result]) -> Iterator[str]:
-    stopped = [r for r in records if r.status == "pruned"]
+    # a race grants what whole trials gained from there on, so its losers are no doubt
+    stopped = [r for r in records if r.status == "pruned" and r.reason.startswith("stopped")]
     rising = [r for r in stopped if _rises(r)]
     if rising:
         yield f"{len(rising)} of {len(stopped)} stopped trials were still improving: they may deserve more epochs."
@@ -154,7 +172,7 @@ def _rises(record: Result) -> bool:
     return len(curve) > 1 and curve[-1] > max(curve[:-1])
 
 
-def _validation_images(predictions: Predictions | None) -> Iterator[str]:
+def _validation_images(predictions: Predictions | None, judged: bool) -> Iterator[str]:
     if predictions is None:
         return
 
@@ -164,6 +182,9 @@ def _validation_images(predictions: Predictions | None) -> Iterator[str]:
             f"The classes are unbalanced ({counts.min()} to {counts.max()} validation images): accuracy favours "
             "the large ones; look at each class's recall."
         )
+
+    if judged:
+        return
 
     images = len(predictions.labels)
     low, high = wilson_interval(predictions.right, images)

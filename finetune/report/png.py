@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
-from finetune.report.figures.base import BLUE, ORANGE, TICKS, accuracy_range
+from finetune.report.figures.base import BLUE, ORANGE, TICKS
+from finetune.report.figures.depth import beside, span
+from finetune.report.figures.verdict import MARKS, by_standing
+from finetune.report.standing import STANDINGS, Depth, compare_depths
 from finetune.report.table import Table, ranked, winner_sentence
 from finetune.storage.durable import write_durably
 
@@ -56,43 +60,85 @@ def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figur
 
     complete = ranked(records)
     if complete:
-        _plot(axes, complete, table)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _plot(axes, records, complete, table)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     else:
         axes.set_axis_off()
         axes.text(0, 0.9, winner_sentence(table))
     return figure
 
 
-def _plot(axes: "Axes", complete: Sequence[Result], table: Table) -> None:
-    best = table.best_per_depth
-    widths = [group.half_width for group in best]
-    interval = "" if all(width is None for width in widths) else ", 95 % interval over seeds"
-    accuracies = [record.accuracy for record in complete]
-    depths = [record.freeze_depth or 0 for record in complete]
-
-    axes.scatter(depths, accuracies, s=30, facecolors="none", edgecolors=BLUE, linewidths=1.5, label="trial")
+def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], table: Table) -> None:
+    depths, interval = _depths(records, table)
+    _plot_trials(axes, complete, table.objective.explored_by, beside([depth.group.freeze_depth for depth in depths]))
     axes.errorbar(
-        [group.freeze_depth for group in best],
-        [group.mean for group in best],
-        yerr=[math.nan if width is None else width for width in widths],
+        [depth.group.freeze_depth for depth in depths],
+        [depth.group.mean for depth in depths],
+        yerr=[math.nan if depth.half_width is None else depth.half_width for depth in depths],
         color=ORANGE,
         linewidth=2.5,
-        marker="D",
-        markersize=7,
+        elinewidth=2,
         capsize=5,
         label=f"best configuration of each depth{interval}",
     )
+    for standing, members in by_standing(depths).items():
+        mark = MARKS[standing]
+        axes.plot(
+            [depth.group.freeze_depth for depth in members],
+            [depth.group.mean for depth in members],
+            linestyle="none",
+            marker=mark.letter,
+            markersize=mark.points,
+            color=mark.color,
+            markerfacecolor=mark.color if mark.filled else "white",
+            markeredgewidth=0 if mark.filled else 2.5,
+            zorder=5,
+            label=STANDINGS[standing],
+        )
 
-    axes.set_ylim(*accuracy_range(accuracies))
+    axes.set_ylim(*span(depths, complete))
     axes.yaxis.set_major_formatter(lambda accuracy, position: f"{accuracy:.0%}")
     axes.set_ylabel("best validation accuracy")
     axes.set_xlabel(f"freeze depth k ({unit_names(complete)})")
-    _name_depths(axes, [group.freeze_depth for group in best], complete)
+    _name_depths(axes, [depth.group.freeze_depth for depth in depths], complete)
 
     axes.grid(axis="y", color="#e0e0e0")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _depths(records: Sequence[Result], table: Table) -> tuple[list[Depth], str]:
+    """The best of each depth, and what the legend says of the intervals; of one depth alone, the best."""
+    assert table.winner is not None  # there is a complete trial
+    standings = compare_depths(records, table, table.winner)
+    depths = [depth for depth in standings.depths if depth.group in table.best_per_depth]
+    if all(depth.half_width is None for depth in depths):
+        return depths, ""
+
+    by_image = standings.judged and standings.by_image and table.objective == ACCURACY
+    return depths, f",\n95 % interval {'for new seeds and new images' if by_image else 'over seeds'}"
+
+
+def _plot_trials(axes: "Axes", complete: Sequence[Result], explored_by: int | None, left: float) -> None:
+    explored = [record for record in complete if explored_by in (None, record.seed)]
+    repeats = [record for record in complete if explored_by not in (None, record.seed)]
+    axes.scatter(
+        [(record.freeze_depth or 0) - left for record in explored],
+        [record.accuracy for record in explored],
+        s=30,
+        facecolors="none",
+        edgecolors=BLUE,
+        linewidths=1.5,
+        label="trial that explored" if repeats else "trial",
+    )
+    if repeats:
+        axes.scatter(
+            [(record.freeze_depth or 0) - left for record in repeats],
+            [record.accuracy for record in repeats],
+            s=20,
+            color=BLUE,
+            label="repeat with a new seed",
+        )
 
 
 def _name_depths(axes: "Axes", depths: Sequence[int], complete: Sequence[Result]) -> None:

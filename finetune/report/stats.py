@@ -3,8 +3,9 @@
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ POWER = 0.8
 MANY = 50
 """Seeds beyond which a difference counts as not worth settling."""
 
+Name = TypeVar("Name", bound=Hashable)
+"""What configurations are called: their freeze depth, where each is the best of its depth."""
 Scores = Mapping[int, float]
 """Accuracy by seed."""
 
@@ -188,7 +191,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def corrected(differences: Mapping[int, Difference | None]) -> dict[int, float]:
+def corrected(differences: Mapping[Name, Difference | None]) -> dict[Name, float]:
     """The p value of each difference that there is, by its name, corrected for their number."""
     known = {name: difference for name, difference in differences.items() if difference is not None}
     return dict(zip(known, holm([difference.p for difference in known.values()]), strict=True))

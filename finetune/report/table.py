@@ -1,13 +1,14 @@
 """Records to a table: the configurations of each freeze depth with their means and intervals. Imports no torch."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.config import is_meaningful
 from finetune.errors import counted
-from finetune.records.ranking import ACCURACY, OWN_COLUMNS, Objective, configurations
+from finetune.records.ranking import ACCURACY, OWN_COLUMNS, Objective, configurations, exploring_seed
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
 
@@ -29,6 +30,8 @@ class Group:
     """The key of each trial."""
     other_scores: tuple[float, ...] = ()
     """What the sweep optimises, of each seed, so that more is better; empty where that is the accuracy."""
+    explored_only: bool = False
+    """Whether nothing but the seed that explored tells of it, while others were repeated with new ones."""
 
     @property
     def scores(self) -> dict[int, float]:
@@ -63,6 +66,8 @@ class Table:
     """Trials by status."""
     objective: Objective = ACCURACY
     """What the configurations are ranked by."""
+    complete_at: Mapping[int, int] = field(default_factory=dict)
+    """By freeze depth, its complete trials: also those of the seed that explored, where new ones judge."""
 
     @property
     def best_per_depth(self) -> tuple[Group, ...]:
@@ -75,7 +80,9 @@ class Table:
     @property
     def winner(self) -> Group | None:
         """The best configuration: the first in the order of `ranking.configurations`."""
-        return min(self.groups, key=lambda group: (-group.score, -group.freeze_depth), default=None)
+        return min(
+            self.groups, key=lambda group: (group.explored_only, -group.score, -group.freeze_depth), default=None
+        )
 
     @property
     def scores(self) -> list[float]:
@@ -84,7 +91,7 @@ class Table:
 
     def trials_at(self, freeze_depth: int) -> int:
         """How many complete trials have this depth."""
-        return sum(len(group.accuracies) for group in self.groups if group.freeze_depth == freeze_depth)
+        return self.complete_at.get(freeze_depth, 0)
 
 
 def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Table:
@@ -98,14 +105,35 @@ def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Tabl
     >>> table.winner.params
     {'model.freeze_depth': 11, 'optim.lr': 0.01}
     """
-    best_first = [_group(trials, objective) for trials in configurations(records, objective)]
+    explored_by = exploring_seed(records, objective)
+    best_first = [_group(trials, objective, explored_by) for trials in configurations(records, objective)]
     statuses = [record.status for record in records]
     return Table(
         groups=tuple(sorted(best_first, key=lambda group: group.freeze_depth)),  # which keeps the best first in each
         swept=_swept(records),
         counts={status: statuses.count(status) for status in STATUSES if status in statuses},
         objective=objective,
+        complete_at=Counter(int(record.freeze_depth or 0) for record in ranked(records)),
     )
+
+
+_MOST_CONFIGURATIONS = 8
+"""So many are compared where freeze depth is not swept."""
+
+
+def best_of_each(table: Table) -> dict[int | str, Group]:
+    """What a verdict compares: the best configuration of each freeze depth; of one depth alone, the best few.
+
+    The name is the freeze depth, or the settings in words.
+    """
+    per_depth: dict[int | str, Group] = {group.freeze_depth: group for group in table.best_per_depth}
+    if len(per_depth) != 1:
+        return per_depth
+
+    best_first = sorted(table.groups, key=lambda group: (group.explored_only, -group.score))
+    return {
+        label(group.params, table.swept) or "the configuration": group for group in best_first[:_MOST_CONFIGURATIONS]
+    }
 
 
 def ranked(records: Sequence[Result]) -> list[Result]:
@@ -113,7 +141,7 @@ def ranked(records: Sequence[Result]) -> list[Result]:
     return [record for record in records if record.status == "complete" and record.val_acc_best is not None]
 
 
-def _group(trials: Sequence[Result], objective: Objective) -> Group:
+def _group(trials: Sequence[Result], objective: Objective, explored_by: int | None) -> Group:
     params = trials[0].params
     return Group(
         freeze_depth=int(trials[0].freeze_depth or 0),
@@ -123,6 +151,7 @@ def _group(trials: Sequence[Result], objective: Objective) -> Group:
         seeds=tuple(trial.seed for trial in trials),
         keys=tuple(trial.key for trial in trials),
         other_scores=() if objective == ACCURACY else tuple(objective.score_of(trial) for trial in trials),
+        explored_only=explored_by is not None and trials[0].seed == explored_by,
     )
 
 

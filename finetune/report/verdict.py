@@ -1,46 +1,20 @@
-"""Records to conclusions, in words: what is best, what is worse beyond the noise of seeds, what is cheap."""
+"""Records to conclusions, in words: what is best, how surely, what is cheap, and what it cost to know."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from finetune.config import freeze_depth_number
 from finetune.errors import counted
-from finetune.records.ranking import ACCURACY
+from finetune.records.ranking import ACCURACY, exploring_seed
 from finetune.records.result import Result
-from finetune.report.bits import best_bits
+from finetune.report.bits import epochs_of
+from finetune.report.decision import decision, expectation, points
 from finetune.report.depths import deepest
-from finetune.report.judge import compare, expect
-from finetune.report.stats import (
-    ALPHA,
-    MANY,
-    REPEATS,
-    Difference,
-    any_difference,
-    corrected,
-    difference,
-    rounding_step,
-    runs_to_settle,
-)
+from finetune.report.judge import expect
+from finetune.report.seeds_only import by_seeds
+from finetune.report.standing import Depth, Standings, compare_depths
 from finetune.report.table import Group, Table, label, score_text, winner_sentence
-
-STANDINGS = {"best": "the best", "few": "too few seeds", "open": "no", "worse": "yes"}
-"""How a depth compares with the best of all, and what a table says in its column "beyond noise?"."""
-
-
-@dataclass(frozen=True)
-class Depth:
-    """The best configuration of one freeze depth against the best of all."""
-
-    group: Group
-    behind: Difference | None
-    """The best of all minus this one; None for the best itself, and where there are too few seeds."""
-    p: float | None
-    """Corrected for the number of depths compared."""
-    standing: str
-    """`best`, `worse` beyond the noise of seeds, `open`, or `few`: too few seeds to say."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +26,14 @@ class Conclusions:
     depths: tuple[Depth, ...]
     """In order of depth."""
     cheapest: Group | None
-    """The cheapest configuration that is not distinguishably worse than the best; None without enough seeds."""
+    """The cheapest configuration that is not worse than the best; None without enough seeds."""
+    judged: bool = False
+    """Whether the error that decides holds for new seeds and, with `by_image`, new images."""
+    by_image: bool = False
 
 
 def conclude(records: Sequence[Result], table: Table) -> Conclusions:
     """Compare the depths of a sweep and put it into words.
-
-    Depth matters only if an analysis of variance over all depths says so at 5 %; then each depth is worse than the
-    best if its own test says so at 5 % after Holm's correction.
 
     >>> from pathlib import Path
     >>> from finetune.records.read import read_records
@@ -73,49 +47,21 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
     """
     best = table.winner
     if best is None:
-        return Conclusions((winner_sentence(table), *_cost(records)), (), None)
+        return Conclusions((winner_sentence(table), *_cost(records, table)), (), None)
 
-    depths = compare_depths(table, best)
+    standings = compare_depths(records, table, best)
+    depths = standings.depths
     cheapest = _cheapest(depths, best)
     sentences = [
         winner_sentence(table),
         *_about_objective(table),
-        *_about_depth(depths),
-        *_about_new_images(records, table, best),
+        *_about_depths(records, standings, table),
+        *_expected(records, standings, table, best),
         *_about_cheapest(cheapest, best, depths, table),
         *_about_head(records, depths, best),
-        *_cost(records),
+        *_cost(records, table),
     ]
-    return Conclusions(tuple(sentences), depths, cheapest)
-
-
-def compare_depths(table: Table, best: Group) -> tuple[Depth, ...]:
-    """Each depth's best configuration against the best of all, in order of depth."""
-    groups = table.best_per_depth
-    step = rounding_step(table.scores)
-    behind = {group.freeze_depth: difference(best.scores, group.scores, step) for group in groups if group != best}
-    p = corrected(behind)
-
-    # One test of all depths comes first: where it finds nothing, no single depth is called worse.
-    tested = [group.scores for group in groups if group == best or group.freeze_depth in p]
-    overall = any_difference(tested, step)
-    depth_matters = overall is not None and overall < ALPHA
-
-    def standing(group: Group) -> str:
-        if group == best:
-            return "best"
-        if group.freeze_depth not in p:
-            return "few"
-        return "worse" if depth_matters and p[group.freeze_depth] < ALPHA else "open"
-
-    return tuple(
-        Depth(group, behind.get(group.freeze_depth), p.get(group.freeze_depth), standing(group)) for group in groups
-    )
-
-
-def missing_runs(depths: Sequence[Depth]) -> int:
-    """Trials that would give the best configuration of each depth enough seeds for a verdict."""
-    return sum(max(0, REPEATS - len(depth.group.seeds)) for depth in depths)
+    return Conclusions(tuple(sentences), depths, cheapest, standings.judged, standings.by_image)
 
 
 def _about_objective(table: Table) -> list[str]:
@@ -124,116 +70,63 @@ def _about_objective(table: Table) -> list[str]:
     return [f"Trials are compared by {table.objective.metric}, which the sweep was to {table.objective.goal}."]
 
 
-def _about_depth(depths: Sequence[Depth]) -> list[str]:
+def _about_depths(records: Sequence[Result], standings: Standings, table: Table) -> Iterator[str]:
+    depths = standings.depths
+    if len({depth.group.freeze_depth for depth in depths}) == 1:
+        yield "One freeze depth was tried, so nothing is said about depth."
     if len(depths) < 2:
-        return ["One freeze depth was tried, so nothing is said about depth."]
+        return
 
-    worse = [depth for depth in depths if depth.standing == "worse"]
-    undecided = [depth for depth in depths if depth.standing == "open"]
-    few = [depth for depth in depths if depth.standing == "few"]
-    compared = len(worse) + len(undecided)
-    missing = counted(missing_runs(depths), "more run")
-    seeds = f"{REPEATS} seeds for the best configuration of each depth are {missing}"
-    if not compared:
-        return [f"No verdict on depth: too few repeats to tell a difference from the noise of seeds. {seeds}."]
-
-    best = next(depth.group for depth in depths if depth.standing == "best")
-    sentences = [_worse_sentence(worse, best, compared)]
-    sentences += [
-        f"k={depth.group.freeze_depth} cannot be told from the best: {_what_settles(depth, compared)}."
-        for depth in undecided
-    ]
-    if few:
-        names = ", ".join(f"k={depth.group.freeze_depth}" for depth in few)
-        sentences.append(f"No verdict on {names}: fewer than {REPEATS} seeds. {seeds}.")
-    return sentences
-
-
-def _worse_sentence(worse: Sequence[Depth], best: Group, compared: int) -> str:
-    if not worse:
-        return f"No depth is distinguishably worse than k={best.freeze_depth}; which does not prove that none is."
-
-    each = "; ".join(f"k={depth.group.freeze_depth} by {_size(depth)}" for depth in worse)
-    tests = {"paired over seeds" if depth.behind and depth.behind.paired else "Welch" for depth in worse}
-    test = " or ".join(sorted(tests, reverse=True))
-    depths = counted(compared, "depth")
-    return (
-        f"Depth matters: worse than k={best.freeze_depth} beyond the noise of seeds "
-        f"{'is' if len(worse) == 1 else 'are'} {each} ({test}, corrected for {depths})."
-    )
-
-
-def _size(depth: Depth) -> str:
-    assert depth.behind is not None
-    return f"{depth.behind.mean:.3f} [{depth.behind.low:.3f}..{depth.behind.high:.3f}], {p_text(depth.p)}"
-
-
-def _what_settles(depth: Depth, compared: int) -> str:
-    """How far a depth is behind, and how many seeds would show whether it is."""
-    assert depth.behind is not None
-    more = runs_to_settle(depth.behind, compared)
-    if depth.behind.mean == 0:
-        advice = "no number of runs tells equals apart"
-    elif more is None:
-        advice = f"more than {MANY} seeds would be needed to settle that"
+    if standings.judged:
+        images = max(record.val_images for record in records)
+        yield from decision(depths, table.objective.margin, standings.by_image, images)
     else:
-        advice = f"{counted(more, 'more seed')} at both would probably settle it"
-    return f"{_size(depth)}; {advice}"
+        yield from by_seeds(depths)
 
 
-def p_text(p: float | None) -> str:
-    """`p=0.02`, `p<0.001`, or nothing."""
-    if p is None:
-        return ""
-    return "p<0.001" if p < 0.001 else f"p={p:.2g}"
+def _expected(records: Sequence[Result], standings: Standings, table: Table, best: Group) -> Iterator[str]:
+    """The accuracy to expect of the best on new images; nothing of one seed that also chose it."""
+    if not (standings.judged and standings.by_image):
+        return
 
-
-def _about_new_images(records: Sequence[Result], table: Table, best: Group) -> list[str]:
-    """What taking the best can lose, and what to expect of it, on images and with seeds that are not these."""
-    bits = best_bits(records, table) if table.objective == ACCURACY else {}
-    if not bits or len(best.seeds) < 2:  # one seed that also chose the best says too little
-        return []
-
-    sentences = []
-    k = best.freeze_depth
-    if len(bits) > 1:
-        at_best_epoch = {
-            depth: np.stack([epochs[epochs.mean(1).argmax()] for epochs in seeds]) for depth, seeds in bits.items()
-        }
-        loss = max(row.loss for row in compare(at_best_epoch, k).values())
-        sentences.append(
-            f"With new seeds, on new images, taking k={k} loses at most {max(0.0, loss):.3f} against any other depth."
-        )
-    expected = expect(bits[k])
-    sentences.append(
-        f"Expect {expected.accuracy:.3f} ± {expected.half_width:.3f} from it on new images ({expected.seeds} seeds, "
-        "which also chose it; each half of the images in the epoch that was best on the other half)."
-    )
-    return sentences
+    trials = {record.key: record for record in records}
+    expected = expect([epochs_of(trials[key]) for key in best.keys])
+    name = next(depth.name for depth in standings.depths if depth.standing == "best")
+    yield expectation(name, expected, explored=exploring_seed(records, table.objective) is not None)
 
 
 def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:
     """The one with the least time a trial; of equals, the deepest frozen."""
-    equal = [depth.group for depth in depths if depth.standing == "open"]
-    if not equal and not any(depth.standing == "worse" for depth in depths):
+    equal = [depth.group for depth in depths if depth.standing in ("open", "within", "images") and _may_be_equal(depth)]
+    if not equal and not any(depth.standing in ("worse", "within") for depth in depths):
         return None
     return min([best, *equal], key=lambda group: (group.seconds, -group.freeze_depth))
 
 
+def _may_be_equal(depth: Depth) -> bool:
+    """Whether it may be as good as the best: one that is far behind may be within the margin all the same."""
+    return depth.comparison is None or depth.comparison.loss > 0
+
+
 def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth], table: Table) -> list[str]:
-    if cheapest is None:
+    if cheapest is None or len(depths) < 2:
         return []
     if cheapest == best:
-        return ["The best is also the cheapest of the depths that are not distinguishably worse."]
+        return ["The best is also the cheapest of those that are not worse."]
 
-    behind = next(depth.behind for depth in depths if depth.group == cheapest)
-    assert behind is not None
+    depth = next(depth for depth in depths if depth.group == cheapest)
     result = f"{label(cheapest.params, table.swept)}: {score_text(cheapest, table.objective)}"
     return [
-        f"The cheapest depth not distinguishably worse is k={cheapest.freeze_depth} "
-        f"({result}) in {_share_of_time(cheapest, best)} of the best's time; "
-        f"a loss of up to {max(0.0, behind.high):.3f} is not ruled out."
+        f"The cheapest that may be as good is {depth.name} ({result}) in {_share_of_time(cheapest, best)} of the "
+        f"best's time; it is worse by {points(_most_behind(depth))} at most."
     ]
+
+
+def _most_behind(depth: Depth) -> float:
+    """The most that taking it instead of the best can lose."""
+    if depth.comparison is not None:
+        return max(0.0, 2 * depth.comparison.lead + depth.comparison.loss)  # as far above the lead as `loss` is below
+    return max(0.0, depth.behind.high) if depth.behind else 0.0
 
 
 def _share_of_time(group: Group, best: Group) -> str:
@@ -244,19 +137,16 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
     """How the head alone fares, which needs the least training; nothing where it was not tried."""
     deepest_depth = head_only_depth(records)
     head = next((depth for depth in depths if depth.group.freeze_depth == deepest_depth), None)
-    if head is None:
+    if head is None or len({depth.group.freeze_depth for depth in depths}) < 2:
         return []
     if head.standing == "best":
         return [f"The best trains the head alone (k={deepest_depth})."]
 
-    gap = best.score - head.group.score
-    certainty = {
-        "worse": "more than the noise of seeds",
-        "open": "not more than the noise of seeds",
-        "few": "with too few seeds to say whether that is noise",
-    }[head.standing]
+    gap = points(best.score - head.group.score)
+    certainty = {"worse": "surely worse", "few": "with too few seeds to say whether that is luck"}
     time = _share_of_time(head.group, best)
-    return [f"The head alone (k={deepest_depth}) is {gap:.3f} behind, {certainty}, in {time} of the best's time."]
+    how = certainty.get(head.standing, "which may be luck")
+    return [f"The head alone (k={deepest_depth}) is {gap} behind, {how}, in {time} of the best's time."]
 
 
 def head_only_depth(records: Sequence[Result]) -> int | None:
@@ -271,14 +161,35 @@ def _deepest(record: Result) -> int | None:
     return deepest(str(record.config.get("model.backbone")), record.freeze_unit)
 
 
-def _cost(records: Sequence[Result]) -> list[str]:
-    spent = duration(sum(record.total_seconds for record in records))
-    sentence = f"It cost {spent} of trial time in {counted(len(records), 'trial')}"
+def _cost(records: Sequence[Result], table: Table) -> list[str]:
+    spent = sum(record.total_seconds for record in records)
+    sentence = f"It cost {duration(spent)} of trial time in {counted(len(records), 'trial')}"
+
+    grid = _cost_of_grid(records, table.objective.explored_by)
+    if grid:
+        sentence += f"; all of its configurations, run whole with one seed, would have cost {duration(grid)}"
 
     saved = [seconds for record in records if (seconds := _number(record.cache, "saved_seconds")) > 0]
     if saved:
         sentence += f"; sharing the frozen layers' work saved {duration(sum(saved))} in {len(saved)} of them"
     return [f"{sentence}."]
+
+
+def _cost_of_grid(records: Sequence[Result], explored_by: int | None) -> float:
+    """Seconds that the configurations of a sweep with repeats would have cost in whole trials; 0 where not known.
+
+    One that was stopped, or not started, costs what whole trials of its depth do.
+    """
+    explored = [record for record in records if record.seed == explored_by and record.status in ("complete", "pruned")]
+    whole = [record for record in explored if record.status == "complete"]
+    seconds = {depth: [r.total_seconds for r in whole if r.freeze_depth == depth] for depth in _depths(whole)}
+    if explored_by is None or not _depths(explored) <= seconds.keys():
+        return 0.0
+    return sum(sum(of_depth) / len(of_depth) for r in explored if (of_depth := seconds[r.freeze_depth]))
+
+
+def _depths(records: Sequence[Result]) -> set[int | None]:
+    return {record.freeze_depth for record in records}
 
 
 def _number(values: Mapping[str, object], name: str) -> float:

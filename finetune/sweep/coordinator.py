@@ -2,13 +2,15 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.config import key_of
 from finetune.errors import Refused
-from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS
+from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS, UNSETTLED
 from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import Result
 from finetune.storage.durable import write_durably
@@ -26,9 +28,9 @@ from finetune.sweep.records import (
     unfinished_trials,
     unrecorded,
 )
-from finetune.sweep.search import Observation, Params, Search
-from finetune.sweep.standings import why_not_to_start, why_to_stop
-from finetune.sweep.state import Finished, Options, Running, Sweep, result_value
+from finetune.sweep.search import Observation, Params, Search, size
+from finetune.sweep.standings import next_repeats, why_lost, why_to_stop
+from finetune.sweep.state import NO_PLACE, Finished, Options, Running, Sweep, result_value
 
 _SAME_FAILURES = 3
 """So many first trials that fail for the same reason end a sweep."""
@@ -60,6 +62,21 @@ class Coordinator:
         self._workers = Workers()
         self._to_retry: list[tuple[Params, Path]] = []
         """Trials to start once more, after all others, so that a worker is tried with different ones."""
+        self._repeats = deque[Params]()
+        """Repeats to start, once those before them have ended."""
+        self._places = dict[str, int]()
+        """The number of each trial of the exploration in its order, by key."""
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether the sweep repeats what decides, and so goes on to a verdict."""
+        return self._sweep.objective.explored_by is not None
+
+    @property
+    def _races(self) -> bool:
+        """Whether trials are stopped that can hardly become the best of their depth: a race compares accuracies."""
+        spec = self._sweep.spec
+        return self._adapts and spec.stopping is None and spec.metric in ("val/acc", "val/acc_best")
 
     def run(self) -> None:
         """Go on until no trial is left, the search has ended, or the budget is spent."""
@@ -88,22 +105,35 @@ class Coordinator:
         sweep = self._sweep
         for result in records_by_age(sweep.folder):
             params = {key: result.params[key] for key in sweep.spec.parameters}
+            if not self._is_explored(params, result.key):  # a repeat, which comes again once it is wanted
+                continue
             if result.status == "failed" and self._options.retry_failed:
                 self._to_retry.append((params, sweep.folder / TRIALS / result.key))
             else:
                 self._finish(params, result)
 
-        self._to_retry += unfinished_trials(sweep.folder, sweep.spec.parameters)
+        unfinished = unfinished_trials(sweep.folder, sweep.spec.parameters)
+        self._to_retry += [(params, trial) for params, trial in unfinished if self._is_explored(params, trial.name)]
         del self._to_retry[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
+
+    def _is_explored(self, params: Params, key: str) -> bool:
+        """Whether the trial of this key is one of the search's own; then it gets its number in their order."""
+        if self._folder_of(params).name != key:
+            return False
+
+        self._places.setdefault(key, len(self._places))
+        return True
 
     def _start(self) -> None:
         """Start trials until all places are taken or none is left."""
         sweep = self._sweep
+        sweep.capacity = self._launcher.capacity
+        self._settle()  # also those that an earlier call left
         to_start: list[tuple[Params, Path]] = []
         while len(sweep.running) + len(to_start) < self._launcher.capacity and not sweep.ended:
             proposed = self._propose(to_start)
             if proposed is not None:
-                params, folder = proposed, sweep.folder / TRIALS / key_of(self._settings_of(proposed))
+                params, folder = proposed, self._folder_of(proposed)
             elif self._to_retry:
                 params, folder = self._to_retry.pop(0)
             else:
@@ -115,29 +145,61 @@ class Coordinator:
                 continue
 
             clear_attempt(folder)
-            # a trial that began is not given up for what others did since
-            reason = why_not_to_start(params, sweep) if proposed is not None else ""
-            if reason:
-                self._finish(params, self._write_record(params, folder, "pruned", reason))
-                self._watch(sweep, sweep.finished[-1].result)
+            if not to_start and self._is_lost_already(params, folder):
                 continue
 
+            if self._races and self._place(folder) != NO_PLACE:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / UNSETTLED).touch()
             to_start.append((params, folder))
 
         if to_start:
             overrides = [(sweep.spec.overrides(params), folder) for params, folder in to_start]
             jobs = self._launcher.start(overrides, sweep.incumbent)
             sweep.running += [
-                Running(params, folder, job) for (params, folder), job in zip(to_start, jobs, strict=True)
+                Running(params, folder, job, self._place(folder))
+                for (params, folder), job in zip(to_start, jobs, strict=True)
             ]
 
     def _propose(self, to_start: Sequence[tuple[Params, Path]]) -> Params | None:
-        """The next trial of the search, which learns from all that were started; None when it has no more."""
+        """The next trial of the search, which learns from all that were started; then the next repeat; else None."""
+        proposed = None
         if self._sweep.spec.method != "bayes":
-            return self._search.propose()
+            proposed = self._search.propose()
+        elif self._sweep.repeats is None:
+            waiting = [Observation(params, None, running=True) for params, _ in (*to_start, *self._to_retry)]
+            proposed = self._search.propose([*self._sweep.observed, *waiting])
 
-        waiting = [Observation(params, None, running=True) for params, _ in (*to_start, *self._to_retry)]
-        return self._search.propose([*self._sweep.observed, *waiting])
+        if proposed is not None:
+            self._places[self._folder_of(proposed).name] = len(self._places)
+            return proposed
+
+        if self._adapts and not self._repeats and not (self._sweep.running or to_start or self._to_retry):
+            self._look_for_repeats()
+        return self._repeats.popleft() if self._repeats else None
+
+    def _look_for_repeats(self) -> None:
+        """Find out what to repeat next, now that all trials so far have ended."""
+        sweep, spec = self._sweep, self._sweep.spec
+        explored = [trial for trial in sweep.finished if trial.place != NO_PLACE]
+        ended = {trial.result.key: trial.result for trial in sweep.finished}
+        if not explored:
+            return
+
+        looked = next_repeats(
+            explored, lambda params: ended.get(self._folder_of(params).name), sweep.objective, most=size(spec)
+        )
+        if looked is not None:
+            sweep.repeats, missing = looked
+            self._repeats.extend(missing)
+            sweep.total = len(sweep.finished) + len(missing)
+            self._watch(sweep, None)
+
+    def _folder_of(self, params: Params) -> Path:
+        return self._sweep.folder / TRIALS / key_of(self._settings_of(params))
+
+    def _place(self, folder: Path) -> int:
+        return self._places.get(folder.name, NO_PLACE)
 
     def _usable_record(self, params: Params, folder: Path) -> Result | None:
         """The record of an earlier call, or of a folder given to reuse, where the trial need not run; else None."""
@@ -158,17 +220,61 @@ class Coordinator:
             else:
                 self._note_epochs(trial)
                 self._note_progress(trial)
+        self._settle()
 
     def _note_epochs(self, trial: Running) -> None:
         """Ask a trial to stop whose new epochs leave it behind."""
         progress = progress_of(trial.folder)
-        if len(progress.get("history", [])) <= len(trial.history):
-            return
+        if len(progress.get("history", [])) > len(trial.history):
+            trial.history, trial.epochs, trial.images = progress["history"], progress["epochs"], progress["images"]
+            reason = why_to_stop(trial, self._sweep)
+            if reason:
+                write_durably(trial.folder / STOP, reason.encode())
 
-        trial.history, trial.epochs, trial.images = progress["history"], progress["epochs"], progress["images"]
-        reason = why_to_stop(trial, self._sweep)
+    def _settle(self) -> None:
+        """Apply the race, as far as it can tell by now: to trials that ran to their end, and to those that run."""
+        sweep = self._sweep
+        waiting = [i for i, trial in enumerate(sweep.finished) if not trial.settled]
+        for i in sorted(waiting, key=lambda i: sweep.finished[i].place):
+            trial = sweep.finished[i]
+            images = trial.result.val_images
+            reason = why_lost(trial.place, trial.params, trial.curve[:-1], images, sweep)
+            if reason is not None:
+                sweep.finished[i] = self._settled(trial, reason)
+
+        settled = sum(trial.settled for trial in sweep.finished)
+        for running in sweep.running if self._races else ():
+            news = settled, len(running.history)
+            if running.place == NO_PLACE or running.compared == news:
+                continue
+
+            running.compared = news
+            curve = sweep.spec.curve(running.history)[: (running.epochs or 1) - 1]
+            reason = why_lost(running.place, running.params, curve, running.images, sweep)
+            if reason:
+                write_durably(running.folder / STOP, reason.encode())
+
+    def _settled(self, trial: Finished, lost: str) -> Finished:
+        """A trial that ran to its end, as it stands now that those before it have ended, too."""
+        folder, result = self._sweep.folder / TRIALS / trial.result.key, trial.result
+        if lost:
+            result = replace(result, status="pruned", reason=lost)
+            result.save(folder)
+            self._drop_models([result.key])
+        (folder / UNSETTLED).unlink(missing_ok=True)
+        return replace(trial, result=result, settled=True)
+
+    def _is_lost_already(self, params: Params, folder: Path) -> bool:
+        """Whether a trial need not be started; then it has its record. One that began goes on until it is behind."""
+        place = self._place(folder)
+        if not self._races or place == NO_PLACE:
+            return False
+
+        reason = why_lost(place, params, (), 0, self._sweep)
         if reason:
-            write_durably(trial.folder / STOP, reason.encode())
+            self._finish(params, self._write_record(params, folder, "pruned", reason))
+            self._watch(self._sweep, self._sweep.finished[-1].result)
+        return bool(reason)
 
     def _note_progress(self, trial: Running) -> None:
         """End a trial that hangs."""
@@ -222,11 +328,14 @@ class Coordinator:
     def _finish(self, params: Params, result: Result) -> None:
         """Count a trial that has its record, and see whether it ends the search."""
         sweep, spec = self._sweep, self._sweep.spec
-        trial = Finished.of(spec, params, result)
-        if result.status == "complete" and not trial.curve:
-            result = record_unlogged(sweep.folder / TRIALS / result.key, result, spec.metric)
-            trial = Finished.of(spec, params, result)
-        sweep.finished.append(trial)
+        folder = sweep.folder / TRIALS / result.key
+        if result.status == "complete" and not spec.curve(result.history):
+            result = record_unlogged(folder, result, spec.metric)
+
+        settled = not (self._races and result.status == "complete" and (folder / UNSETTLED).exists())
+        if settled:
+            (folder / UNSETTLED).unlink(missing_ok=True)
+        sweep.finished.append(Finished.of(spec, params, result, self._place(folder), settled))
 
         value = result_value(spec, result)
         if spec.target is not None and value is not None and spec.sign * value >= spec.sign * spec.target:

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from finetune.config import PLACES
 from finetune.errors import Refused
 from finetune.records.layout import LOCK, SWEEP
+from finetune.records.ranking import Objective
 from finetune.storage.durable import sealed, unsealed, write_durably
-from finetune.sweep.identity import VERSION, difference, identity_of
+from finetune.sweep.identity import VERSION, difference, identity_of, without_race
 from finetune.sweep.spec import SweepSpec
 
 _MOMENT = 1.0
@@ -59,7 +61,8 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
     try:
         old = unsealed((folder / SWEEP).read_bytes())
         version = old.get("version", 1)  # which was not written at first
-        differs = difference(old, identity_of(spec, seed, data)) if version == VERSION else ""
+        now = identity_of(spec, seed, data)
+        differs = difference(without_race(old, spec), now) if version == VERSION else ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"{folder / SWEEP} cannot be read ({error}); give --out another folder") from error
 
@@ -111,20 +114,25 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials: int) -> None:
-    """Write into `folder` which sweep it holds, and of how many trials; data that it had before stay known."""
+def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials: int, objective: Objective) -> None:
+    """Write into `folder` which sweep it holds; what it had before of data, and of how it is judged, stays known.
+
+    Args:
+        spec: The sweep.
+        folder: Where it lives.
+        seed: The seed of its search.
+        data: Digests of its images and weights.
+        trials: How many its file has.
+        objective: How they are judged, where repeats follow them.
+    """
+    judged: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, KeyError):
-        data = sorted({*data, *unsealed((folder / SWEEP).read_bytes())["data"]})
-    write_durably(folder / SWEEP, sealed({**identity_of(spec, seed, data), "trials": trials}))
-
-
-def planned(folder: Path) -> tuple[int, list[str]] | None:
-    """How many trials the sweep in `folder` has, and the keys that it sweeps; None where no sweep ran."""
-    try:
-        values = unsealed((folder / SWEEP).read_bytes())
-        return int(values["trials"]), list(values["space"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        before = unsealed((folder / SWEEP).read_bytes())
+        data = sorted({*data, *before["data"]})
+        judged = {key: before[key] for key in ("margin", "explored_by") if key in before}
+    if objective.explored_by is not None:
+        judged = {"margin": objective.margin, "explored_by": objective.explored_by}
+    write_durably(folder / SWEEP, sealed({**identity_of(spec, seed, data), **judged, "trials": trials}))
 
 
 def is_running(folder: Path) -> bool:

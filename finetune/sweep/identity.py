@@ -10,8 +10,11 @@ from typing import Any
 from finetune.config import digest_of
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import SweepSpec
-from finetune.sweep.stopping import Hyperband, Race
+from finetune.sweep.stopping import Hyperband
 
+_FORMER_RACE = {"z": 1.5}
+"""What the option `--race` of the first release wrote. A race is how any sweep may explore now, and no part of what it
+is, so such a folder is continued too."""
 VERSION = 1
 """Of the mapping below. Another meaning of an entry needs another number, and code that still reads this one."""
 
@@ -38,9 +41,23 @@ def identity_of(spec: SweepSpec, seed: int, data: Sequence[str]) -> dict[str, An
 
 def spec_digest(spec: SweepSpec) -> str:
     """Twelve hex digits that name the space, the search and the fixed overrides, and not the header or `run_cap`."""
+    return _digest(spec, _stopping(spec.stopping))
+
+
+def _digest(spec: SweepSpec, stopping: dict[str, Any] | None) -> str:
     space = {key: _distribution(distribution) for key, distribution in spec.parameters.items()}
-    stopping = _stopping(spec.stopping)
     return digest_of([spec.method, spec.goal, spec.metric, space, list(spec.fixed), spec.target, stopping])
+
+
+def without_race(old: dict[str, Any], spec: SweepSpec) -> dict[str, Any]:
+    """What a folder says of itself, where it holds `spec` as a race of the first release: as if it were none.
+
+    Raises:
+        KeyError: `old` is no identity.
+    """
+    if old["digest"] != _digest(spec, _FORMER_RACE):
+        return old
+    return {**old, "digest": spec_digest(spec), "search": _search_text(spec)}
 
 
 def _distribution(distribution: Distribution) -> dict[str, Any]:
@@ -53,11 +70,9 @@ def _distribution(distribution: Distribution) -> dict[str, Any]:
     }
 
 
-def _stopping(rule: Hyperband | Race | None) -> dict[str, Any] | None:
+def _stopping(rule: Hyperband | None) -> dict[str, Any] | None:
     if rule is None:
         return None
-    if isinstance(rule, Race):
-        return {"z": rule.z}
     return {
         "min_iter": rule.min_iter,
         "max_iter": rule.max_iter,
@@ -72,8 +87,7 @@ def _search_text(spec: SweepSpec) -> str:
     numbers = _stopping(spec.stopping)
     stopping = "none"
     if numbers is not None:
-        name = "Race" if isinstance(spec.stopping, Race) else "Hyperband"
-        stopping = f"{name}({', '.join(f'{key}={value!r}' for key, value in numbers.items())})"
+        stopping = f"Hyperband({', '.join(f'{key}={value!r}' for key, value in numbers.items())})"
     return f"{spec.method}, {spec.goal} {spec.metric}, target {spec.target}, stopping {stopping}"
 
 

@@ -4,10 +4,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.compose import compose_config
 from finetune.config import digest_of
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress, no_progress
@@ -18,11 +20,11 @@ from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare
+from finetune.sweep.race import rate_of
 from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
-from finetune.sweep.stopping import Race
 
 _AS_USUAL = Options()
 
@@ -71,7 +73,9 @@ def run_sweep(
     if gpus and not _on_gpus(spec):
         gpus = []
     first_gpu = gpus[0] if gpus else None
-    prepared = check_and_prepare(_to_prepare(spec, seed), cluster is None, show, first_gpu)
+    # under a budget each trial stores what it needs, for many may never be reached
+    stores = cluster is None and options.budget is None
+    prepared = check_and_prepare(_to_prepare(spec, seed), stores, show, first_gpu)
 
     # 3. The folder once more, now that the digests of images and weights are known
     data = (*prepared.datasets, *prepared.weights)
@@ -79,11 +83,15 @@ def run_sweep(
     refuse_unusable(folder)
 
     # 4. The trials
-    sweep = Sweep(spec, folder, size(spec))
+    objective = Objective(spec.metric, spec.goal)
+    if options.margin is not None and "seed" not in spec.parameters:  # else the file says what is repeated
+        explored_by = int(settings_of(corners(spec)[0])["seed"])
+        objective = replace(objective, margin=options.margin, explored_by=explored_by)
+    sweep = Sweep(spec, folder, size(spec), objective)
     search = Search(spec, seed, _in_order(spec, seed, options))
     with alone(folder), stores_in_use(prepared.stores):
         remove_leftovers(folder)
-        claim(spec, folder, seed, data, sweep.total)
+        claim(spec, folder, seed, data, sweep.total, objective)
 
         environment = {"WANDB_RUN_GROUP": spec.name}
         launcher: Launcher
@@ -101,9 +109,9 @@ def _in_order(spec: SweepSpec, seed: int, options: Options) -> Iterable[Params]:
     """The trials of a grid or random search as they are to run: side by side those that share stores."""
     if spec.method == "bayes":
         return ()
-    if isinstance(spec.stopping, Race):  # whose rules go by the next deeper cut
-        return sorted(planned_trials(spec, seed), key=sharing_order)
-    if spec.target is not None or options.budget is not None:  # what ends early must not end lopsided
+    if options.margin is not None:  # a race goes by the next deeper cut, and by the larger learning rates
+        return sorted(planned_trials(spec, seed), key=lambda params: (sharing_order(params), -rate_of(params)))
+    if spec.target is not None or options.budget is not None:  # then it must not end lopsided
         return planned_trials(spec, seed, may_end_early=True)
     return sorted(planned_trials(spec, seed), key=sharing_order)
 

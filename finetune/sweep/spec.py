@@ -12,7 +12,7 @@ from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
 from finetune.records.metric import metric_values
 from finetune.sweep.distribution import Distribution, number, read_distribution
-from finetune.sweep.stopping import Hyperband, Race, read_hyperband
+from finetune.sweep.stopping import Hyperband, read_hyperband
 from finetune.sweep.yaml_file import read_document
 
 METHODS = ("grid", "random", "bayes")
@@ -54,8 +54,8 @@ class SweepSpec:
     """Whether those of a grid come from all over it; otherwise they are its first ones, as W&B has it."""
     target: float | None = None
     """A value of the metric that ends the search once a trial reaches it."""
-    stopping: Hyperband | Race | None = None
-    """When a running trial is given up."""
+    stopping: Hyperband | None = None
+    """The file's own rule of when a running trial is given up."""
     not_for_agents: tuple[str, ...] = ()
     """What keeps W&B's own agents from running the file, one sentence each."""
 
@@ -89,14 +89,13 @@ def find_sweep(name: str) -> Path:
     raise Refused(f"{name}: there is no such sweep file; shipped ones: {', '.join(known)}")
 
 
-def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None = None, race: bool = False) -> SweepSpec:
+def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None = None) -> SweepSpec:
     """Read a sweep file.
 
     Args:
         path: YAML in W&B's sweep schema.
         overrides: Given beside the file for every trial; they follow, and so win over, those in its command.
         trials: Instead of the file's `run_cap`; those of a grid then come from all over it.
-        race: Stop trials that can hardly become the best.
 
     Raises:
         Refused: what is unknown or cannot be honoured, by name; nothing in the file is executed.
@@ -107,7 +106,9 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
 
     # 1. What is searched for, and for how long
     metric, goal, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}), method)
-    stopping = _stopping(path, raw, race, f"{goal} {metric}")
+    stopping = None
+    if "early_terminate" in raw:
+        stopping = read_hyperband(f"{path}: early_terminate", raw["early_terminate"])
     run_cap = _run_cap(path, raw, trials, method)
 
     # 2. Where: the swept settings, and the fixed ones
@@ -217,17 +218,6 @@ def refuse_wrong_goal(where: str, metric: Mapping[str, Any]) -> None:
             f"{where}: metric {name} {without}would be {goal or 'minimize'}d, which keeps the worst trial; "
             f"write metric: {{name: {name}, goal: {meant}}}"
         )
-
-
-def _stopping(path: Path, raw: Mapping[str, Any], race: bool, aim: str) -> Hyperband | Race | None:
-    if race and aim not in ("maximize val/acc", "maximize val/acc_best"):
-        raise Refused(f"{path}: a race compares accuracies, not {aim}; set metric.name to val/acc_best")
-    if race and "early_terminate" in raw:
-        raise Refused(f"{path}: early_terminate and --race both stop trials; use one of them")
-
-    if "early_terminate" in raw:
-        return read_hyperband(f"{path}: early_terminate", raw["early_terminate"])
-    return Race() if race else None
 
 
 def _problems(raw: Mapping[str, Any], nested: Sequence[str]) -> Iterator[str]:

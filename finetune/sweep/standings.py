@@ -1,23 +1,38 @@
-"""How a sweep's trials stand to each other after each epoch, and so which need not go on. Imports no torch."""
+"""How a sweep's trials stand to each other: which need not go on, or start, and which are repeated. Imports no torch.
 
-from typing import Any
+Which trials a race stops depends on their order alone, not on how fast they ran or how many at a time: a trial is
+compared with those before it in the order, once they have ended. So a trial may be found to have fallen behind after
+it ran to its end.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 from finetune.config import freeze_depth_number
+from finetune.records.ranking import Objective
+from finetune.records.result import Result
+from finetune.report.bits import are_comparable_by_image, values_of
+from finetune.report.judge import LOOKS
+from finetune.report.table import best_of_each, tabulate
+from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
+from finetune.sweep.repeats import Contender, Repeats, plan_repeats
 from finetune.sweep.search import DEPTH, Params
-from finetune.sweep.state import Running, Sweep
-from finetune.sweep.stopping import EndedTrial, Race
+from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep
+
+_SEEDS = 2**32
+"""Seeds are numbers below this."""
 
 
 def why_to_stop(trial: Running, sweep: Sweep) -> str:
-    """Why a running trial of the sweep need not go on; empty when it should, or is done anyway."""
+    """Why a running trial need not go on by the sweep file's own rule; empty when it should, or is done anyway."""
     spec, rule = sweep.spec, sweep.spec.stopping
-    if rule is None or len(trial.history) == trial.epochs:
+    if rule is None or trial.place == NO_PLACE or len(trial.history) == trial.epochs:
         return ""
 
     finished = [other.curve for other in sweep.finished]
     running = [spec.curve(other.history) for other in sweep.running]
     own = spec.curve(trial.history)
-    verdict = rule.verdict(own, [*finished, *running], trial.images)
+    verdict = rule.verdict(own, [*finished, *running])
     if verdict is None:
         return ""
 
@@ -26,28 +41,91 @@ def why_to_stop(trial: Running, sweep: Sweep) -> str:
     return f"stopped at epoch {len(own)}: {value:.4g} {side} {threshold:.4g}"
 
 
-def why_not_to_start(params: Params, sweep: Sweep) -> str:
-    """Why a trial of a race need not start; empty when it should."""
-    rule = sweep.spec.stopping
-    if not isinstance(rule, Race):
+def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sweep: Sweep) -> str | None:
+    """Why a trial lost the race of its sweep; empty where it has not, None while that depends on others under way.
+
+    Args:
+        place: Its number in the order of the exploration.
+        params: Its own.
+        curve: Its accuracy after each epoch so far, the last of all left out.
+        images: Validation images.
+        sweep: The state of all others.
+    """
+    depth = depth_of(params)
+    others: list[Finished | Running] = [*sweep.finished, *sweep.running]
+    before = [other for other in others if 0 <= other.place < place]
+    deeper = min((own for other in before if (own := depth_of(other.params)) > depth), default=None)
+    rivals = [other for other in before if depth_of(other.params) in (depth, deeper)]
+    in_order = sweep.spec.method != "bayes"  # whose next trial depends on what has ended when it is proposed
+    if in_order and any(isinstance(other, Running) or not other.settled for other in rivals):
+        return None
+
+    ended = [_ended(other) for other in rivals if isinstance(other, Finished) and other.settled]
+    lost_at = lost_deeper(depth, params, [other for other in ended if other.depth > depth])
+    if lost_at is not None:
+        return f"not needed: at freeze depth {lost_at:g} this learning rate lost to a smaller one"
+
+    whole = [(rate_of(other.params), other.curve) for other in ended if other.depth == depth and other.whole]
+    behind = fell_behind(curve, rate_of(params), whole, images)
+    if behind is None:
         return ""
-
-    ended = [
-        EndedTrial(
-            *_place(trial.params),
-            trial.curve[-1] if trial.curve else 0.0,
-            trial.result.status == "pruned",
-        )
-        for trial in sweep.finished
-    ]
-    lost = rule.lost_before(*_place(params), ended)
-    if lost is None:
-        return ""
-    return f"not started: the same settings fell behind at freeze depths {lost[0]:g} and {lost[1]:g}"
+    return f"fell behind at epoch {behind.epoch}: {behind.value:.3f} in reach, below {behind.threshold:.3f}"
 
 
-def _place(params: Params) -> tuple[float, dict[str, Any], Any]:
-    """A trial's depth, its other settings, and its seed."""
-    depth = params.get(DEPTH, 0)
-    others = {key: value for key, value in params.items() if key != DEPTH}
-    return float(freeze_depth_number(depth)), others, params.get("seed")
+def depth_of(params: Params) -> float:
+    """A trial's freeze depth as a number; 0 for all where it is not swept."""
+    return float(freeze_depth_number(params.get(DEPTH, 0)))
+
+
+def _ended(trial: Finished) -> Ended:
+    status = trial.result.status
+    whole = status == "complete" and bool(trial.curve)
+    return Ended(depth_of(trial.params), trial.params, trial.curve, whole, stopped=status == "pruned")
+
+
+def next_repeats(
+    explored: Sequence[Finished], record_of: Callable[[Params], Result | None], objective: Objective, most: int
+) -> tuple[Repeats[Contender], list[Params]] | None:
+    """What a sweep repeats next, and the parameters of those repeats that have no record yet.
+
+    Args:
+        explored: The trials of its file.
+        record_of: The record of the trial with these parameters, if it ended.
+        objective: What the sweep optimises, and the seed that explored; repeats have the seeds that follow.
+        most: Repeats at the most, but for the first of each.
+
+    Returns:
+        None where nothing can be compared.
+    """
+    assert objective.explored_by is not None
+    table = tabulate([trial.result for trial in explored], objective)
+    if not table.groups:
+        return None
+
+    params = {trial.result.key: trial.params for trial in explored}
+    records = {trial.result.key: trial.result for trial in explored}
+    contenders = {name: group.keys[0] for name, group in best_of_each(table).items()}
+    repeats = {
+        name: [{**params[key], "seed": (objective.explored_by + i) % _SEEDS} for i in range(1, LOOKS[-1] + 1)]
+        for name, key in contenders.items()
+    }
+    ended = {name: _until_none(map(record_of, of_one)) for name, of_one in repeats.items()}
+
+    whole = [trial for trials in ended.values() for trial in trials if objective.value(trial) is not None]
+    by_image = are_comparable_by_image([*(records[key] for key in contenders.values()), *whole], objective)
+    plan = plan_repeats(
+        {name: values_of([records[key]], objective, by_image) for name, key in contenders.items()},
+        {
+            name: [values_of([trial], objective, by_image) if trial in whole else None for trial in trials]
+            for name, trials in ended.items()
+        },
+        objective.margin,
+        most,
+        tried=sum(trial.result.status in ("complete", "pruned") for trial in explored),
+    )
+    missing = [repeats[name][i] for name, seeds in plan.wanted.items() for i in range(len(ended[name]), seeds)]
+    return plan, [] if plan.done else missing
+
+
+def _until_none(trials: Iterable[Result | None]) -> list[Result]:
+    return [trial for trial in itertools.takewhile(lambda trial: trial is not None, trials) if trial is not None]

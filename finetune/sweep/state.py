@@ -8,6 +8,7 @@ from finetune.records.metric import Incumbent, metric_values
 from finetune.records.ranking import Objective, best_trial, configurations
 from finetune.records.result import Result
 from finetune.sweep.jobs import Job
+from finetune.sweep.repeats import Contender, Repeats
 from finetune.sweep.search import Observation, Params
 from finetune.sweep.spec import SweepSpec
 
@@ -18,7 +19,7 @@ of it."""
 
 @dataclass(frozen=True)
 class Options:
-    """How a sweep runs; none of it changes which trials there are."""
+    """How a sweep runs; none of it changes what sweep it is."""
 
     workers: int | None = None
     """Trials at a time; by default one a GPU, else one a core and four at the most."""
@@ -31,10 +32,18 @@ class Options:
     """Folders of sweeps, or of runs, whose records count as this sweep's where the settings are the same."""
     launcher: str = "local"
     """Where trials run: `local`, `slurm`, or a file of settings like conf/launcher/slurm.yaml."""
+    margin: float | None = None
+    """The difference of accuracy that is worth having, 0..1. With it a sweep ends with a verdict: it stops trials that
+    can hardly become the best of their depth, then repeats those between which it has to decide. Without it, the
+    trials of the file are run as they are, and no others."""
     retry_failed: bool = False
     """Run failed trials again; otherwise their records stand."""
     stuck_after: float = 900.0
     """Seconds without a sign of progress after which a trial is ended, and started once more."""
+
+
+NO_PLACE = -1
+"""Of a trial that is in no race: a repeat, or one that is started once more after all others."""
 
 
 @dataclass
@@ -44,6 +53,8 @@ class Running:
     params: Params
     folder: Path
     job: Job
+    place: int = NO_PLACE
+    """Its number in the order of the exploration."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Its epochs so far."""
     epochs: int | None = None
@@ -54,6 +65,8 @@ class Running:
     """Seconds of our own watching since it last made progress."""
     stuck: bool = False
     """Whether it was ended for that."""
+    compared: tuple[int, int] = (0, 0)
+    """How many trials had ended, and how many epochs it had, when it was last compared with them."""
     _heartbeat: str = ""
     _looked: float = 0.0
 
@@ -82,11 +95,17 @@ class Finished:
     result: Result
     curve: list[float]
     """The sweep's metric after each epoch that has it, signed so that larger is better."""
+    place: int = NO_PLACE
+    """Its number in the order of the exploration."""
+    settled: bool = True
+    """Whether it stands as it is; otherwise a trial before it, still under way, may show that it fell behind."""
 
     @classmethod
-    def of(cls, spec: SweepSpec, params: Params, result: Result) -> "Finished":
+    def of(
+        cls, spec: SweepSpec, params: Params, result: Result, place: int = NO_PLACE, settled: bool = True
+    ) -> "Finished":
         """Its curve is worked out here, once: ten thousand trials are compared after every epoch of any of them."""
-        return cls(params, result, spec.curve(result.history))
+        return cls(params, result, spec.curve(result.history), place, settled)
 
 
 @dataclass
@@ -96,7 +115,9 @@ class Sweep:
     spec: SweepSpec
     folder: Path
     total: int
-    """Trials there will be at the most."""
+    """Trials there will be at the most, as far as is known: repeats come when it is known what to repeat."""
+    objective: Objective
+    """What it optimises, and how that is judged."""
     finished: list[Finished] = field(default_factory=list)
     """In the order in which this process learned of them."""
     running: list[Running] = field(default_factory=list)
@@ -108,6 +129,10 @@ class Sweep:
     """What went wrong without ending it: trials started again, workers set aside."""
     taken: int = 0
     """How many finished trials came from `Options.reuse`."""
+    repeats: Repeats[Contender] | None = None
+    """What is repeated, and why; None while it explores, and where it repeats nothing."""
+    capacity: int = 1
+    """Trials at a time."""
 
     @property
     def results(self) -> list[Result]:
@@ -125,15 +150,15 @@ class Sweep:
         return best.result
 
     @property
-    def repeats(self) -> bool:
+    def has_repeats(self) -> bool:
         """Whether several trials have one configuration, so that the best is the one with the best mean."""
-        return "seed" in self.spec.parameters
+        return "seed" in self.spec.parameters or self.repeats is not None
 
     @property
     def incumbent(self) -> Incumbent | None:
         """What the next trial must be as good as for its model to be of use; None where any may be."""
         value = None if self.best is None else result_value(self.spec, self.best)
-        if value is None or self.repeats:
+        if value is None or self.has_repeats:
             return None
         return Incumbent(self.spec.metric, self.spec.goal, value)
 
@@ -142,11 +167,10 @@ class Sweep:
         if self.best is None:
             return set()
 
-        objective = Objective(self.spec.metric, self.spec.goal)
-        best_first = configurations(self.results, objective)[:candidates] if self.repeats else []
+        best_first = configurations(self.results, self.objective)[:candidates] if self.has_repeats else []
         if not best_first:  # also where all are refits, which nothing compares
             return {self.best.key}
-        return {best_trial(trials, objective).key for trials in best_first}
+        return {best_trial(trials, self.objective).key for trials in best_first}
 
     @property
     def observed(self) -> list[Observation]:

@@ -1,9 +1,8 @@
-"""When to stop a trial early: Hyperband as W&B's sweeps mean it, or a race. Imports no torch."""
+"""When to stop a trial early, as a sweep file may ask for it: Hyperband as W&B's sweeps mean it. Imports no torch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from finetune.errors import Refused, nearest
 from finetune.sweep.distribution import number
@@ -37,15 +36,12 @@ class Hyperband:
             bands.append(int((self.min_iter or 1) * self.eta ** len(bands)))
         return tuple(bands)
 
-    def verdict(
-        self, own: Sequence[float], everyone: Sequence[Sequence[float]], images: int = 0
-    ) -> tuple[float, float] | None:
+    def verdict(self, own: Sequence[float], everyone: Sequence[Sequence[float]]) -> tuple[float, float] | None:
         """The value and the threshold it misses, if a running trial should stop; else None.
 
         Args:
             own: The trial's metric after each epoch; larger is better.
             everyone: The same for all trials of the sweep, ended or running, this one's among them.
-            images: Validation images; of no matter here.
         """
         band = max((band for band in self.bands if band <= len(own)), default=None)
         if band is None:
@@ -97,62 +93,3 @@ def read_hyperband(where: str, entry: Any) -> Hyperband:
     if not rule.bands:
         raise Refused(f"{where}: no band lies before max_iter {rule.max_iter}; raise it, or lower eta")
     return rule
-
-
-class EndedTrial(NamedTuple):
-    """A trial that ended: where it was cut, its other settings, how good it became and whether it was stopped."""
-
-    depth: float
-    """Freeze depth; `all` is infinite."""
-    others: object
-    """Its other settings, the seed among them; compared, and not looked into."""
-    seed: object
-    value: float
-    stopped: bool
-
-
-@dataclass(frozen=True)
-class Race:
-    """A trial goes on while it may still be the best: until an epoch leaves it behind by more than chance.
-
-    Compared are accuracies after equally many epochs, on the same validation images. Behind by more than chance is
-    `z` standard errors of the difference of two such shares.
-    """
-
-    z: float = 1.5
-
-    def verdict(
-        self, own: Sequence[float], everyone: Sequence[Sequence[float]], images: int
-    ) -> tuple[float, float] | None:
-        """The value and the threshold it misses, if a running trial should stop; else None.
-
-        Args:
-            own: The trial's best accuracy so far after each epoch, 0..1.
-            everyone: The same for all trials of the sweep, ended or running, this one's among them.
-            images: Validation images.
-        """
-        value = own[-1]
-        best = max(values[len(own) - 1] for values in everyone if len(values) >= len(own))
-        error = math.sqrt((value * (1 - value) + best * (1 - best)) / images)
-        threshold = best - self.z * error
-        return (value, threshold) if value < threshold else None
-
-    def lost_before(
-        self, depth: float, others: object, seed: object, ended: Sequence[EndedTrial]
-    ) -> tuple[float, float] | None:
-        """The two next deeper depths, if the same settings lost at both, so that a trial here is not worth its start.
-
-        Settings lose at a depth when they were stopped there and others did better. The more is trained, the smaller
-        is the learning rate that suits it, so what lost with less to train loses with more. The deepest depth of a
-        sweep, mostly the head alone, says nothing about the others, and the best of a depth never loses.
-        """
-        deeper = sorted({trial.depth for trial in ended if trial.depth > depth and trial.seed == seed})
-        if len(deeper) < 3:
-            return None
-
-        for next_depth in deeper[:2]:
-            trials = [trial for trial in ended if trial.depth == next_depth and trial.seed == seed]
-            own = next((trial for trial in trials if trial.others == others), None)
-            if own is None or not own.stopped or own.value >= max(trial.value for trial in trials):
-                return None
-        return deeper[0], deeper[1]

@@ -32,7 +32,7 @@ def test_the_terminal_says_what_the_page_says(
 ) -> None:
     out = run(monkeypatch, capfd, "report", str(sweep))
     page = (sweep / "report.html").read_text()
-    assert "Depth matters: worse than k=11 beyond the noise of seeds" in out
+    assert "Worse than k=11 beyond the noise of seeds" in out
     assert "18 complete, 1 failed" in out
     caveats = [line[2:] for line in out.splitlines() if line.startswith("- ")]
     assert "The best lr, 0.01, is at the highest end of what was tried: try larger ones." in caveats

@@ -25,7 +25,9 @@ class Sweeps:
         """The exit code, and what was printed to the two streams."""
         file = file or sweep_file(self._place, ONE_TRIAL)
         self._capfd.readouterr()
-        code = finetune(self._monkeypatch, "sweep", file, *words, "trainer.epochs=1", "--out", self.folder)
+        code = finetune(
+            self._monkeypatch, "sweep", file, "--no-repeats", *words, "trainer.epochs=1", "--out", self.folder
+        )
         shown = self._capfd.readouterr()
         return code, shown.out, shown.err
 

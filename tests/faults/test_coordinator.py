@@ -90,7 +90,7 @@ def test_fault_14_another_space_metric_or_data_are_refused_and_another_sweep_cou
 @pytest.mark.slow
 def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Path, small: list[str], arm: Arm) -> None:
     file = sweep_file(tmp_path, DEPTHS)
-    words = ["sweep", file, *small, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]
+    words = ["sweep", file, "--no-repeats", *small, "trainer.epochs=1", "--workers", 1, "--out", tmp_path / "s"]
     arm(f"tell {tmp_path}/s/trials/* 2 kill")
     assert run(*words)[0] == -signal.SIGKILL
     before = terminal_records(tmp_path / "s")
@@ -113,7 +113,7 @@ def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_comm
     spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [4, 5]}}), fixed=tuple(words))
     run_sweep(spec, tmp_path / "whole", Options(workers=2))
     reached = arm(*(f"step *{key_at(spec, depth)} 3 hold" for depth in (4, 5)))
-    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s")
+    process = start("sweep", file, "--no-repeats", *words, "--workers", 2, "--out", tmp_path / "s")
     wait_for(lambda: reached.read_text().count("step ") == 6)
     process.kill()
     process.communicate()
@@ -273,7 +273,9 @@ def test_fault_44_a_coordinator_that_was_stopped_and_continued_declares_no_live_
 ) -> None:
     file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [4, 5]}})
     words = [*small[:-2], small[-1], "trainer.epochs=60"]
-    process = start("sweep", file, *words, "--workers", 2, "--out", tmp_path / "s", "--stuck-after", "20s")
+    process = start(
+        "sweep", file, "--no-repeats", *words, "--workers", 2, "--out", tmp_path / "s", "--stuck-after", "20s"
+    )
     wait_for(lambda: list((tmp_path / "s").glob(f"trials/*/{HEARTBEAT}")))
     process.send_signal(signal.SIGSTOP)
     time.sleep(22)
@@ -302,7 +304,7 @@ def test_a_sweep_that_ended_early_does_not_wait_for_a_trial_that_was_to_start_ag
 @pytest.mark.slow
 def test_ctrl_c_while_the_server_of_trials_imports_is_no_traceback(tmp_path: Path, small: list[str]) -> None:
     file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [5]}})
-    process = start_anew("sweep", file, *small, "--out", tmp_path / "s")
+    process = start_anew("sweep", file, "--no-repeats", *small, "--out", tmp_path / "s")
     wait_for(lambda: any("forkserver" in command for command in commands_below(process.pid)))
     for pid in (process.pid, *commands_below(process.pid).values()):
         os.kill(pid, signal.SIGINT)  # as a terminal does, to all of them
@@ -318,7 +320,7 @@ def test_fault_26_a_coordinator_that_is_taken_back_saves_its_trials(
     tmp_path: Path, small: list[str], number: signal.Signals
 ) -> None:
     file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [5]}})
-    process = start("sweep", file, *small, "trainer.epochs=1000", "--out", tmp_path / "a [/b]")
+    process = start("sweep", file, "--no-repeats", *small, "trainer.epochs=1000", "--out", tmp_path / "a [/b]")
     wait_for(lambda: list((tmp_path / "a [/b]").glob(f"trials/*/{HEARTBEAT}")))
     process.send_signal(number)
     said, _ = process.communicate(timeout=PATIENCE)

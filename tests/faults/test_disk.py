@@ -224,7 +224,7 @@ def test_fault_29_without_room_for_the_pixels_a_sweep_trains_from_memory(tmp_pat
     assert run("sweep", file, *given, "--out", tmp_path / "whole")[0] == 0
     shutil.rmtree(tmp_path / "cache")
     # the pixels take 295 and 147 kB; activations, records, logs and checkpoints less than 100
-    code, said = limited(120_000, "sweep", file, *given, "--out", tmp_path / "s")
+    code, said = limited(120_000, "sweep", file, "--no-repeats", *given, "--out", tmp_path / "s")
     assert "2 complete" in said
     assert code == 4, said  # the page, which takes 5 MB, could not be written either
     for key in terminal_records(tmp_path / "s"):
@@ -263,7 +263,7 @@ def test_fault_30_a_full_disk_tears_no_checkpoint_and_no_record(
     kept = {key: data for key, data in before.items() if key != max(before)}
     file = sweep_file(tmp_path, DEPTHS)
     arm(f"write {tmp_path}/s/*/{what} 0 full")
-    code, said = run("sweep", file, *words, "trainer.epochs=1", "--out", tmp_path / "s")
+    code, said = run("sweep", file, "--no-repeats", *words, "trainer.epochs=1", "--out", tmp_path / "s")
     assert {key: data for key, data in terminal_records(tmp_path / "s").items() if key in kept} == kept
     if what == CHECKPOINT and code == 3:
         assert "No space left on device" in said

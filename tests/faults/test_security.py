@@ -73,7 +73,7 @@ def test_fault_16_a_key_in_the_environment_is_in_no_record_log_or_page(tmp_path:
     words = [*fast[:-2], "trainer.epochs=1", fast[-1], "logger=wandb", "logger.mode=offline"]
     folder, cache = tmp_path / "s", tmp_path / "cache"
     secret = {"WANDB_API_KEY": KEY, "FINETUNE_CACHE": str(cache)}
-    code, said = run("sweep", file, *words, "--out", folder, "--workers", 1, **secret)
+    code, said = run("sweep", file, "--no-repeats", *words, "--out", folder, "--workers", 1, **secret)
     assert code in (0, 3), said
     told, page = run("report", folder, **secret)
     assert told == 0, page
@@ -263,7 +263,9 @@ def test_fault_48_a_checkpoint_whose_frozen_weights_changed_is_refused_with_both
 @pytest.mark.parametrize(
     ("command", "spared"),
     [
-        pytest.param(["finetune", "sweep", "{file}", "--out", "s", "--workers", "1"], (), marks=pytest.mark.slow),
+        pytest.param(
+            ["finetune", "sweep", "{file}", "--no-repeats", "--out", "s", "--workers", "1"], (), marks=pytest.mark.slow
+        ),
         pytest.param(["python", "-P", "-m", "finetune.train", "out=r"], (), marks=pytest.mark.slow),
         pytest.param(["python", "-m", "finetune.train", "out=r"], ("finetune", *BY_PYTHON), marks=pytest.mark.slow),
     ],

@@ -298,7 +298,18 @@ def test_fault_25_ctrl_c_saves_the_trials_of_a_sweep_and_prints_the_command_that
 ) -> None:
     folder = tmp_path / "s"
     file = sweep_file(tmp_path, {"seed": {"values": [0, 1]}})
-    words = ["sweep", file, *small, *EVERYTHING, "trainer.save_every=1000", "--out", folder, "--workers", "1"]
+    words = [
+        "sweep",
+        file,
+        "--no-repeats",
+        *small,
+        *EVERYTHING,
+        "trainer.save_every=1000",
+        "--out",
+        folder,
+        "--workers",
+        "1",
+    ]
     reached = arm("step * 4 hold")
     process = start_anew(*words)
     wait_for(lambda: steps(reached) == 4)

@@ -67,10 +67,13 @@ def curve(*values: float) -> list[dict[str, float]]:
 
 
 def test_stopped_trials_that_still_improved_are_a_caveat() -> None:
-    rising = replace(record(4, 0.6, 0, "pruned"), history=curve(0.4, 0.6))
-    falling = replace(record(4, 0.6, 1, "pruned"), history=curve(0.6, 0.4))
+    why = {"reason": "stopped at epoch 2: 0.6 below 0.7"}
+    rising = replace(record(4, 0.6, 0, "pruned"), history=curve(0.4, 0.6), **why)
+    falling = replace(record(4, 0.6, 1, "pruned"), history=curve(0.6, 0.4), **why)
     assert "1 of 2 stopped trials were still improving" in caveats_of([rising, falling, record(4, 0.9)])
     assert "still improving" not in caveats_of([falling, record(4, 0.9)])
+    raced = replace(rising, reason="fell behind at epoch 2: 0.65 in reach, below 0.7")
+    assert "still improving" not in caveats_of([raced, record(4, 0.9)]), "a race grants what others gained"
     late = replace(record(4, 0.6), history=curve(0.4, 0.6), best_epoch=1)
     assert "1 of 1 complete trials were best in their last epoch" in caveats_of([late])
 

@@ -1,6 +1,7 @@
 """The page in a real browser."""
 
 import functools
+import re
 import shlex
 import threading
 import urllib.error
@@ -15,12 +16,15 @@ from playwright.sync_api import expect
 
 from finetune.compose import compose_config
 from finetune.config import flat, trial_key
+from finetune.records.layout import SWEEP
 from finetune.records.predictions import predictions_of
 from finetune.records.read import read_all
 from finetune.records.result import Result
 from finetune.report.page.page import write_report
 from finetune.report.serve import server, state_of
+from finetune.storage.durable import sealed
 from tests.browser import needs_chromium, opened
+from tests.report.figures.test_main import EXPLORED
 from tests.report.test_table import record
 
 
@@ -89,6 +93,33 @@ def test_the_page_loads_from_a_file_with_all_its_plots_and_asks_for_nothing(
         assert contrast(label, paper) > 7
         assert seen.messages == []
         assert [asked for asked in seen.requests if not asked.startswith("data:")] == [url]
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("depths", [(4, 11, 17), (11,)], ids=["depths", "one depth"])
+def test_a_phone_shows_the_leads_and_where_the_trials_went(tmp_path: Path, depths: tuple[int, ...]) -> None:
+    trials = [r for r in EXPLORED if r.freeze_depth in depths]
+    trials.append(replace(trials[0], key="stopped", status="pruned"))
+    if len(depths) == 1:
+        trials += [replace(r, key=f"{r.key}b", params={**r.params, "optim.lr": 0.02}) for r in trials]
+    search = "grid, maximize val/acc_best, target None, stopping none"
+    (tmp_path / SWEEP).write_bytes(sealed({"search": search, "explored_by": 0, "trials": 3, "space": {}}))
+    write_report(tmp_path, trials)
+    with opened((tmp_path / "report.html").as_uri(), tmp_path, 390, 844) as seen:
+        first = "depth" if len(depths) > 1 else "configurations"
+        plots = seen.page.eval_on_selector_all(".plot", "all => all.map(p => p.id)")
+        assert plots[:4] == [f"plot-{name}" for name in (first, "lead", "time", "spent")]
+        assert seen.page.locator("#plot-lead .scatterlayer .point").count() >= 2
+        assert seen.page.locator("#plot-spent .barlayer .point").count() >= 2
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+        seen.page.set_viewport_size({"width": 844, "height": 390})  # turned
+        for plot in seen.page.locator(".picture .main-svg:first-child").all():
+            expect(plot).to_have_css("width", re.compile(r"[78]\d\d(\.\d+)?px"))
+        heights = "all => all.map(p => [p.clientHeight, p.querySelector('.main-svg').clientHeight])"
+        assert all(place == plot for place, plot in seen.page.eval_on_selector_all(".plot", heights))
+        assert seen.messages == []
 
 
 def contrast(one: str, other: str) -> float:

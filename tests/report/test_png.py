@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
+from finetune.report.figures.depth import beside
 from finetune.report.png import depth_picture, write_png
+from finetune.report.standing import compare_depths
 from finetune.report.table import tabulate
+from tests.report.figures.test_main import EXPLORED
 from tests.report.test_table import record
 
 SWEEP = [
@@ -24,7 +28,8 @@ def test_trials_are_points_and_the_best_of_each_depth_a_line_with_its_intervals(
     table = tabulate(SWEEP)
     (axes,) = depth_picture(SWEEP, table, "mine").axes
     points, bars = axes.collections
-    assert points.get_offsets().tolist() == [[r.freeze_depth, r.val_acc_best] for r in SWEEP]
+    left = beside([0, 11])  # or the intervals would hide them
+    assert points.get_offsets().tolist() == [[(r.freeze_depth or 0) - left, r.val_acc_best] for r in SWEEP]
     line = axes.lines[0]
     assert line.get_xydata().tolist() == [[group.freeze_depth, group.mean] for group in table.best_per_depth]
     for segment, group in zip(bars.get_segments(), table.best_per_depth, strict=True):
@@ -37,7 +42,29 @@ def test_trials_are_points_and_the_best_of_each_depth_a_line_with_its_intervals(
 def test_one_seed_has_no_interval() -> None:
     single = [r for r in SWEEP if r.seed == 0]
     figure = depth_picture(single, tabulate(single), "mine")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["trial", "best configuration of each depth"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "trial",
+        "the best",
+        "too few seeds",
+        "best configuration of each depth",
+    ]
+
+
+def test_marks_and_intervals_are_those_of_the_verdict() -> None:
+    table = tabulate(EXPLORED, Objective(explored_by=0))
+    figure = depth_picture(EXPLORED, table, "mine")
+    (axes,) = figure.axes
+    assert table.winner is not None
+    depths = compare_depths(EXPLORED, table, table.winner).depths
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:2] == ["trial that explored", "repeat with a new seed"]
+    assert texts[-1].endswith("95 % interval for new seeds and new images")
+    for segment, depth in zip(axes.collections[2].get_segments(), depths, strict=True):
+        assert depth.half_width is not None
+        assert segment[1, 1] - segment[0, 1] == pytest.approx(2 * depth.half_width)
+    marks = {line.get_marker(): line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "None"}
+    assert marks["*"] == [11]
+    assert marks["v"] == [4]
 
 
 @pytest.mark.parametrize("records", [[], [record(None, None, 0, "failed")]])

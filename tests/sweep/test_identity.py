@@ -10,6 +10,7 @@ from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.records.layout import SWEEP
+from finetune.records.ranking import ACCURACY, Objective, read_objective
 from finetune.storage.durable import sealed, unsealed
 from finetune.sweep.folder import claim, refuse_another
 from finetune.sweep.identity import VERSION, identity_of, spec_digest
@@ -107,10 +108,10 @@ FOLDERS: dict[str, dict[str, Any]] = {
 """What the code before `VERSION` was written left for these files; users have such folders."""
 
 
-def read(tmp_path: Path, raw: dict[str, Any], *overrides: str, race: bool = False) -> SweepSpec:
+def read(tmp_path: Path, raw: dict[str, Any], *overrides: str) -> SweepSpec:
     path = tmp_path / f"{raw.get('name', 's')}.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    return read_sweep(path, overrides, race=race)
+    return read_sweep(path, overrides)
 
 
 def old_sweep(tmp_path: Path, name: str) -> tuple[SweepSpec, Path]:
@@ -118,7 +119,7 @@ def old_sweep(tmp_path: Path, name: str) -> tuple[SweepSpec, Path]:
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
     (folder / SWEEP).write_bytes(sealed(FOLDERS[name]))
-    return read(tmp_path, FILES[name] | {"name": name}, "data.root=photos", race=name == "race"), folder
+    return read(tmp_path, FILES[name] | {"name": name}, "data.root=photos"), folder
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -126,8 +127,11 @@ def test_a_folder_of_older_code_holds_the_same_sweep(tmp_path: Path, name: str) 
     spec, folder = old_sweep(tmp_path, name)
     data = ("pixels_labels", "weights")
     refuse_another(spec, folder, 7, data)
-    claim(spec, folder, 7, data, trials=5)
-    assert unsealed((folder / SWEEP).read_bytes()) == {**FOLDERS[name], "version": VERSION}
+    claim(spec, folder, 7, data, trials=5, objective=ACCURACY)
+    expected = {**FOLDERS[name], "version": VERSION}
+    if name == "race":  # a race is how any sweep may explore now
+        expected |= {"digest": spec_digest(spec), "search": "grid, maximize val/acc_best, target None, stopping none"}
+    assert unsealed((folder / SWEEP).read_bytes()) == expected
 
     with pytest.raises(Refused, match="search seed was 7 and would now be 8"):
         refuse_another(spec, folder, 8, data)
@@ -201,5 +205,10 @@ def test_the_digest_knows_the_overrides(tmp_path: Path) -> None:
     assert spec_digest(read_sweep(tmp_path / "s.yaml")) == spec_digest(plain)
 
 
-def test_a_race_is_part_of_what_a_sweep_is(tmp_path: Path) -> None:
-    assert spec_digest(read(tmp_path, BASE, race=True)) != spec_digest(read(tmp_path, BASE))
+def test_the_margin_of_the_verdict_is_written_and_no_part_of_what_a_sweep_is(tmp_path: Path) -> None:
+    spec, folder = read(tmp_path, BASE), tmp_path / "s"
+    claim(spec, folder, 0, (), trials=3, objective=Objective(margin=0.01, explored_by=0))
+    refuse_another(spec, folder, 0)
+    claim(spec, folder, 0, (), trials=3, objective=ACCURACY)  # a call with --no-repeats
+    objective = read_objective([folder])
+    assert (objective.margin, objective.explored_by) == (0.01, 0)

@@ -6,6 +6,7 @@ import pytest
 
 from finetune.compose import compose_config
 from finetune.config import flat
+from finetune.records.ranking import read_objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import label, tabulate, winner_sentence
@@ -13,7 +14,6 @@ from finetune.sweep.records import trial_settings, unrecorded
 from finetune.sweep.run import run_sweep
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options
-from finetune.sweep.stopping import Race
 from tests.sweep.conftest import Pretender, spec_of
 
 FIXED = ["model.weights=IMAGENET1K_V1", "data.root=photos", "data.size=64", "model.freeze_unit=stage"]
@@ -22,11 +22,10 @@ SPACE = {"model.freeze_depth": {"values": [0, 1, 2, 3, 4]}, "optim.lr": {"values
 
 @pytest.fixture
 def race(tmp_path: Path, pretended: Pretender) -> tuple[SweepSpec, Path]:
-    """A race in which the higher learning rate was stopped at three depths, and so not started at the two others."""
-    spec = replace(spec_of(tmp_path, FIXED, SPACE), stopping=Race())
+    """A race in which the higher learning rate was stopped at the deepest cut, and so not started at the others."""
+    spec = spec_of(tmp_path, FIXED, SPACE)
     pretended.status = lambda overrides: "pruned" if overrides["optim.lr"] == "0.1" else "complete"
-    run_sweep(spec, tmp_path / "s", Options(workers=1))
-    assert len(pretended.started) == 8
+    run_sweep(spec, tmp_path / "s", Options(workers=1, margin=0.02))
     return spec, tmp_path / "s"
 
 
@@ -36,9 +35,9 @@ def of_status(folder: Path, reason: str) -> list[Result]:
 
 def test_a_trial_that_was_not_started_has_the_settings_it_would_have_had(race: tuple[SweepSpec, Path]) -> None:
     spec, folder = race
-    records = of_status(folder, "not started")
-    assert {record.freeze_depth for record in records} == {0, 1}
-    complete = of_status(folder, "complete")[0]
+    records = of_status(folder, "not needed")
+    assert {record.freeze_depth for record in records} == {0, 1, 2, 3}
+    complete = next(record for record in of_status(folder, "complete") if record.seed == 0)
     for record in records:
         trial = folder / "trials" / record.key
         params = {"model.freeze_depth": record.freeze_depth, "optim.lr": 0.1}
@@ -50,21 +49,24 @@ def test_a_trial_that_was_not_started_has_the_settings_it_would_have_had(race: t
 
 def test_a_report_on_a_race_names_what_was_swept_and_nothing_else(race: tuple[SweepSpec, Path]) -> None:
     _, folder = race
-    table = tabulate(read_records(folder))
+    table = tabulate(read_records(folder), read_objective([folder]))
     assert table.swept == ("optim.lr",)
     assert {label(group.params, table.swept) for group in table.groups} == {"lr=0.01"}
-    assert winner_sentence(table) == "Best: freeze_depth=4 lr=0.01 with val/acc 0.010, one seed: no interval."
+    assert (
+        winner_sentence(table)
+        == "Best: freeze_depth=4 lr=0.01 with val/acc 0.010 ± 0.000, mean of 3 seeds with its 95 % interval."
+    )
 
 
 @pytest.mark.slow
 def test_records_of_older_races_are_read_and_tabulated(race: tuple[SweepSpec, Path]) -> None:
     _, folder = race
-    for record in of_status(folder, "not started"):
+    for record in of_status(folder, "not needed"):
         swept = {key: record.params[key] for key in SPACE}
         replace(record, params=swept, config={}, freeze_unit="block").save(folder / "trials" / record.key)
     table = tabulate(read_records(folder))
     assert table.swept == ("optim.lr",)
-    assert table.counts == {"complete": 5, "pruned": 5}
+    assert table.counts["pruned"] == 5
 
 
 def test_a_trial_that_died_has_the_settings_that_it_had(tmp_path: Path, pretended: Pretender) -> None:

@@ -20,19 +20,21 @@ from finetune.config import flat, key_of, trial_key
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG, RECORD, STOP
 from finetune.records.metric import Incumbent
+from finetune.records.ranking import ACCURACY
 from finetune.records.read import finished_record
 from finetune.records.result import Result, outcome
+from finetune.report.winner import find_winner
 from finetune.sharing.facts import Facts, ImageFacts, SplitFacts
 from finetune.sweep import coordinator
 from finetune.sweep.children import CONTEXT
 from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
+from finetune.sweep.prepare import Prepared
 from finetune.sweep.records import trial_settings
 from finetune.sweep.run import _in_order, run_sweep
 from finetune.sweep.search import Params, Search, planned_trials
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
-from finetune.sweep.stopping import Race
 from finetune.trial.run import train
 from tests.faults.invariants import PATIENCE, Clock, living, start, sweep_file, wait_for
 from tests.sweep.conftest import Pretender, spec_of
@@ -132,23 +134,27 @@ def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, small: l
 
 
 @pytest.mark.slow
-def test_a_race_finds_the_best_for_fewer_epochs(tmp_path: Path, small: list[str], arm: Arm) -> None:
-    losers = [{"optim.lr": rate, "model.freeze_depth": 5} for rate in (1e-9, 1e-10)]
-    space = {"optim.lr": {"values": [0.02, 1e-9, 1e-10]}, "model.freeze_depth": {"values": [5]}}
-    spec = replace(spec_of(tmp_path, small, space), fixed=(*small, "trainer.epochs=12"))
-    whole = run_sweep(spec, tmp_path / "whole", Options(workers=1))
-    racing = replace(spec, stopping=Race(z=1.0))
-    watch = LettingGo(arm, racing, 35, losers)
-    race = run_sweep(racing, tmp_path / "race", Options(workers=1), watch=watch)
-    assert whole.best is not None
-    assert race.best is not None
-    assert (race.best.key, race.best.history) == (whole.best.key, whole.best.history)
-    stopped = [result for result in race.results if result.status == "pruned"]
-    assert {result.params["optim.lr"] for result in stopped} == {1e-9, 1e-10}
-    assert all(re.fullmatch(r"stopped at epoch \d+: 0\.\d+ below [01]\.\d+", result.reason) for result in stopped)
-    assert sum(len(result.history) for result in race.results) < 36
-    with pytest.raises(Refused, match=r"search was .* stopping Race.* would now be .* stopping none"):
-        run_sweep(spec, tmp_path / "race")
+def test_a_sweep_with_a_margin_repeats_what_decides_and_keeps_the_winners_model(
+    tmp_path: Path, small: list[str]
+) -> None:
+    space = {"optim.lr": {"values": [0.02, 0.001]}, "model.freeze_depth": {"values": [3, 5]}}
+    spec = spec_of(tmp_path, small, space)
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1, margin=0.02))
+    assert sweep.repeats is not None
+    assert sweep.repeats.done
+    repeats = [result for result in sweep.results if result.seed != 0]
+    assert {result.seed for result in repeats} >= {1, 2, 3}
+    assert len(repeats) == sum(sweep.repeats.wanted.values())
+
+    winner = find_winner(tmp_path / "s")
+    assert 0 not in winner.group.seeds
+    kept = [file.parent.name for file in (tmp_path / "s" / "trials").glob(f"*/{CHECKPOINT}")]
+    assert kept == [winner.best.key]
+
+    again = run_sweep(spec, tmp_path / "s", Options(workers=1, margin=0.02))
+    assert {outcome(r)["key"] for r in again.results} == {outcome(r)["key"] for r in sweep.results}
+    plain = run_sweep(spec, tmp_path / "s", Options(workers=1))
+    assert len(plain.finished) == 4, "without a margin the file's trials are all"
 
 
 def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_path: Path, small: list[str]) -> None:
@@ -231,11 +237,26 @@ def test_a_budget_counts_from_the_start_of_the_command(
     assert not list(tmp_path.glob("s/trials/*"))
 
 
+@pytest.mark.parametrize("budget", [None, 3600.0])
+def test_under_a_budget_nothing_is_stored_that_may_never_be_reached(
+    tmp_path: Path, small: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch, budget: float | None
+) -> None:
+    stored: list[bool] = []
+
+    def prepare(configs: list[object], stores: bool = True, *rest: object) -> Prepared:
+        stored.append(stores and bool(configs))  # the first call only asks for the GPUs
+        return Prepared((), "", ("pixels_labels",), ("weights",), ())
+
+    monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
+    run_sweep(spec_of(tmp_path, small, GRID), tmp_path / "s", Options(budget=budget))
+    assert any(stored) == (budget is None)
+
+
 def test_a_race_keeps_its_order_under_a_budget(tmp_path: Path, small: list[str]) -> None:
     space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [1, "all", 3]}}
-    race = replace(spec_of(tmp_path, small, space), stopping=Race())
-    for options in (Options(), Options(budget=600)):
-        assert [trial["model.freeze_depth"] for trial in _in_order(race, 0, options)] == ["all", "all", 3, 3, 1, 1]
+    spec = spec_of(tmp_path, small, space)
+    for options in (Options(margin=0.02), Options(margin=0.02, budget=600)):
+        assert [trial["model.freeze_depth"] for trial in _in_order(spec, 0, options)] == ["all", "all", 3, 3, 1, 1]
 
 
 @pytest.mark.slow
@@ -508,7 +529,7 @@ def test_failures_end_no_sweep_that_had_a_success(tmp_path: Path, small: list[st
     pretended.status = lambda given: "failed" if float(given["optim.lr"]) < 0.35 else "complete"
     (success,) = run_sweep(spec_of(tmp_path, small, {"optim.lr": {"values": [0.4]}}), tmp_path / "one").results
     success.save(tmp_path / "s" / "trials" / success.key)
-    claim(spec, tmp_path / "s", 0, ("pixels_labels", "weights"), 5)
+    claim(spec, tmp_path / "s", 0, ("pixels_labels", "weights"), 5, ACCURACY)
     assert len(run_sweep(spec, tmp_path / "s").finished) == 5
 
 
@@ -542,7 +563,7 @@ def test_more_trials_may_be_of_more_data(tmp_path: Path, small: list[str], prete
     spec = spec_of(tmp_path, small, {"seed": {"values": [0]}})
     for data in (("a", "w"), ("a", "b", "w"), ("a", "w")):
         refuse_another(spec, tmp_path / "s", 0, data)
-        claim(spec, tmp_path / "s", 0, data, 1)
+        claim(spec, tmp_path / "s", 0, data, 1, ACCURACY)
     with pytest.raises(Refused, match=r"data was \['a', 'b', 'w'\] and would now be \['a', 'c', 'w'\]"):
         refuse_another(spec, tmp_path / "s", 0, ("a", "c", "w"))
 

@@ -9,7 +9,7 @@ from finetune.compose import override, override_values
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution
 from finetune.sweep.spec import _ELSEWHERE, _IGNORED, _METRIC, _READ, SweepSpec, find_sweep, read_sweep
-from finetune.sweep.stopping import _KEYS, Hyperband, Race
+from finetune.sweep.stopping import _KEYS, Hyperband
 
 COMMAND = '["${env}", "${interpreter}", "-m", finetune.train, model=resnet50, seed=3, "${args_no_hyphens}"]'
 
@@ -300,27 +300,6 @@ def test_an_override_is_read_back_as_the_value_it_was(value: Any) -> None:
     assert type(found) is type(value)
     if isinstance(value, list):
         assert [type(item) for item in found] == [type(item) for item in value]
-
-
-def test_a_race_is_asked_for_beside_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "race.yaml"
-    path.write_text(yaml.safe_dump(BASE))
-    assert read_sweep(path, race=True).stopping == Race()
-    assert read_sweep(path).stopping is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"metric": {"name": "val/loss", "goal": "minimize"}}, "compares accuracies, not minimize val/loss"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "early_terminate and --race both stop trials"),
-    ],
-)
-def test_a_race_that_cannot_be_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "race.yaml"
-    path.write_text(yaml.safe_dump(BASE | change))
-    with pytest.raises(Refused, match=message):
-        read_sweep(path, race=True)
 
 
 def test_keys_of_wandbs_schema_that_decide_no_trial_change_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from finetune.sweep.stopping import EndedTrial, Hyperband, Race, read_hyperband
+from finetune.sweep.stopping import Hyperband, read_hyperband
 
 
 def test_bands_lie_eta_apart() -> None:
@@ -60,46 +60,6 @@ def test_the_same_trials_stop_as_under_wandbs_own_engine(rule: dict[str, float],
         assert {i for i, own in enumerate(signed) if ours.verdict(own, signed)} == theirs
         stopped += len(theirs)
     assert stopped > 20
-
-
-def test_a_race_stops_what_is_behind_by_more_than_chance() -> None:
-    best, near, far = [0.5, 0.8, 0.9], [0.45, 0.78], [0.30, 0.60]
-    race = Race(z=2)
-    assert race.verdict(near, [best, near, far], images=100) is None
-    behind = race.verdict(far, [best, near, far], images=100)
-    assert behind is not None
-    value, threshold = behind
-    error = (0.6 * 0.4 / 100 + 0.8 * 0.2 / 100) ** 0.5
-    assert (value, threshold) == (0.60, pytest.approx(0.8 - 2 * error))
-    assert race.verdict(far, [best, near, far], images=20) is None, "chance is larger on fewer images"
-    assert race.verdict(best, [best, near, far], images=10_000) is None, "the best goes on"
-
-
-def test_a_race_compares_after_equally_many_epochs() -> None:
-    slow, ahead = [0.3], [0.3, 0.5, 0.9]
-    assert Race().verdict(slow, [slow, ahead], images=1000) is None
-    assert Race().verdict(slow, [slow, [0.9]], images=1000) is not None
-
-
-def ended(depth: float, **lrs: tuple[float, bool]) -> list[EndedTrial]:
-    return [EndedTrial(depth, lr, "seed 0", value, stopped) for lr, (value, stopped) in lrs.items()]
-
-
-HEAD = ended(17, small=(0.5, True), large=(0.9, False))
-AT_14 = ended(14, small=(0.8, True), large=(0.6, True))
-AT_8 = ended(8, small=(0.8, False), large=(0.5, True))
-
-
-def test_settings_that_lost_at_the_two_next_deeper_depths_are_not_started() -> None:
-    tried = [*HEAD, *AT_14, *AT_8]
-    assert Race().lost_before(4, "large", "seed 0", tried) == (8, 14)
-    assert Race().lost_before(4, "small", "seed 0", tried) is None, "the best of a depth never lost, stopped or not"
-    assert Race().lost_before(4, "new", "seed 0", tried) is None
-    assert Race().lost_before(4, "large", "seed 1", tried) is None
-    assert Race().lost_before(8, "large", "seed 0", [*HEAD, *AT_14]) is None, "the head alone says nothing"
-    assert Race().lost_before(4, "large", "seed 0", [*HEAD, *AT_14, *ended(8, large=(0.5, True))]) is None
-    not_stopped = ended(8, small=(0.8, False), large=(0.7, False))
-    assert Race().lost_before(4, "large", "seed 0", [*HEAD, *AT_14, *not_stopped]) is None
 
 
 @pytest.mark.parametrize("given", [{}, {"strict": True}, {"strict": False}])

@@ -1,5 +1,6 @@
 """What the pictures of a report have in common. Colours are Okabe and Ito's, or cividis: safe for the colour-blind."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,14 @@ from finetune.records.result import Result
 from finetune.report.table import Table, label
 
 BLUE, ORANGE, GREY = "#3d8fd1", "#d55e00", "#8a8a8a"
+GREEN, PURPLE = "#009e73", "#cc79a7"
 SCALE = "Cividis"
 TICKS = 20
 """Values that an axis names one by one, at the most."""
+TRIAL = {"color": BLUE, "opacity": 0.6, "size": 8}
+"""The marker of a trial."""
+_ROW = 26
+"""Characters of a row's name in a line, about."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,7 @@ def empty_figure(x: str, y: str) -> go.Figure:
 
 
 def accuracy_range(accuracies: Sequence[float]) -> list[float]:
-    """The ends of an axis of accuracies.
-
-    They follow the trials and not the intervals: an interval over three seeds can be wider than everything else.
-    """
+    """The ends of an axis of accuracies, with room around these."""
     room = max(0.02, 0.15 * (max(accuracies) - min(accuracies)))
     return [max(0.0, min(accuracies) - room), min(1.02, max(accuracies) + room)]
 
@@ -78,6 +81,15 @@ def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]
         "text": [f"{plain(label(record.params, table.swept))} seed={record.seed}" for record in records],
         "hovertemplate": f"{first}<br>val/acc %{{y:.4f}}<br>%{{text}}<extra></extra>",
     }
+
+
+def wrapped(text: str) -> str:
+    """`plain` text of a row's name, in several lines where it is long: a phone is 400 pixels wide.
+
+    >>> wrapped("head.hidden=[] lr=0.001 weight_decay=0.01")
+    'head.hidden=[] lr=0.001<br>weight_decay=0.01'
+    """
+    return "<br>".join(textwrap.wrap(plain(text), _ROW, break_on_hyphens=False)) or " "
 
 
 def plain(text: str) -> str:

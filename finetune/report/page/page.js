@@ -15,13 +15,14 @@ function dressed(layout) {
   const { font, axis, hoverlabel } = look(), copy = structuredClone(layout);
   Object.assign(copy, { font, hoverlabel });
   for (const name of Object.keys(copy)) if (/^[xy]axis\d*$/.test(name)) copy[name] = { ...axis, ...copy[name] };
-  if (narrow.matches) copy.margin = { ...copy.margin, l: 45, r: 8 };
+  if (narrow.matches) copy.margin = { ...copy.margin, l: 45, r: 16 };
   return copy;
 }
 
 function draw(name) {
   const { data: traces, layout } = data.figures[name], place = document.getElementById(`plot-${name}`);
   const fresh = !place.classList.contains("js-plotly-plot");
+  place.style.height = `${layout.height}px`;  // plotly's own is "100 %" once the window was resized
   Plotly.react(place, structuredClone(traces), dressed(layout), { responsive: true, displayModeBar: false });
   if (fresh) place.on("plotly_click", event => {
     const key = event.points.map(point => point.customdata).find(key => key in data.trials);

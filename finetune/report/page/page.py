@@ -10,6 +10,7 @@ from typing import Any
 import plotly.offline
 
 from finetune.records.layout import RECORD, REPORT, TRIALS
+from finetune.records.plan import is_through
 from finetune.records.predictions import Predictions
 from finetune.records.ranking import read_objective
 from finetune.records.repeat import repeat_command
@@ -18,8 +19,10 @@ from finetune.report.caveats import caveats
 from finetune.report.figures.base import Picture
 from finetune.report.figures.main import pictures
 from finetune.report.page.predictions import winner_section
+from finetune.report.seeds_only import p_text
+from finetune.report.standing import STANDINGS, Depth
 from finetune.report.table import Table, label, ranked, score_text, tabulate
-from finetune.report.verdict import STANDINGS, Conclusions, Depth, conclude, p_text
+from finetune.report.verdict import Conclusions, conclude
 from finetune.storage.durable import write_durably
 
 SHOWN = 1000
@@ -55,14 +58,14 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
     table = tabulate(records, read_objective(folders))
     conclusions = conclude(records, table)
     kept = kept_predictions(folders, records, table)
-    sentences = caveats(records, table, kept[1] if kept else None)
+    through = is_through(folders, records)
+    sentences = caveats(records, table, kept[1] if kept else None, conclusions.judged, through)
 
     # 2. What is shown: a page has room for so many trials, but every failure is counted
     score_of = table.objective.score_of
     best_first = sorted(records, key=lambda r: (r.status != "complete", -score_of(r), -r.accuracy, r.key))
     shown, rest = best_first[:SHOWN], best_first[SHOWN:]
-    failed = [record for record in rest if record.status == "failed"]
-    main_pictures = pictures([*shown, *failed], table, ended_at(folders, records))
+    main_pictures = pictures(records, shown, table, conclusions, ended_at(folders, records))
     winner, winner_pictures = winner_section(*kept, table) if kept else ("", [])
 
     # 3. The page
@@ -159,18 +162,26 @@ def _caveats(sentences: Sequence[str]) -> str:
 
 
 def _depth_row(depth: Depth, table: Table) -> str:
-    group, behind = depth.group, depth.behind
+    group = depth.group
     cells = [
         group.freeze_depth,
         table.trials_at(group.freeze_depth),
         score_text(group, table.objective),
         f"{group.seconds:.1f}",
         label(group.params, table.swept),
-        "" if behind is None else f"{behind.mean:.3f} [{behind.low:.3f}..{behind.high:.3f}]",
+        _behind(depth),
         STANDINGS[depth.standing] + ("" if depth.p is None else f" ({p_text(depth.p)})"),
     ]
     mark = ' class="winner"' if depth.standing == "best" else ""
     return f"<tr{mark}>{_cells(cells, text=(4, 6))}</tr>"
+
+
+def _behind(depth: Depth) -> str:
+    """How far it is behind the best, with the 95 % interval of that alone."""
+    if depth.comparison is not None:
+        mean, width = depth.comparison.lead, depth.comparison.half_width
+        return f"{mean:.3f} [{mean - width:.3f}..{mean + width:.3f}]"
+    return "" if depth.behind is None else f"{depth.behind.mean:.3f} [{depth.behind.low:.3f}..{depth.behind.high:.3f}]"
 
 
 def _trial_row(record: Result, swept: Sequence[str], first: bool) -> str:

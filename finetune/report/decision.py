@@ -1,0 +1,122 @@
+"""The verdict in words, where seeds and images judge: what is decided, how surely, and what would decide the rest."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from finetune.report.judge import LOOKS, Expectation
+from finetune.report.standing import Depth
+
+
+def decision(depths: Sequence[Depth], margin: float, by_image: bool, images: int) -> Iterator[str]:
+    """What is decided and what is not, most important first.
+
+    Args:
+        depths: All that were compared, the best among them.
+        margin: The difference that is worth having, 0..1.
+        by_image: Whether the error holds for new images, too.
+        images: Validation images.
+    """
+    best = next(depth for depth in depths if depth.standing == "best")
+    worse, within, images_tell, undecided = (
+        [depth for depth in depths if depth.standing == standing] for standing in ("worse", "within", "images", "open")
+    )
+    if not by_image:
+        yield "Only seeds judge here, for this metric is no mean over images: the intervals hold for new seeds alone."
+
+    if not (within or images_tell or undecided):
+        if worse:
+            yield f"Decided: take {best.name}. Every other is worse: {_leads(worse)}."
+        return
+
+    if not (images_tell or undecided):
+        yield f"Decided within the margin of {points(margin)}: take {best.name}. {_within(within)}"
+    elif within:
+        yield f"Within the margin of {points(margin)}: {_within(within)}"
+    if worse:
+        yield f"Worse than {best.name}: {_leads(worse)}."
+
+    if images_tell:
+        yield _what_images_would_tell(best, images_tell, by_image, images)
+    if undecided:
+        names = ", ".join(f"{depth.name} ({_seeds(depth)})" for depth in undecided)
+        yield (
+            f"Undecided: {names}. More seeds would tell; the budget was spent, or as many repeats were run as trials "
+            "before them."
+        )
+
+    loss = max(0.0, *(_loss(depth) for depth in depths if depth.standing not in ("best", "worse")))
+    yield f"Taking {best.name} loses {f'{points(loss)} at most' if loss else 'nothing against these'}."
+
+
+def _leads(worse: Sequence[Depth]) -> str:
+    """`k=0 by 20.1 points (at least 15.2)`, the nearest first."""
+    rows = sorted((depth.comparison.lead, depth) for depth in worse if depth.comparison)
+    each = (
+        f"{depth.name} by {points(lead)} (at least {100 * max(0.0, depth.comparison.low):.1f})"
+        for lead, depth in rows
+        if depth.comparison
+    )
+    return ", ".join(each)
+
+
+def _within(depths: Sequence[Depth]) -> str:
+    """What those within the margin may be better by; one that is far behind is just not better."""
+    maybe = [depth for depth in depths if _loss(depth) > 0]
+    never = [depth.name for depth in depths if _loss(depth) <= 0]
+    sentences = [f"{', '.join(f'{depth.name} may be better by {points(_loss(depth))}' for depth in maybe)} at most."]
+    if never:
+        sentences.append(f"{', '.join(never)} {'is' if len(never) == 1 else 'are'} not better.")
+    return " ".join(sentences[not maybe :])
+
+
+def _what_images_would_tell(best: Depth, depths: Sequence[Depth], by_image: bool, images: int) -> str:
+    names = ", ".join(depth.name for depth in depths)
+    if not by_image:
+        return f"{names} and {best.name} cannot be told apart by {LOOKS[-1]} seeds."
+
+    needed = max(depth.comparison.images_needed for depth in depths if depth.comparison)
+    if math.isinf(needed):
+        would = f"by {LOOKS[-1]} seeds either; it takes more images, and more seeds"
+    else:
+        would = f"by more seeds either; about {_rounded(needed):,} images would tell"
+    return f"{names} and {best.name} cannot be told apart on {images:,} validation images, {would}."
+
+
+def _rounded(count: float) -> int:
+    """To two digits: it is an estimate."""
+    digits = max(0, len(str(int(count))) - 2)
+    return int(round(count, -digits))
+
+
+def _loss(depth: Depth) -> float:
+    return depth.comparison.loss if depth.comparison else 0.0
+
+
+def _seeds(depth: Depth) -> str:
+    count = len(depth.group.seeds)
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def expectation(name: str, expected: Expectation, explored: bool) -> str:
+    """The accuracy that people may promise.
+
+    Args:
+        name: What it is of.
+        expected: The accuracy.
+        explored: Whether other seeds than these chose the configuration.
+    """
+    chose = "that did not choose it" if explored else "which also chose it"
+    return (
+        f"Expect {expected.accuracy:.3f} ± {expected.half_width:.3f} from {name} on new images "
+        f"({expected.seeds} seeds {chose})."
+    )
+
+
+def points(difference: float) -> str:
+    """A difference of accuracies, 0..1, as people say it.
+
+    >>> points(0.0214), points(0.01)
+    ('2.1 points', '1 point')
+    """
+    number = f"{100 * difference:.1f}".removesuffix(".0")
+    return f"{number} point" if number == "1" else f"{number} points"

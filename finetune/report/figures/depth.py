@@ -1,0 +1,184 @@
+"""The main picture: accuracy against freeze depth, or of a few configurations where one depth was tried."""
+
+from collections.abc import Iterator, Sequence
+
+import plotly.graph_objects as go
+
+from finetune.errors import counted
+from finetune.records.result import Result
+from finetune.report.depths import common_depths, unit_names
+from finetune.report.figures.base import ORANGE, TICKS, TRIAL, accuracy_range, empty_figure, hover, plain, wrapped
+from finetune.report.figures.verdict import MARKS, by_standing
+from finetune.report.standing import STANDINGS, Depth
+from finetune.report.table import Table, label
+
+REPEAT = {"color": TRIAL["color"], "opacity": 0.75, "size": 6}
+"""A trial that repeated, filled; one that explored is a ring."""
+RING = {"color": TRIAL["color"], "opacity": 0.85, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}}
+
+
+def depth_figure(
+    table: Table, complete: Sequence[Result], depths: Sequence[Depth], explored_by: int | None = None
+) -> go.Figure:
+    """Validation accuracy against freeze depth: every trial a point, the best of each depth a line with intervals.
+
+    Args:
+        table: Of all records.
+        complete: The trials to show.
+        depths: The best configuration of each depth, and how it stands.
+        explored_by: The seed that explored, where others repeated.
+    """
+    plot = empty_figure("freeze depth k", "best validation accuracy")
+    left = beside([depth.group.freeze_depth for depth in depths])
+    for name, trials, marker in _kinds(complete, explored_by):
+        shown = hover(trials, table, "%{fullData.name}")
+        plot.add_scatter(
+            x=[(record.freeze_depth or 0) - left for record in trials],
+            y=[record.accuracy for record in trials],
+            mode="markers",
+            name=name,
+            marker=marker,
+            **shown | {"text": [f"k={r.freeze_depth} {text}" for r, text in zip(trials, shown["text"], strict=True)]},
+        )
+
+    plot.add_scatter(
+        x=[depth.group.freeze_depth for depth in depths],
+        y=[depth.group.mean for depth in depths],
+        mode="lines",
+        name="best configuration, mean of its seeds",
+        line={"color": ORANGE, "width": 2.5},
+        error_y=_interval(depths),
+        hoverinfo="skip",
+    )
+    for standing, members in by_standing(depths).items():
+        plot.add_scatter(
+            x=[depth.group.freeze_depth for depth in members],
+            y=[depth.group.mean for depth in members],
+            mode="markers",
+            name=STANDINGS[standing],
+            marker=MARKS[standing].plotly,
+            text=[_told(depth, table) for depth in members],
+            hovertemplate="k=%{x}<br>mean val/acc %{y:.4f}%{text}<extra></extra>",
+        )
+    plot.update_layout(yaxis_range=span(depths, complete), height=540)
+    _name_depths(plot, [depth.group.freeze_depth for depth in depths], complete)
+    return plot
+
+
+def configurations_figure(table: Table, complete: Sequence[Result], configurations: Sequence[Depth]) -> go.Figure:
+    """The accuracy of each configuration with its interval, a row each and the best on top; its trials as points."""
+    rows = {key: wrapped(one.name) for one in configurations for key in one.group.keys}
+    shown = [record for record in complete if record.key in rows]
+
+    plot = empty_figure("best validation accuracy", "")
+    plot.add_scatter(
+        x=[record.accuracy for record in shown],
+        y=[rows[record.key] for record in shown],
+        mode="markers",
+        name="trial",
+        marker=RING,
+        **{**hover(shown, table, ""), "hovertemplate": "val/acc %{x:.4f}<br>%{text}<extra></extra>"},
+    )
+    for standing, members in by_standing(configurations).items():
+        mark = MARKS[standing]
+        plot.add_scatter(
+            x=[one.group.mean for one in members],
+            y=[wrapped(one.name) for one in members],
+            mode="markers",
+            name=STANDINGS[standing],
+            marker=mark.plotly,
+            error_x=_interval(members) | {"color": mark.color},
+            text=[_told(one, table) for one in members],
+            hovertemplate="mean val/acc %{x:.4f}%{text}<extra></extra>",
+        )
+
+    names = [wrapped(one.name) for one in configurations]
+    plot.update_layout(
+        xaxis={"range": span(configurations, shown), "tickformat": ".0%"},
+        yaxis={
+            "type": "category",
+            "categoryorder": "array",
+            "categoryarray": names,
+            "autorange": "reversed",
+            "tickformat": "",
+        },
+        height=150 + 40 * len(names),
+    )
+    return plot
+
+
+def beside(depths: Sequence[int]) -> float:
+    """How far the trials lie to the left of their depth, where the mean has its interval and would hide them."""
+    return 0.016 * (max(depths) - min(depths) + 1)
+
+
+def span(depths: Sequence[Depth], complete: Sequence[Result]) -> list[float]:
+    """The ends of the axis of accuracies: all trials, and the intervals as far as these are no wider than 40 points.
+
+    That of two or three seeds alone can be wider than everything else.
+    """
+    ends = [
+        depth.group.mean + side * depth.half_width
+        for depth in depths
+        if depth.half_width is not None and depth.half_width < 0.2
+        for side in (-1, 1)
+    ]
+    return accuracy_range([*(record.accuracy for record in complete), *(min(1.0, max(0.0, end)) for end in ends)])
+
+
+def _kinds(
+    complete: Sequence[Result], explored_by: int | None
+) -> Iterator[tuple[str, Sequence[Result], dict[str, object]]]:
+    """The trials that explored and those that repeated, each with a name and a marker."""
+    if explored_by is None:
+        yield "trial", complete, TRIAL
+        return
+    yield "trial that explored", [record for record in complete if record.seed == explored_by], RING
+    yield "repeat with a new seed", [record for record in complete if record.seed != explored_by], REPEAT
+
+
+def _interval(depths: Sequence[Depth]) -> dict[str, object]:
+    return {
+        "array": [depth.half_width or 0 for depth in depths],
+        "visible": any(depth.half_width is not None for depth in depths),
+        "width": 5,
+        "thickness": 2,
+    }
+
+
+def _told(depth: Depth, table: Table) -> str:
+    width = "" if depth.half_width is None else f" ± {depth.half_width:.4f}"
+    settings = plain(label(depth.group.params, table.swept))
+    return f"{width}<br>{settings}, {counted(len(depth.group.accuracies), 'seed')}: {STANDINGS[depth.standing]}"
+
+
+def _name_depths(plot: go.Figure, depths: Sequence[int], complete: Sequence[Result]) -> None:
+    """Write the units' names under the axis, and the shares that they freeze above the plot."""
+    ends = [min(depths) - 0.5, max(depths) + 0.5]
+    plot.update_xaxes(title=f"freeze depth k ({unit_names(complete)})", range=ends)
+    if len(depths) > TICKS:
+        return
+
+    plot.update_xaxes(tickvals=list(depths))
+    known = common_depths(complete)
+    if known is None or max(depths) >= len(known.names):
+        return
+
+    names = [f"<b>{depth}</b><br>{known.names[depth].strip('()')}" for depth in depths]
+    shares = [f"{known.parameters[depth]:.0%}<br>{known.flops[depth]:.0%}" for depth in depths]
+    plot.update_layout(
+        xaxis_ticktext=names,
+        xaxis2={
+            "title": "parameters / FLOPs frozen",
+            "overlaying": "x",
+            "side": "top",
+            "range": ends,
+            "tickvals": list(depths),
+            "ticktext": shares,
+            "showgrid": False,
+        },
+        margin={"t": 90, "b": 90},
+        legend={"y": -0.3, "yanchor": "top"},
+    )
+    # plotly draws the upper axis only if some trace is on it
+    plot.add_scatter(x=list(depths), y=[None] * len(depths), xaxis="x2", showlegend=False, hoverinfo="skip")

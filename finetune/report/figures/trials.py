@@ -1,0 +1,128 @@
+"""The pictures of single trials: accuracy against cost, over epochs and over time."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from finetune.records.result import Result
+from finetune.report.figures.base import GREY, ORANGE, SCALE, TRIAL, empty_figure, hover
+from finetune.report.table import Group, Table
+
+_CURVES = 60
+"""Learning curves beside those of the best configurations, at the most."""
+
+
+def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
+    """Accuracy against the seconds of a trial."""
+    plot = empty_figure("seconds of a trial", "best validation accuracy")
+    plot.add_scatter(
+        x=[record.total_seconds for record in complete],
+        y=[record.accuracy for record in complete],
+        mode="markers",
+        name="trial",
+        marker={
+            "color": [record.freeze_depth for record in complete],
+            "colorscale": SCALE,
+            "size": 9,
+            "line": {"color": GREY, "width": 1},  # its ends are as dark and as light as a page may be
+            "colorbar": {"title": {"text": "k"}, "thickness": 12},
+        },
+        **hover(complete, table, "k=%{marker.color}, %{x:.1f} s"),
+    )
+    front = pareto_front([(record.total_seconds, record.accuracy) for record in complete])
+    plot.add_scatter(
+        x=[seconds for seconds, _ in front],
+        y=[accuracy for _, accuracy in front],
+        mode="lines",
+        name="Pareto front",
+        line={"color": ORANGE, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    return plot
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, value) points that no other is better than in both, cheapest first.
+
+    >>> pareto_front([(1, 0.5), (2, 0.4), (3, 0.8)])
+    [(1, 0.5), (3, 0.8)]
+    """
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def curves_figure(complete: Sequence[Result], table: Table) -> go.Figure:
+    """Validation accuracy after each epoch."""
+    plot = empty_figure("epoch", "validation accuracy")
+    best = table.best_per_depth
+    best_keys = {key for group in best for key in group.keys}
+    _add_grey_curves(plot, [record for record in complete if record.key not in best_keys][:_CURVES])
+
+    shares = [0.2 + 0.7 * i / max(1, len(best) - 1) for i in range(len(best))]  # its ends do not show on every page
+    colors = sample_colorscale(SCALE, shares)
+    dashes = itertools.cycle(("solid", "dash", "dot", "dashdot"))
+    by_key = {record.key: record for record in complete}
+    for group, color, dash in zip(best, colors, dashes, strict=False):
+        line = {"color": color, "width": 2.5, "dash": dash}
+        _add_curves(plot, group, [by_key[key] for key in group.keys], line)
+    return plot
+
+
+def _add_grey_curves(plot: go.Figure, records: Sequence[Result]) -> None:
+    """Add the curves of trials that are only there to compare with, as one trace with gaps."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for record in records:
+        x += [*(epoch["epoch"] + 1 for epoch in record.history), None]
+        y += [*(epoch["val/acc"] for epoch in record.history), None]
+
+    line = {"color": GREY, "width": 1}
+    plot.add_scatter(x=x, y=y, mode="lines", name="other trials", line=line, opacity=0.35, hoverinfo="skip")
+
+
+def _add_curves(plot: go.Figure, group: Group, records: Sequence[Result], line: dict[str, object]) -> None:
+    """Add a curve for each seed of a configuration, under one entry of the legend."""
+    name = f"k={group.freeze_depth}"
+    for i, record in enumerate(records):
+        plot.add_scatter(
+            x=[epoch["epoch"] + 1 for epoch in record.history],
+            y=[epoch["val/acc"] for epoch in record.history],
+            mode="lines",
+            name=name,
+            legendgroup=name,
+            showlegend=i == 0,
+            line=line,
+            customdata=[record.key] * len(record.history),
+            hovertemplate=f"{name} seed={record.seed}<br>epoch %{{x}}: %{{y:.4f}}<extra></extra>",
+        )
+
+
+def order_figure(complete: Sequence[Result], table: Table, ended: Mapping[str, float]) -> go.Figure:
+    """Accuracy of each trial, in the order in which they ended, and the best so far."""
+    ordered = sorted(complete, key=lambda record: (ended.get(record.key, 0.0), record.key))
+    start = min((ended.get(record.key, 0.0) - record.total_seconds for record in ordered), default=0.0)
+    minutes = [(ended.get(record.key, start) - start) / 60 for record in ordered]
+
+    plot = empty_figure("minutes since the first trial began", "best validation accuracy")
+    plot.add_scatter(
+        x=minutes,
+        y=[record.accuracy for record in ordered],
+        mode="markers",
+        name="trial",
+        marker=TRIAL,
+        **hover(ordered, table, "after %{x:.1f} min"),
+    )
+    plot.add_scatter(
+        x=minutes,
+        y=list(itertools.accumulate((record.accuracy for record in ordered), max)),
+        mode="lines",
+        name="best so far",
+        line={"color": ORANGE, "width": 2, "shape": "hv"},
+        hoverinfo="skip",
+    )
+    return plot

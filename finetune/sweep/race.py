@@ -1,0 +1,109 @@
+"""Which trials of an exploration can hardly become the best of their depth. Knows curves and settings, no records.
+
+A trial is compared with whole ones of its own depth, for what is best at one depth says little of another: shallow cuts
+start slowly and end high. So do large learning rates, so these come first, and a trial is granted what a whole one with
+a rate no smaller than its own gained: with a schedule that decays, a larger rate gains its accuracy later.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+_ERRORS = 1.5
+"""Standard errors of the difference of two accuracies that a trial may be behind."""
+RATE = "optim.lr"
+
+
+class Behind(NamedTuple):
+    """Where a trial fell behind."""
+
+    epoch: int
+    """Counted from 1."""
+    value: float
+    """Its accuracy then, with what it may still gain."""
+    threshold: float
+    """What it should have reached."""
+
+
+def rate_of(params: dict[str, Any]) -> float:
+    """A trial's learning rate; 0 for all where it is not swept."""
+    return float(params.get(RATE, 0))
+
+
+def fell_behind(
+    own: Sequence[float], rate: float, whole: Sequence[tuple[float, Sequence[float]]], images: int
+) -> Behind | None:
+    """The first epoch after which a trial can hardly become the best of its depth; None while it may.
+
+    It is granted the gain that a whole trial of its depth made from the same epoch on: one with the same learning rate,
+    or the next larger one, and of several the largest gain. Where there is none, nothing is known of it.
+
+    >>> behind = fell_behind([0.40, 0.45], 0.01, whole=[(0.03, [0.70, 0.80])], images=500)
+    >>> behind.epoch, round(behind.value, 2), round(behind.threshold, 2)
+    (1, 0.5, 0.76)
+    >>> fell_behind([0.40, 0.45], 0.1, whole=[(0.03, [0.70, 0.80])], images=500)
+
+    Args:
+        own: Its accuracy after each epoch, 0..1, but for the last of all: who has run that may as well stay.
+        rate: Its learning rate.
+        whole: The trials of its depth that ran to their end: the rate of each, and its accuracy after each epoch.
+        images: Validation images.
+    """
+    best = max((curve[-1] for _, curve in whole), default=0.0)
+    nearest = min((other for other, _ in whole if other >= rate), default=None)
+    alike = [curve for other, curve in whole if other == nearest]
+    for epoch, value in enumerate(own):
+        gains = [curve[-1] - curve[epoch] for curve in alike if len(curve) > epoch]
+        if not gains or images == 0:
+            break
+
+        reach = min(1.0, value + max(gains))
+        error = math.sqrt((reach * (1 - reach) + best * (1 - best)) / images)
+        if reach < best - _ERRORS * error:
+            return Behind(epoch + 1, reach, best - _ERRORS * error)
+    return None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial of the exploration that ended."""
+
+    depth: float
+    """Freeze depth; `all` is infinite."""
+    params: dict[str, Any]
+    """The swept settings."""
+    curve: Sequence[float]
+    """Its accuracy after each epoch."""
+    whole: bool
+    """Whether it ran to its end."""
+    stopped: bool
+    """Whether the race stopped it, or did not start it."""
+
+
+def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) -> float | None:
+    """The next deeper freeze depth, if this learning rate lost there to a smaller one; None otherwise.
+
+    The more is trained, the smaller is the learning rate that suits it, so a rate that was too large for a deeper cut
+    is too large for this one. What was too small there may be right here. The same settings must have been tried there,
+    as in a grid; otherwise a depth might be left without any trial.
+
+    Args:
+        depth: The trial's.
+        params: Its swept settings.
+        ended: All trials of deeper cuts.
+    """
+    deeper = min((trial.depth for trial in ended if trial.depth > depth), default=None)
+    if deeper is None or RATE not in params:
+        return None
+
+    trials = [trial for trial in ended if trial.depth == deeper]
+    same = [trial for trial in trials if _but_depth(trial.params) == _but_depth(params)]
+    best = max((trial for trial in trials if trial.whole), key=lambda trial: trial.curve[-1], default=None)
+    if best is None or not any(trial.whole or trial.stopped for trial in same):
+        return None
+    return deeper if rate_of(best.params) < rate_of(params) else None
+
+
+def _but_depth(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "model.freeze_depth"}

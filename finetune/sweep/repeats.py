@@ -1,0 +1,85 @@
+"""Which configurations get more seeds once a sweep has explored: those between which it has to decide.
+
+A pure function of what the trials came to, so a sweep that was killed goes on as if it had not been.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+import numpy as np
+
+from finetune.report.judge import LOOKS, Bits, Comparison, compare, leader_of, next_looks
+from finetune.report.stats import Name
+
+Contender = int | str
+"""A freeze depth, or the settings of a configuration where freeze depth is not swept."""
+
+
+@dataclass(frozen=True)
+class Repeats(Generic[Name]):
+    """How far the repeats of a sweep are."""
+
+    wanted: Mapping[Name, int]
+    """New seeds that each configuration is to have."""
+    done: bool
+    """Whether these are all; otherwise some of the wanted ones have no record yet."""
+    leader: Name
+    comparisons: Mapping[Name, Comparison]
+    """With the leader, before the wanted ones that have no record yet."""
+
+
+def plan_repeats(
+    explored: Mapping[Name, Bits],
+    repeated: Mapping[Name, Sequence[Bits | None]],
+    margin: float,
+    most: int,
+    tried: int,
+) -> Repeats[Name]:
+    """What to repeat next.
+
+    First, three new seeds for every configuration within reach of the best: whose lead may be chance. Then five, then
+    eight, where these would decide. The seed that explored chose the configurations, so it does not judge those that
+    have new ones; unless all that were tried are repeated, for then it chose none.
+
+    >>> rng = np.random.default_rng(0)
+    >>> explored = {k: rng.random((1, 400)) < share for k, share in ((4, 0.5), (9, 0.8), (14, 0.8))}
+    >>> plan_repeats(explored, {}, margin=0.02, most=18, tried=18).wanted
+    {9: 3, 14: 3}
+
+    Args:
+        explored: The best configuration of each depth as the first seed found it, 1 x images.
+        repeated: Of these, each repeat in order of its seed, 1 x images; None for one that failed.
+        margin: The difference that is worth having, 0..1.
+        most: Repeats at the most, but for the first three of each.
+        tried: Configurations from which the best of each depth were chosen.
+    """
+    leader = leader_of(explored)
+    comparisons = compare(explored, leader, margin)
+    within_reach = [
+        name for name in explored if name == leader or comparisons[name].lead <= comparisons[name].half_width
+    ]
+    wanted = dict.fromkeys(within_reach, LOOKS[0])
+
+    while all(len(repeated.get(name, ())) >= seeds for name, seeds in wanted.items()):
+        explorer_judges = len(wanted) == tried
+        judged = {
+            name: _judging(bits, repeated.get(name, ())[: wanted.get(name, 0)], explorer_judges)
+            for name, bits in explored.items()
+        }
+        leader = leader_of(judged)
+        comparisons = compare(judged, leader, margin)
+
+        more = {**wanted, **next_looks({name: wanted.get(name, 0) for name in explored}, comparisons, leader)}
+        if more == wanted or sum(more.values()) > most:
+            return Repeats(wanted, True, leader, comparisons)
+        wanted = more
+    return Repeats(wanted, False, leader, comparisons)
+
+
+def _judging(explored: Bits, repeats: Sequence[Bits | None], explorer_judges: bool) -> Bits:
+    """The new seeds where there are two or more, else the one that explored."""
+    new = [bits for bits in repeats if bits is not None]
+    if len(new) < 2:
+        return explored
+    return np.concatenate([explored, *new] if explorer_judges else new)

@@ -1,0 +1,82 @@
+"""Which trials of an exploration can hardly become the best of their depth."""
+
+import pytest
+
+from finetune.sweep.race import Ended, fell_behind, lost_deeper
+
+CURVE = [0.50, 0.70, 0.80]
+WHOLE = [(0.01, CURVE)]
+
+
+def test_a_trial_is_granted_the_largest_gain_of_the_whole_trials_of_its_rate() -> None:
+    assert fell_behind([0.55], 0.01, WHOLE, images=10_000) is None, "0.55 + 0.30 is above 0.80"
+    behind = fell_behind([0.40], 0.01, WHOLE, images=10_000)
+    assert behind is not None
+    assert (behind.epoch, behind.value) == (1, pytest.approx(0.70))
+    assert behind.threshold == pytest.approx(0.80 - 1.5 * ((0.7 * 0.3 + 0.8 * 0.2) / 10_000) ** 0.5)
+    slow_starter = (0.01, [0.10, 0.20, 0.75])
+    assert fell_behind([0.40], 0.01, [*WHOLE, slow_starter], images=10_000) is None, "one like that gained 0.65"
+
+
+def test_a_trial_is_granted_the_gain_of_the_next_larger_rate_and_of_no_smaller_one() -> None:
+    """The larger the rate, the later a trial rises, so a smaller one tells nothing of what is to come."""
+    assert fell_behind([0.10, 0.20], 0.1, WHOLE, images=10_000) is None
+    assert fell_behind([0.10, 0.20], 0.003, WHOLE, images=10_000) is not None
+    late = (0.1, [0.10, 0.20, 0.80])
+    assert fell_behind([0.40], 0.003, [late, *WHOLE], images=10_000) is not None, "0.01 is nearer"
+    assert fell_behind([0.40], 0.03, [late, *WHOLE], images=10_000) is None
+
+
+def test_a_difference_that_may_be_chance_ends_no_trial() -> None:
+    assert fell_behind([0.45], 0.01, WHOLE, images=100) is None
+    assert fell_behind([0.45], 0.01, WHOLE, images=10_000) is not None
+    assert fell_behind([0.45], 0.01, WHOLE, images=0) is None, "of older records one does not know how many images"
+
+
+def test_the_first_epoch_that_tells_is_named_however_many_there_are() -> None:
+    behind = fell_behind([0.50, 0.45, 0.40], 0.01, WHOLE, images=10_000)
+    assert behind is not None
+    assert behind.epoch == 2
+    assert fell_behind([0.50, 0.45], 0.01, WHOLE, images=10_000) == behind
+
+
+def test_the_first_of_a_depth_is_never_behind() -> None:
+    assert fell_behind([0.01, 0.01], 0.01, [], images=10_000) is None
+
+
+def ended(depth: float, rate: float, last: float, stopped: bool = False, **others: object) -> Ended:
+    params = {"model.freeze_depth": depth, "optim.lr": rate, **others}
+    return Ended(depth, params, [last], whole=not stopped, stopped=stopped)
+
+
+def lost(depth: float, rate: float, trials: list[Ended], **others: object) -> float | None:
+    return lost_deeper(depth, {"model.freeze_depth": depth, "optim.lr": rate, **others}, trials)
+
+
+def test_a_learning_rate_that_was_too_large_one_cut_deeper_is_not_started() -> None:
+    trials = [ended(14, 0.01, 0.8), ended(14, 0.1, 0.5, stopped=True)]
+    assert lost(11, 0.1, trials) == 14
+    assert lost(11, 0.01, trials) is None
+    assert lost(11, 0.03, trials) is None, "it was not tried there"
+    assert lost(11, 0.1, [ended(14, 0.01, 0.8), ended(14, 0.1, 0.7)]) == 14, "whole, and not the best"
+
+
+def test_a_learning_rate_that_failed_one_cut_deeper_is_started() -> None:
+    failed = Ended(14, {"model.freeze_depth": 14, "optim.lr": 0.1}, [], whole=False, stopped=False)
+    assert lost(11, 0.1, [ended(14, 0.01, 0.8), failed]) is None
+
+
+def test_a_learning_rate_that_was_too_small_one_cut_deeper_is_started() -> None:
+    """The more is trained, the smaller is the rate that suits it."""
+    trials = [ended(14, 0.1, 0.8), ended(14, 0.01, 0.5, stopped=True)]
+    assert lost(11, 0.01, trials) is None
+
+
+def test_only_the_next_deeper_cut_and_the_same_settings_count() -> None:
+    trials = [ended(17, 0.01, 0.8), ended(17, 0.1, 0.5, stopped=True), ended(14, 0.1, 0.8), ended(14, 0.01, 0.7)]
+    assert lost(11, 0.1, trials) is None
+    heads = [ended(14, 0.01, 0.8, head=1), ended(14, 0.1, 0.5, stopped=True, head=1)]
+    assert lost(11, 0.1, heads, head=2) is None
+    assert lost(11, 0.1, heads, head=1) == 14
+    assert lost_deeper(11, {"model.freeze_depth": 11}, [ended(14, 0.1, 0.5)]) is None, "no rate is swept"
+    assert lost(11, 0.1, [ended(14, 0.1, 0.5, stopped=True)]) is None, "nothing was better there"

@@ -1,0 +1,271 @@
+"""A sweep from exploration to verdict: which trials run does not depend on who runs them, nor on when."""
+
+import functools
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune.compose import compose_config, override_values
+from finetune.config import flat, key_of, typed
+from finetune.records.correct import pack
+from finetune.records.layout import PROGRESS, STOP, UNSETTLED
+from finetune.records.metric import Incumbent
+from finetune.records.ranking import read_objective
+from finetune.records.read import read_records
+from finetune.records.result import Result
+from finetune.report.table import tabulate
+from finetune.report.verdict import Conclusions, conclude
+from finetune.sweep.run import run_sweep
+from finetune.sweep.state import Options, Sweep
+from tests.sweep.conftest import Pretender, spec_of
+
+IMAGES, EPOCHS = 300, 6
+SPACE = {
+    "model.freeze_depth": {"values": [0, 4, 8, 14]},
+    "optim.lr": {"values": [0.001, 0.01, 0.1]},
+}
+BEST = {0: 0.60, 4: 0.74, 8: 0.78, 14: 0.70}
+
+
+def curve(settings: dict[str, Any]) -> list[float]:
+    """Accuracy after each epoch; a depth has a rate that suits it, smaller where more is trained."""
+    depth, rate = int(settings["model.freeze_depth"]), float(settings["optim.lr"])
+    suits = {0: 0.001, 4: 0.01, 8: 0.01, 14: 0.1}[depth]
+    distance = abs(np.log10(rate / suits))
+    rng = np.random.default_rng([depth, int(1000 * rate), int(settings["seed"])])
+    last = BEST[depth] - 0.12 * distance + 0.01 * rng.normal()
+    return [last - 0.25 * 0.5**epoch - 0.05 * distance * 0.5**epoch for epoch in range(EPOCHS)]
+
+
+@functools.cache
+def composed(words: tuple[str, ...]) -> dict[str, Any]:
+    return flat(compose_config(words))
+
+
+@dataclass
+class Drawn:
+    """A trial that is drawn instead of trained: each look of the coordinator may end an epoch."""
+
+    words: list[str]
+    folder: Path
+    exitcode: int | None = None
+    pid: int | None = None
+    waits: bool = False
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        swept = [word for word in self.words if word.partition("=")[0] in (*SPACE, "seed")]
+        values = {key: typed(key, value) for key, value in override_values(swept).items()}
+        fixed = composed(tuple(word for word in self.words if word not in swept))
+        self.settings: dict[str, Any] = {**fixed, **values, "out": str(self.folder)}
+        self.curve = curve(self.settings)
+        ease = np.random.default_rng(0).random(IMAGES)
+        noise = np.random.default_rng([self.settings["seed"], 1]).normal(size=IMAGES)
+        self.correct = [ease + 0.03 * noise < accuracy for accuracy in self.curve]
+        self.history = [
+            {"epoch": i, "val/acc": float(right.mean()), "val/loss": 1.0} for i, right in enumerate(self.correct)
+        ]
+
+    def terminate(self) -> None:
+        self.exitcode = -15
+
+    def kill(self) -> None:
+        self.exitcode = -9
+
+    def step(self) -> None:
+        self.done += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        history = self.history[: self.done]
+        stop = self.folder / STOP
+        if stop.exists():
+            self._record("pruned", stop.read_text())
+        elif self.done == EPOCHS:
+            self._record("complete", "")
+        else:
+            state = {"history": history, "epochs": EPOCHS, "images": IMAGES}
+            (self.folder / PROGRESS).write_text(json.dumps(state))
+
+    def _record(self, status: str, reason: str) -> None:
+        history = self.history[: self.done]
+        best = max(range(self.done), key=lambda i: history[i]["val/acc"])
+        swept = {word.partition("=")[0] for word in self.words}
+        Result(
+            key=key_of(self.settings),
+            status=status,
+            reason=reason,
+            freeze_depth=int(self.settings["model.freeze_depth"]),
+            freeze_unit="block",
+            seed=self.settings["seed"],
+            val_acc_best=history[best]["val/acc"],
+            best_epoch=best,
+            trained_parameters=1,
+            params={key: self.settings[key] for key in swept if key in self.settings},
+            config=self.settings,
+            history=history,
+            correct=[pack(right) for right in self.correct[: self.done]],
+            val_images=IMAGES,
+            seconds={"total": float(self.done)},
+            digests={"dataset": "pixels", "split": "labels", "weights": "weights"},
+        ).save(self.folder)
+        self.exitcode = 0
+
+
+class Drawer:
+    """Runs drawn trials, some at a time, each as fast as chance has it."""
+
+    longest_wait = 0.0
+
+    def __init__(self, capacity: int, chance: int | None = None, looks: int | None = None, pace: float = 0.5) -> None:
+        self.capacity, self._pace = capacity, pace
+        self._chance = None if chance is None else random.Random(chance)
+        self._looks = looks
+        """After so many looks the sweep is killed."""
+
+    def start(self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None) -> list[Drawn]:
+        return [Drawn(list(words), folder) for words, folder in trials]
+
+    def wait(self, jobs: Sequence[Drawn]) -> None:
+        if self._looks is not None:
+            self._looks -= 1
+            if self._looks < 0:
+                raise KeyboardInterrupt
+        for job in jobs:
+            if self._chance is None or self._chance.random() < self._pace:
+                job.step()
+
+    def worker(self, job: Drawn) -> str:
+        return ""
+
+    def set_aside(self, worker: str) -> None: ...
+
+
+Runner = Callable[..., Sweep]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    """Run the sweep in a folder with a launcher."""
+
+    def run(name: str, launcher: Drawer, margin: float | None = 0.02, **more: Any) -> Sweep:
+        monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *arguments: launcher)
+        spec = spec_of(tmp_path, fast, more.pop("space", SPACE), **more)
+        return run_sweep(spec, tmp_path / name, Options(margin=margin))
+
+    return run
+
+
+def conclusions(folder: Path) -> Conclusions:
+    records = read_records(folder)
+    return conclude(records, tabulate(records, read_objective([folder])))
+
+
+def state_of(folder: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """Each trial with its end, and the verdict without its cost."""
+    trials = {record.key: (record.status, record.reason) for record in read_records(folder)}
+    said = [sentence for sentence in conclusions(folder).sentences if "cost" not in sentence]
+    assert not list(folder.glob(f"trials/*/{UNSETTLED}"))
+    return trials, said
+
+
+def test_a_sweep_explores_repeats_and_ends_with_a_verdict(tmp_path: Path, drawn: Runner) -> None:
+    sweep = drawn("s", Drawer(1))
+    explored = [record for record in sweep.results if record.seed == 0]
+    repeats = [record for record in sweep.results if record.seed != 0]
+    assert len(explored) == 12
+    assert {record.status for record in explored} == {"complete", "pruned"}
+    assert {record.status for record in repeats} == {"complete"}
+    assert {record.freeze_depth for record in repeats} <= {4, 8, 14}
+    assert all(record.params["seed"] == record.seed for record in repeats)
+
+    assert sweep.best is not None
+    found = conclusions(tmp_path / "s")
+    assert found.judged
+    best = next(depth for depth in found.depths if depth.standing == "best")
+    assert best.group.freeze_depth == 8
+    assert 0 not in best.group.seeds, "the seed that explored chose, so it does not judge"
+    assert any(sentence.startswith("Expect 0.7") for sentence in found.sentences)
+    assert sweep.total == len(sweep.finished) == len(explored) + len(repeats)
+
+
+@pytest.mark.parametrize("chance", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+def test_workers_and_their_speed_decide_nothing(tmp_path: Path, drawn: Runner, chance: int) -> None:
+    drawn("one", Drawer(1))
+    drawn("some", Drawer(2 + chance % 3, chance))
+    assert state_of(tmp_path / "some") == state_of(tmp_path / "one")
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_killed_at_ten_moments_a_sweep_ends_with_the_same_verdict_from_the_same_trials(
+    tmp_path: Path, drawn: Runner, workers: int
+) -> None:
+    drawn("whole", Drawer(1))
+    for moment in range(10):
+        with pytest.raises(KeyboardInterrupt):
+            drawn("killed", Drawer(workers, moment, looks=(15 + 5 * moment) // workers, pace=0.25))
+    drawn("killed", Drawer(workers))
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+
+
+def test_without_a_margin_the_files_trials_are_run_whole_and_no_others(tmp_path: Path, drawn: Runner) -> None:
+    plain = drawn("s", Drawer(1), margin=None)
+    assert [record.status for record in plain.results] == ["complete"] * 12
+    assert any("one seed says too little" in sentence for sentence in conclusions(tmp_path / "s").sentences)
+
+    on = drawn("s", Drawer(1))
+    assert {record.status for record in on.results} == {"complete"}, "what ran whole stays whole"
+    assert {record.seed for record in on.results} >= {0, 1, 2, 3}
+
+
+def test_a_file_that_sweeps_the_seed_is_run_as_it_is_and_its_repeats_judge(tmp_path: Path, drawn: Runner) -> None:
+    space = {**SPACE, "optim.lr": {"values": [0.01]}, "seed": {"values": [0, 1, 2]}}
+    sweep = drawn("s", Drawer(2, 1), space=space)
+    assert [record.status for record in sweep.results] == ["complete"] * 12
+    found = conclusions(tmp_path / "s")
+    assert found.judged
+    assert all(depth.group.seeds == (0, 1, 2) for depth in found.depths)
+
+
+@pytest.mark.parametrize("method", [pytest.param("random", marks=pytest.mark.slow), "bayes"])
+def test_other_searches_end_with_a_verdict_and_go_on_after_a_kill(tmp_path: Path, drawn: Runner, method: str) -> None:
+    more = {"method": method, "run_cap": 9}
+    whole = drawn("whole", Drawer(1), **more)
+    assert whole.repeats is not None
+    for looks in (12, 25, 30):
+        with pytest.raises(KeyboardInterrupt):
+            drawn("killed", Drawer(1, looks=looks), **more)
+    drawn("killed", Drawer(1), **more)
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+
+
+def test_where_depth_is_not_swept_configurations_are_compared(tmp_path: Path, drawn: Runner) -> None:
+    space = {"model.freeze_depth": {"values": [8]}, "optim.lr": {"values": [0.001, 0.01, 0.1]}}
+    drawn("s", Drawer(1), space=space)
+    found = conclusions(tmp_path / "s")
+    assert [depth.name for depth in found.depths if depth.standing == "best"] == ["lr=0.01"]
+    assert found.judged
+
+
+def test_a_loss_is_judged_by_seeds_alone_and_no_trial_is_raced(tmp_path: Path, drawn: Runner) -> None:
+    sweep = drawn("s", Drawer(1), metric={"name": "train/loss", "goal": "minimize"})
+    assert {record.status for record in sweep.results} == {"failed"}, "these trials log no such thing"
+    sweep = drawn("l", Drawer(1), metric={"name": "val/loss", "goal": "minimize"})
+    assert {record.status for record in sweep.results} == {"complete"}
+    assert any("Only seeds judge here" in sentence for sentence in conclusions(tmp_path / "l").sentences)
+
+
+def test_records_of_another_folder_count_as_repeats_too(
+    tmp_path: Path, drawn: Runner, fast: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn("s", Drawer(1))
+    monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *arguments: Drawer(1))
+    spec = spec_of(tmp_path, fast, SPACE)
+    options = Options(margin=0.02, reuse=(tmp_path / "s",))
+    again = run_sweep(spec, tmp_path / "again", options)
+    assert again.taken >= 9 + sum(record.status == "complete" for record in again.results) - 9
+    assert state_of(tmp_path / "again")[1] == state_of(tmp_path / "s")[1]
