@@ -20,8 +20,10 @@ def are_comparable_by_image(trials: Iterable[Result], objective: Objective) -> b
     Records of older versions do not tell.
     """
     trials = list(trials)
-    images = {(trial.digests.get("dataset"), trial.digests.get("split"), trial.val_images) for trial in trials}
-    if objective.metric not in PER_IMAGE or len(images) != 1:
+    images = {(trial.digests.get("split"), trial.val_images) for trial in trials}
+    pixels = {(trial.config.get("data.size"), trial.digests.get("dataset")) for trial in trials}
+    same_pixels = len(pixels) == len({size for size, _ in pixels})  # of each size that was swept
+    if objective.metric not in PER_IMAGE or len(images) != 1 or not same_pixels:
         return False
     try:
         return all(len(epochs_of(trial)) > 0 for trial in trials)

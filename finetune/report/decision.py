@@ -7,21 +7,21 @@ from finetune.report.judge import LOOKS, Expectation
 from finetune.report.standing import Depth
 
 
-def decision(depths: Sequence[Depth], margin: float, by_image: bool, images: int) -> Iterator[str]:
+def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: str) -> Iterator[str]:
     """What is decided and what is not, most important first.
 
     Args:
         depths: All that were compared, the best among them.
         margin: The difference that is worth having, 0..1.
-        by_image: Whether the error holds for new images, too.
         images: Validation images.
+        seeds_alone: Why the error holds for new seeds alone; empty where it holds for new images, too.
     """
     best = next(depth for depth in depths if depth.standing == "best")
     worse, within, images_tell, undecided = (
         [depth for depth in depths if depth.standing == standing] for standing in ("worse", "within", "images", "open")
     )
-    if not by_image:
-        yield "Only seeds judge here, for this metric is no mean over images: the intervals hold for new seeds alone."
+    if seeds_alone:
+        yield f"Only seeds judge here, for {seeds_alone}: the intervals hold for new seeds, and not for new images."
 
     if not (within or images_tell or undecided):
         if worse:
@@ -36,7 +36,7 @@ def decision(depths: Sequence[Depth], margin: float, by_image: bool, images: int
         yield f"Worse than {best.name}: {_leads(worse)}."
 
     if images_tell:
-        yield _what_images_would_tell(best, images_tell, by_image, images)
+        yield _what_images_would_tell(best, images_tell, 0 if seeds_alone else images)
     if undecided:
         names = ", ".join(f"{depth.name} ({_seeds(depth)})" for depth in undecided)
         yield (
@@ -69,9 +69,9 @@ def _within(depths: Sequence[Depth]) -> str:
     return " ".join(sentences[not maybe :])
 
 
-def _what_images_would_tell(best: Depth, depths: Sequence[Depth], by_image: bool, images: int) -> str:
+def _what_images_would_tell(best: Depth, depths: Sequence[Depth], images: int) -> str:
     names = ", ".join(depth.name for depth in depths)
-    if not by_image:
+    if not images:
         return f"{names} and {best.name} cannot be told apart by {LOOKS[-1]} seeds."
 
     needed = max(depth.comparison.images_needed for depth in depths if depth.comparison)

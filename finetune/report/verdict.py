@@ -8,7 +8,7 @@ from finetune.config import freeze_depth_number
 from finetune.errors import counted
 from finetune.records.ranking import ACCURACY, exploring_seed
 from finetune.records.result import Result
-from finetune.report.bits import epochs_of
+from finetune.report.bits import PER_IMAGE, epochs_of
 from finetune.report.decision import decision, expectation, points
 from finetune.report.depths import deepest
 from finetune.report.judge import expect
@@ -79,7 +79,12 @@ def _about_depths(records: Sequence[Result], standings: Standings, table: Table)
 
     if standings.judged:
         images = max(record.val_images for record in records)
-        yield from decision(depths, table.objective.margin, standings.by_image, images)
+        seeds_alone = ""
+        if table.objective.metric not in PER_IMAGE:
+            seeds_alone = "this metric is no mean over images"
+        elif not standings.by_image:
+            seeds_alone = "not all were validated on the same images"
+        yield from decision(depths, table.objective.margin, images, seeds_alone)
     else:
         yield from by_seeds(depths)
 

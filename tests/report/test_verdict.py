@@ -201,3 +201,16 @@ def test_a_metric_that_is_no_mean_over_images_is_judged_by_seeds() -> None:
     found = conclude(records, tabulate(records, Objective("val/loss", "minimize")))
     assert any("Only seeds judge here" in sentence for sentence in found.sentences)
     assert any(sentence.startswith("Decided: take k=9") for sentence in found.sentences)
+
+
+def test_sizes_of_the_same_images_are_crossed_and_other_images_are_said_to_be_others() -> None:
+    trials = with_bits(sweep({9: 0.80, 12: 0.70}, noise=0.005))
+    sizes = [
+        replace(
+            r, config={"data.size": 32 * (r.freeze_depth or 0)}, digests={"dataset": f"{r.freeze_depth}", "split": "s"}
+        )
+        for r in trials
+    ]
+    assert "Expect" in text(sizes)
+    others = [replace(r, digests={"dataset": f"{r.freeze_depth}", "split": "s"}) for r in trials]
+    assert "Only seeds judge here, for not all were validated on the same images" in text(others)
