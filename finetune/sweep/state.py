@@ -1,7 +1,7 @@
 """What a sweep is while it runs: its options, the trials under way, those that finished. Imports no torch."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.records.metric import Incumbent, metric_values
@@ -167,10 +167,22 @@ class Sweep:
         if self.best is None:
             return set()
 
-        best_first = configurations(self.results, self.objective)[:candidates] if self.has_repeats else []
+        results, objective = self.results, self.objective
+        if self.repeats is not None and candidates > 1:
+            # of a configuration with one new seed the explorer still judges, and its model is gone
+            results = [result for result in results if result.seed != objective.explored_by]
+            objective = replace(objective, explored_by=None)
+
+        best_first = configurations(results, objective)[:candidates] if self.has_repeats else []
         if not best_first:  # also where all are refits, which nothing compares
             return {self.best.key}
-        return {best_trial(trials, self.objective).key for trials in best_first}
+        return {best_trial(self._new(trials), objective).key for trials in best_first}
+
+    def _new(self, trials: list[Result]) -> list[Result]:
+        """Those of a configuration's trials that may still have a model: not the explorer's, where others follow."""
+        if self.repeats is None:
+            return trials
+        return [trial for trial in trials if trial.seed != self.objective.explored_by] or trials
 
     @property
     def observed(self) -> list[Observation]:

@@ -17,6 +17,7 @@ from finetune.records.ranking import read_objective
 from finetune.records.result import Result
 from finetune.report.winner import find_winner, model_file, sweep_verdict
 from finetune.sweep.run import run_sweep
+from finetune.sweep.state import Options
 from tests.models import finetune
 from tests.sweep.conftest import Pretended, Pretender, spec_of
 
@@ -139,5 +140,23 @@ def test_while_seeds_are_to_come_the_models_of_the_leading_configurations_are_ke
     assert (sweep.best.freeze_depth, sweep.best.seed) == (0, 0)  # the single best trial
     winner = find_winner(tmp_path / "s")
     assert (winner.best.freeze_depth, winner.best.seed) == (4, 1)
+    kept = [file.parent.name for file in (tmp_path / "s" / TRIALS).glob(f"*/{CHECKPOINT}")]
+    assert kept == [winner.best.key]
+
+
+def test_after_repeats_the_model_of_the_winners_best_new_seed_is_left(
+    tmp_path: Path, fast: list[str], monkeypatch: pytest.MonkeyPatch, pretended: Pretender
+) -> None:
+    """The explorer is the luckiest, of every configuration: it does not judge, and its model goes."""
+    luck = {0: 0.2, 1: 0.01, 2: 0.03, 3: 0.02}
+    monkeypatch.setattr(
+        "finetune.sweep.run.LocalLauncher",
+        lambda *given: Scripted(
+            lambda s: {"val/acc": 0.5 + 0.02 * (s["model.freeze_depth"] == 8) + luck.get(s["seed"], 0), "val/loss": 0.5}
+        ),
+    )
+    run_sweep(spec_of(tmp_path, fast, GRID), tmp_path / "s", Options(margin=0.5))
+    winner = find_winner(tmp_path / "s")
+    assert (winner.group.freeze_depth, winner.best.seed) == (8, 2)
     kept = [file.parent.name for file in (tmp_path / "s" / TRIALS).glob(f"*/{CHECKPOINT}")]
     assert kept == [winner.best.key]

@@ -207,7 +207,7 @@ def test_killed_at_ten_moments_a_sweep_ends_with_the_same_verdict_from_the_same_
     drawn("whole", Drawer(1))
     for moment in range(10):
         with pytest.raises(KeyboardInterrupt):
-            drawn("killed", Drawer(workers, moment, looks=(15 + 5 * moment) // workers, pace=0.25))
+            drawn("killed", Drawer(workers, moment, looks=(12 + 4 * moment) // workers, pace=0.25))
     drawn("killed", Drawer(workers))
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
 
