@@ -32,15 +32,15 @@ def watching() -> Iterator[tuple[Watch, Progress]]:
 
 def _printer() -> Watch:
     """Prints each trial that ended, and what is repeated once that is decided."""
-    told: Repeats[Contender] | None = None
+    printed: Repeats[Contender] | None = None
 
     def show(sweep: "Sweep", ended: "Result | None") -> None:
-        nonlocal told
+        nonlocal printed
         if ended is not None:
             console.print(_trial_line(sweep, ended))
-        if sweep.repeats is not None and sweep.repeats is not told and not sweep.repeats.done:
+        if sweep.repeats is not None and sweep.repeats is not printed and not sweep.repeats.done:
             console.print(_repeats_line(sweep, sweep.repeats))
-        told = sweep.repeats
+        printed = sweep.repeats
 
     return show
 

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from finetune.records.ranking import Objective
 from finetune.report.judge import LOOKS, Expectation
 from finetune.report.standing import Depth
 
 
-def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: str) -> Iterator[str]:
+def decision(depths: Sequence[Depth], objective: Objective, images: int, seeds_alone: str) -> Iterator[str]:
     """What is decided and what is not, most important first.
 
     Args:
         depths: All that were compared, the best among them.
-        margin: The difference that is worth having, 0..1.
+        objective: The difference that is worth having, and whether the sweep repeats by itself.
         images: Validation images.
         seeds_alone: Why the error holds for new seeds alone; empty where it holds for new images, too.
     """
@@ -20,6 +21,7 @@ def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: s
     worse, within, images_tell, undecided = (
         [depth for depth in depths if depth.standing == standing] for standing in ("worse", "within", "images", "open")
     )
+    margin = points(objective.margin)
     if seeds_alone:
         yield f"Only seeds judge here, for {seeds_alone}: the intervals hold for new seeds, and not for new images."
 
@@ -29,9 +31,9 @@ def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: s
         return
 
     if not (images_tell or undecided):
-        yield f"Decided within the margin of {points(margin)}: take {best.name}. {_within(within)}"
+        yield f"Decided within the margin of {margin}: take {best.name}. {_within(within)}"
     elif within:
-        yield f"Within the margin of {points(margin)}: {_within(within)}"
+        yield f"Within the margin of {margin}: {_within(within)}"
     if worse:
         yield f"Worse than {best.name}: {_leads(worse)}."
 
@@ -39,10 +41,8 @@ def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: s
         yield _what_images_would_tell(best, images_tell, 0 if seeds_alone else images)
     if undecided:
         names = ", ".join(f"{depth.name} ({_seeds(depth)})" for depth in undecided)
-        yield (
-            f"Undecided: {names}. More seeds would tell; the budget was spent, or as many repeats were run as trials "
-            "before them."
-        )
+        why = "the budget was spent, or they would have made more repeats than trials before them"
+        yield f"Undecided: {names}. More seeds would tell{f'; {why}' if objective.explored_by is not None else ''}."
 
     loss = max(0.0, *(_loss(depth) for depth in depths if depth.standing not in ("best", "worse")))
     yield f"Taking {best.name} loses {f'{points(loss)} at most' if loss else 'nothing against these'}."
@@ -50,13 +50,8 @@ def decision(depths: Sequence[Depth], margin: float, images: int, seeds_alone: s
 
 def _leads(worse: Sequence[Depth]) -> str:
     """`k=0 by 20.1 points (at least 15.2)`, the nearest first."""
-    rows = sorted((depth.comparison.lead, depth) for depth in worse if depth.comparison)
-    each = (
-        f"{depth.name} by {points(lead)} (at least {100 * max(0.0, depth.comparison.low):.1f})"
-        for lead, depth in rows
-        if depth.comparison
-    )
-    return ", ".join(each)
+    rows = sorted(((depth.name, depth.comparison) for depth in worse if depth.comparison), key=lambda row: row[1].lead)
+    return ", ".join(f"{name} by {points(row.lead)} (at least {100 * row.low:.1f})" for name, row in rows)
 
 
 def _within(depths: Sequence[Depth]) -> str:

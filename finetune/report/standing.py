@@ -57,7 +57,7 @@ def compare_depths(records: Sequence[Result], table: Table, best: Group) -> Stan
     """The best configuration of each depth against the best of all; of one depth alone, its best configurations."""
     entrants = best_of_each(table)
     trials = {record.key: record for record in records}
-    chosen = {name: [trials[key] for key in group.keys if key in trials] for name, group in entrants.items()}
+    chosen = {name: [trials[key] for key in group.keys] for name, group in entrants.items()}
     by_image = are_comparable_by_image([trial for group in chosen.values() for trial in group], table.objective)
     new_enough = by_image or all(trial.correct for group in chosen.values() for trial in group)
 

@@ -84,7 +84,7 @@ def _about_depths(records: Sequence[Result], standings: Standings, table: Table)
             seeds_alone = "this metric is no mean over images"
         elif not standings.by_image:
             seeds_alone = "not all were validated on the same images"
-        yield from decision(depths, table.objective.margin, images, seeds_alone)
+        yield from decision(depths, table.objective, images, seeds_alone)
     else:
         yield from by_seeds(depths)
 

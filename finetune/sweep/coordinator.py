@@ -72,12 +72,6 @@ class Coordinator:
         """Whether the sweep repeats what decides, and so goes on to a verdict."""
         return self._sweep.objective.explored_by is not None
 
-    @property
-    def _races(self) -> bool:
-        """Whether trials are stopped that can hardly become the best of their depth: a race compares accuracies."""
-        spec = self._sweep.spec
-        return self._adapts and spec.stopping is None and spec.metric in ("val/acc", "val/acc_best")
-
     def run(self) -> None:
         """Go on until no trial is left, the search has ended, or the budget is spent."""
         sweep = self._sweep
@@ -148,7 +142,7 @@ class Coordinator:
             if not to_start and self._is_lost_already(params, folder):
                 continue
 
-            if self._races and self._place(folder) != NO_PLACE:
+            if self._sweep.races and self._place(folder) != NO_PLACE:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / UNSETTLED).touch()
             to_start.append((params, folder))
@@ -243,7 +237,7 @@ class Coordinator:
                 sweep.finished[i] = self._settled(trial, reason)
 
         settled = sum(trial.settled for trial in sweep.finished)
-        for running in sweep.running if self._races else ():
+        for running in sweep.running if self._sweep.races else ():
             news = settled, len(running.history)
             if running.place == NO_PLACE or running.compared == news:
                 continue
@@ -267,7 +261,7 @@ class Coordinator:
     def _is_lost_already(self, params: Params, folder: Path) -> bool:
         """Whether a trial need not be started; then it has its record. One that began goes on until it is behind."""
         place = self._place(folder)
-        if not self._races or place == NO_PLACE:
+        if not self._sweep.races or place == NO_PLACE:
             return False
 
         reason = why_lost(place, params, (), 0, self._sweep)
@@ -332,7 +326,7 @@ class Coordinator:
         if result.status == "complete" and not spec.curve(result.history):
             result = record_unlogged(folder, result, spec.metric)
 
-        settled = not (self._races and result.status == "complete" and (folder / UNSETTLED).exists())
+        settled = not (self._sweep.races and result.status == "complete" and (folder / UNSETTLED).exists())
         if settled:
             (folder / UNSETTLED).unlink(missing_ok=True)
         sweep.finished.append(Finished.of(spec, params, result, self._place(folder), settled))

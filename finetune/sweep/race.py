@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from finetune.sweep.search import DEPTH
+
 _ERRORS = 1.5
 """Standard errors of the difference of two accuracies that a trial may be behind."""
 RATE = "optim.lr"
@@ -106,4 +108,4 @@ def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) ->
 
 
 def _but_depth(params: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in params.items() if key != "model.freeze_depth"}
+    return {key: value for key, value in params.items() if key != DEPTH}

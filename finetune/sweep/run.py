@@ -88,7 +88,7 @@ def run_sweep(
         explored_by = int(settings_of(corners(spec)[0])["seed"])
         objective = replace(objective, margin=options.margin, explored_by=explored_by)
     sweep = Sweep(spec, folder, size(spec), objective)
-    search = Search(spec, seed, _in_order(spec, seed, options))
+    search = Search(spec, seed, _in_order(sweep, seed, options.budget))
     with alone(folder), stores_in_use(prepared.stores):
         remove_leftovers(folder)
         claim(spec, folder, seed, data, sweep.total, objective)
@@ -105,13 +105,14 @@ def run_sweep(
     return sweep
 
 
-def _in_order(spec: SweepSpec, seed: int, options: Options) -> Iterable[Params]:
+def _in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]:
     """The trials of a grid or random search as they are to run: side by side those that share stores."""
+    spec = sweep.spec
     if spec.method == "bayes":
         return ()
-    if options.margin is not None:  # a race goes by the next deeper cut, and by the larger learning rates
+    if sweep.races:  # which go by the next deeper cut, and by the larger learning rates
         return sorted(planned_trials(spec, seed), key=lambda params: (sharing_order(params), -rate_of(params)))
-    if spec.target is not None or options.budget is not None:  # then it must not end lopsided
+    if spec.target is not None or budget is not None:  # then it must not end lopsided
         return planned_trials(spec, seed, may_end_early=True)
     return sorted(planned_trials(spec, seed), key=sharing_order)
 

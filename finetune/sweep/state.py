@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune.records.metric import Incumbent, metric_values
 from finetune.records.ranking import Objective, best_trial, configurations
 from finetune.records.result import Result
+from finetune.report.bits import PER_IMAGE
 from finetune.sweep.jobs import Job
 from finetune.sweep.repeats import Contender, Repeats
 from finetune.sweep.search import Observation, Params
@@ -148,6 +149,15 @@ class Sweep:
 
         best = min(complete, key=lambda trial: (-trial.curve[-1], -(trial.result.freeze_depth or 0), trial.result.key))
         return best.result
+
+    @property
+    def races(self) -> bool:
+        """Whether trials are stopped that can hardly become the best of their depth.
+
+        Not where the file has a rule of its own, or says itself what is repeated; and a race compares accuracies.
+        """
+        explores = self.objective.explored_by is not None
+        return explores and self.spec.stopping is None and self.spec.metric in PER_IMAGE
 
     @property
     def has_repeats(self) -> bool:

@@ -214,3 +214,22 @@ def test_sizes_of_the_same_images_are_crossed_and_other_images_are_said_to_be_ot
     assert "Expect" in text(sizes)
     others = [replace(r, digests={"dataset": f"{r.freeze_depth}", "split": "s"}) for r in trials]
     assert "Only seeds judge here, for not all were validated on the same images" in text(others)
+
+
+def test_depths_that_are_equally_far_behind_are_named_side_by_side() -> None:
+    records = with_bits([record(k, 0.4 if k == 0 else 0.8, seed, optim__lr=0.01) for k in (0, 9) for seed in range(3)])
+    twins = [replace(trial, key=f"{trial.key} again", freeze_depth=17) for trial in records if trial.freeze_depth == 0]
+    said = text([*records, *twins])
+    assert re.search(
+        r"Every other is worse: k=0 by (\S+) points \(at least (\S+)\), k=17 by \1 points \(at least \2\)", said
+    )
+
+
+def test_why_seeds_are_missing_is_said_of_a_sweep_that_repeats_by_itself_alone() -> None:
+    restless = with_bits(sweep({9: 0.80, 12: 0.79}, noise=0.06, source=3))
+    assert "(3 seeds). More seeds would tell." in " ".join(
+        conclude(restless, tabulate(restless, Objective(margin=0.06))).sentences
+    )
+    explored = [*restless, replace(restless[0], key="pruned", seed=9, status="pruned", params={"optim.lr": 0.1})]
+    repeating = tabulate(explored, Objective(margin=0.06, explored_by=9))
+    assert "(3 seeds). More seeds would tell; the budget was spent" in " ".join(conclude(explored, repeating).sentences)

@@ -20,7 +20,7 @@ from finetune.config import flat, key_of, trial_key
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, HEARTBEAT, LAST, LOG, RECORD, STOP
 from finetune.records.metric import Incumbent
-from finetune.records.ranking import ACCURACY
+from finetune.records.ranking import ACCURACY, Objective
 from finetune.records.read import finished_record
 from finetune.records.result import Result, outcome
 from finetune.report.winner import find_winner
@@ -160,12 +160,13 @@ def test_a_sweep_with_a_margin_repeats_what_decides_and_keeps_the_winners_model(
 def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_path: Path, small: list[str]) -> None:
     space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [1, "all", 3]}}
     spec = spec_of(tmp_path, small, space)
-    ordered = list(_in_order(spec, 0, Options()))
+    plain = Sweep(spec, tmp_path, 6, ACCURACY)
+    ordered = list(_in_order(plain, 0, None))
     assert [trial["model.freeze_depth"] for trial in ordered] == ["all", "all", 3, 3, 1, 1]
     as_written = list(planned_trials(spec))
     assert sorted(map(str, ordered)) == sorted(map(str, as_written))
     assert [trial["model.freeze_depth"] for trial in as_written] == [1, "all", 3, 1, "all", 3]
-    all_over = list(_in_order(spec, 0, Options(budget=600)))
+    all_over = list(_in_order(plain, 0, 600))
     assert sorted(map(str, all_over)) == sorted(map(str, as_written))
     assert {trial["model.freeze_depth"] for trial in all_over[:3]} == {1, 3, "all"}
 
@@ -255,8 +256,14 @@ def test_under_a_budget_nothing_is_stored_that_may_never_be_reached(
 def test_a_race_keeps_its_order_under_a_budget(tmp_path: Path, small: list[str]) -> None:
     space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [1, "all", 3]}}
     spec = spec_of(tmp_path, small, space)
-    for options in (Options(margin=0.02), Options(margin=0.02, budget=600)):
-        assert [trial["model.freeze_depth"] for trial in _in_order(spec, 0, options)] == ["all", "all", 3, 3, 1, 1]
+    race = Sweep(spec, tmp_path, 6, Objective(explored_by=0))
+    for budget in (None, 600):
+        trials = list(_in_order(race, 0, budget))
+        assert [trial["model.freeze_depth"] for trial in trials] == ["all", "all", 3, 3, 1, 1]
+        assert [trial["optim.lr"] for trial in trials] == [0.1, 0.01] * 3
+
+    loss = Sweep(replace(spec, metric="val/loss", goal="minimize"), tmp_path, 6, Objective(explored_by=0))
+    assert {trial["model.freeze_depth"] for trial in list(_in_order(loss, 0, 600))[:3]} == {1, 3, "all"}
 
 
 @pytest.mark.slow

@@ -74,6 +74,19 @@ def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.F
     return plot
 
 
+def row_layout(names: Sequence[str]) -> dict[str, Any]:
+    """The layout of a figure with a row for each name, the first on top."""
+    rows = [wrapped(name) for name in names]
+    axis = {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": rows,
+        "autorange": "reversed",
+        "tickformat": "",
+    }
+    return {"yaxis": axis, "height": 150 + 40 * len(rows)}
+
+
 def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]:
     """What a scatter of trials shows of one under the pointer, beginning with `first`, and its key for a click."""
     return {

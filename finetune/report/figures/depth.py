@@ -7,7 +7,17 @@ import plotly.graph_objects as go
 from finetune.errors import counted
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
-from finetune.report.figures.base import ORANGE, TICKS, TRIAL, accuracy_range, empty_figure, hover, plain, wrapped
+from finetune.report.figures.base import (
+    ORANGE,
+    TICKS,
+    TRIAL,
+    accuracy_range,
+    empty_figure,
+    hover,
+    plain,
+    row_layout,
+    wrapped,
+)
 from finetune.report.figures.verdict import MARKS, by_standing
 from finetune.report.standing import STANDINGS, Depth
 from finetune.report.table import Table, label
@@ -57,7 +67,7 @@ def depth_figure(
             mode="markers",
             name=STANDINGS[standing],
             marker=MARKS[standing].plotly,
-            text=[_told(depth, table) for depth in members],
+            text=[_hover_text(depth, table) for depth in members],
             hovertemplate="k=%{x}<br>mean val/acc %{y:.4f}%{text}<extra></extra>",
         )
     plot.update_layout(yaxis_range=span(depths, complete), height=540)
@@ -88,21 +98,13 @@ def configurations_figure(table: Table, complete: Sequence[Result], configuratio
             name=STANDINGS[standing],
             marker=mark.plotly,
             error_x=_interval(members) | {"color": mark.color},
-            text=[_told(one, table) for one in members],
+            text=[_hover_text(one, table) for one in members],
             hovertemplate="mean val/acc %{x:.4f}%{text}<extra></extra>",
         )
 
-    names = [wrapped(one.name) for one in configurations]
     plot.update_layout(
         xaxis={"range": span(configurations, shown), "tickformat": ".0%"},
-        yaxis={
-            "type": "category",
-            "categoryorder": "array",
-            "categoryarray": names,
-            "autorange": "reversed",
-            "tickformat": "",
-        },
-        height=150 + 40 * len(names),
+        **row_layout([one.name for one in configurations]),
     )
     return plot
 
@@ -146,7 +148,7 @@ def _interval(depths: Sequence[Depth]) -> dict[str, object]:
     }
 
 
-def _told(depth: Depth, table: Table) -> str:
+def _hover_text(depth: Depth, table: Table) -> str:
     width = "" if depth.half_width is None else f" ± {depth.half_width:.4f}"
     settings = plain(label(depth.group.params, table.swept))
     return f"{width}<br>{settings}, {counted(len(depth.group.accuracies), 'seed')}: {STANDINGS[depth.standing]}"

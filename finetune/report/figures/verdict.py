@@ -9,7 +9,7 @@ from finetune.errors import counted
 from finetune.records.ranking import Objective
 from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE
-from finetune.report.figures.base import BLUE, GREEN, GREY, ORANGE, PURPLE, empty_figure, plain, wrapped
+from finetune.report.figures.base import BLUE, GREEN, GREY, ORANGE, PURPLE, empty_figure, plain, row_layout, wrapped
 from finetune.report.standing import STANDINGS, Depth
 
 
@@ -89,19 +89,11 @@ def lead_figure(depths: Sequence[Depth], objective: Objective) -> go.Figure:
     for standing, members in by_standing(others).items():
         _add_leads(plot, standing, members, scale)
 
-    names = [wrapped(depth.name) for depth in others]
     plot.update_layout(
         xaxis_zeroline=False,
-        yaxis={
-            "type": "category",
-            "categoryorder": "array",
-            "categoryarray": names,
-            "autorange": "reversed",
-            "tickformat": "",
-        },
         legend_traceorder="normal",
         xaxis_title_standoff=8,
-        height=150 + 40 * len(names),
+        **row_layout([one.name for one in others]),
     )
     return plot
 
