@@ -18,25 +18,33 @@ def decision(depths: Sequence[Depth], objective: Objective, images: int, seeds_a
         seeds_alone: Why the error holds for new seeds alone; empty where it holds for new images, too.
     """
     best = next(depth for depth in depths if depth.standing == "best")
-    worse, within, images_tell, undecided = (
-        [depth for depth in depths if depth.standing == standing] for standing in ("worse", "within", "images", "open")
+    worse, behind, within, images_tell, undecided = (
+        [depth for depth in depths if depth.standing == standing]
+        for standing in ("worse", "behind", "within", "images", "open")
     )
     margin = points(objective.margin)
     if seeds_alone:
         yield f"Only seeds judge here, for {seeds_alone}: the intervals hold for new seeds, and not for new images."
 
-    if not (within or images_tell or undecided):
+    # 1. What to do
+    if not (behind or within or images_tell or undecided):
         if worse:
             yield f"Decided: take {best.name}. Every other is worse: {_leads(worse)}."
         return
 
+    loss = max(0.0, *(_loss(depth) for depth in depths if depth.standing not in ("best", "worse")))
     if not (images_tell or undecided):
-        yield f"Decided within the margin of {margin}: take {best.name}. {_within(within)}"
-    elif within:
-        yield f"Within the margin of {margin}: {_within(within)}"
+        yield f"Decided within the margin of {margin}: take {best.name}."
+    yield f"Taking {best.name} loses {f'{points(loss)} at most' if loss else 'nothing'}."
+
+    # 2. How the others stand
     if worse:
         yield f"Worse than {best.name}: {_leads(worse)}."
-
+    if behind:
+        yield f"Not better: {', '.join(depth.name for depth in behind)}."
+    if within:
+        each = ", ".join(f"{depth.name} by {points(_loss(depth))}" for depth in within)
+        yield f"Better by no more than the margin of {margin}, if at all: {each} at most."
     if images_tell:
         yield _what_images_would_tell(best, images_tell, 0 if seeds_alone else images)
     if undecided:
@@ -44,24 +52,11 @@ def decision(depths: Sequence[Depth], objective: Objective, images: int, seeds_a
         why = "the budget was spent, or they would have made more repeats than trials before them"
         yield f"Undecided: {names}. More seeds would tell{f'; {why}' if objective.explored_by is not None else ''}."
 
-    loss = max(0.0, *(_loss(depth) for depth in depths if depth.standing not in ("best", "worse")))
-    yield f"Taking {best.name} loses {f'{points(loss)} at most' if loss else 'nothing against these'}."
-
 
 def _leads(worse: Sequence[Depth]) -> str:
     """`k=0 by 20.1 points (at least 15.2)`, the nearest first."""
     rows = sorted(((depth.name, depth.comparison) for depth in worse if depth.comparison), key=lambda row: row[1].lead)
     return ", ".join(f"{name} by {points(row.lead)} (at least {100 * row.low:.1f})" for name, row in rows)
-
-
-def _within(depths: Sequence[Depth]) -> str:
-    """What those within the margin may be better by; one that is far behind is just not better."""
-    maybe = [depth for depth in depths if _loss(depth) > 0]
-    never = [depth.name for depth in depths if _loss(depth) <= 0]
-    sentences = [f"{', '.join(f'{depth.name} may be better by {points(_loss(depth))}' for depth in maybe)} at most."]
-    if never:
-        sentences.append(f"{', '.join(never)} {'is' if len(never) == 1 else 'are'} not better.")
-    return " ".join(sentences[not maybe :])
 
 
 def _what_images_would_tell(best: Depth, depths: Sequence[Depth], images: int) -> str:

@@ -14,11 +14,13 @@ STANDINGS = {
     "best": "the best",
     "worse": "worse",
     "within": "within the margin",
+    "behind": "not better",
     "images": "too few images to tell",
     "open": "undecided",
     "few": "too few seeds",
 }
-"""How one compares with the best of all, and what a table says of it."""
+"""How one compares with the best of all, and what a table says of it. One that is `behind` is not surely worse, but is
+surely no better: what `within the margin` would call too near."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,18 @@ def _judged(
         Depth(
             name_of(name),
             group,
-            rows[name].standing if name in rows else "best",
+            _standing(rows.get(name)),
             rows.get(name),
             half_width=widths[name],
         )
         for name, group in entrants.items()
     )
+
+
+def _standing(row: Comparison | None) -> str:
+    if row is None:
+        return "best"
+    return "behind" if row.standing == "within" and row.loss <= 0 else row.standing
 
 
 def _over_seeds(entrants: Mapping[int | str, Group], table: Table, best: Group) -> tuple[Depth, ...]:

@@ -102,15 +102,10 @@ def _expected(records: Sequence[Result], standings: Standings, table: Table, bes
 
 def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:
     """The one with the least time a trial; of equals, the deepest frozen."""
-    equal = [depth.group for depth in depths if depth.standing in ("open", "within", "images") and _may_be_equal(depth)]
-    if not equal and not any(depth.standing in ("worse", "within") for depth in depths):
+    equal = [depth.group for depth in depths if depth.standing in ("open", "within", "images")]
+    if not equal and not any(depth.standing in ("worse", "behind") for depth in depths):
         return None
     return min([best, *equal], key=lambda group: (group.seconds, -group.freeze_depth))
-
-
-def _may_be_equal(depth: Depth) -> bool:
-    """Whether it may be as good as the best: one that is far behind may be within the margin all the same."""
-    return depth.comparison is None or depth.comparison.loss > 0
 
 
 def _about_cheapest(cheapest: Group | None, best: Group, depths: Sequence[Depth], table: Table) -> list[str]:
@@ -148,7 +143,11 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
         return [f"The best trains the head alone (k={deepest_depth})."]
 
     gap = points(best.score - head.group.score)
-    certainty = {"worse": "surely worse", "few": "with too few seeds to say whether that is luck"}
+    certainty = {
+        "worse": "surely worse",
+        "behind": "surely not better",
+        "few": "with too few seeds to say whether that is luck",
+    }
     time = _share_of_time(head.group, best)
     how = certainty.get(head.standing, "which may be luck")
     return [f"The head alone (k={deepest_depth}) is {gap} behind, {how}, in {time} of the best's time."]

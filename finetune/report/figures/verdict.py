@@ -38,6 +38,7 @@ class Mark:
 MARKS = {
     "best": Mark(ORANGE, "star", 18, "*", 19),
     "within": Mark(GREEN, "diamond", 12, "D", 9),
+    "behind": Mark(GREY, "triangle-left", 13, "<", 10),
     "worse": Mark(GREY, "triangle-down", 14, "v", 11),
     "images": Mark(PURPLE, "square", 11, "s", 9, filled=False),
     "open": Mark(PURPLE, "circle", 12, "o", 10, filled=False),
