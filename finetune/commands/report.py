@@ -96,7 +96,7 @@ def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
     for column in ("freeze depth", "trials", f"best {table.objective.name}", "s a trial"):
         rows.add_column(column, justify="right", no_wrap=True)
     rows.add_column("with")
-    rows.add_column("against the best", no_wrap=True)
+    rows.add_column("verdict", no_wrap=True)
 
     for depth in depths:
         group = depth.group

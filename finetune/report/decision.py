@@ -35,7 +35,8 @@ def decision(depths: Sequence[Depth], objective: Objective, images: int, seeds_a
     loss = max(0.0, *(_loss(depth) for depth in depths if depth.standing not in ("best", "worse")))
     if not (images_tell or undecided):
         yield f"Decided within the margin of {margin}: take {best.name}."
-    yield f"Taking {best.name} loses {f'{points(loss)} at most' if loss else 'nothing'}."
+    most = f"{points(loss)} at most" if loss else "nothing"
+    yield f"Taking {best.name} loses {most} against any other that was tried."
 
     # 2. How the others stand
     if worse:
