@@ -71,6 +71,11 @@ class DataConfig:
     """What root/val is: the validation set, or the test set with validation split off train/."""
     val_fraction: float = _number(0.2, above=0, high=0.9)
     """Share of the training images split off for validation where no val/ is given."""
+    folds: int | None = _number(None, low=2, high=100)
+    """Where no val/ is given: into so many parts the training images are split, each with every class at its share;
+    one of them validates and the others train. null splits off `val_fraction` instead."""
+    fold: int = _number(0, low=0)
+    """Which of the folds validates, from 0 on."""
     split_seed: int = _number(0, low=0)
     size: int = _number(224, low=8, high=2048)
     """Height and width of the network's input, pixels."""
@@ -206,7 +211,7 @@ NOT_MEANINGFUL = (
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
 
 
-ADDED = ("data.csv_columns", "data.train_dir", "data.val_dir", "data.test_dir")
+ADDED = ("data.csv_columns", "data.train_dir", "data.val_dir", "data.test_dir", "data.folds", "data.fold")
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 
 

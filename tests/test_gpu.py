@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from finetune.sharing.activations import Source
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
 from finetune.sharing.requests import StoreRequest, requests_of
-from finetune.storage.store import open_store
+from finetune.storage.store import RowsInMemory, open_store
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
 from finetune.sweep.prepare import Prepared, _gpu_names, check_and_prepare
@@ -85,11 +86,8 @@ def test_a_gpu_that_runs_full_between_two_stores_keeps_the_first(
 
 @pytest.mark.parametrize(("size", "block"), [(32, 256), (224, 256), (448, 64), (2048, 16)])
 def test_large_images_are_computed_in_small_blocks(size: int, block: int) -> None:
-    class Images:
-        shape = (1000, size, size, 3)
-
     class Pixels:
-        images = Images()
+        images = RowsInMemory(np.broadcast_to(np.uint8(0), (1000, size, size, 3)))
 
     source = Source("train", Pixels(), Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 0, None)  # type: ignore[arg-type]
     assert activations._block(source, Precision(GPU, bf16=True)) == block

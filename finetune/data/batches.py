@@ -160,7 +160,11 @@ class PixelData(pl.LightningDataModule):
 
     def _epoch_draws(self, epoch: int, device: torch.device) -> Tensor | None:
         if self._draws[0] != epoch:
-            draws = self.preprocess.draws(len(self.stores["train"].labels), self.seed, self.preprocess.view(epoch))
+            # drawn for all images of the store, so that an image of a fold looks as it does in a store of all folds
+            images = self.stores["train"].images
+            draws = self.preprocess.draws(len(images.whole), self.seed, self.preprocess.view(epoch))
+            if draws is not None and images.positions is not None:
+                draws = draws[torch.from_numpy(images.positions)]
             self._draws = epoch, None if draws is None else draws.to(device)
         return self._draws[1]
 

@@ -21,7 +21,7 @@ from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
 from finetune.storage.parallel import free_memory, in_order
-from finetune.storage.store import Rows, RowsInMemory, Store, StoreBuilder, open_store, store_bytes
+from finetune.storage.store import PickedRows, Rows, RowsInMemory, Store, StoreBuilder, open_store, store_bytes
 
 _BLOCK = 64
 """Images that are written, and checked, at once."""
@@ -45,6 +45,13 @@ class PixelStore:
     warnings: tuple[str, ...] = ()
     contents: Mapping[Path, str] = field(default_factory=dict)
     """The digest of each file, where the images were just looked at."""
+
+    def pick(self, samples: Samples) -> "PixelStore":
+        """Those of `samples` that could be read, from the same store, with its digest but without its warnings."""
+        position = {path: i for i, path in enumerate(self.contents)}
+        positions = np.array([position[path] for path in samples.paths if path in position], dtype=np.int64)
+        contents = {path: self.contents[path] for path in samples.paths if path in position}
+        return PixelStore(PickedRows(self.images, positions), self.labels[positions], self.digest, contents=contents)
 
 
 def pixel_store(

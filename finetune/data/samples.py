@@ -5,7 +5,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,6 +50,8 @@ class DataSet:
     """`train` and `val`, and `test` where there is one; sorted by path."""
     warnings: tuple[str, ...] = field(default=())
     """What is odd but usable, one sentence each."""
+    folded: Samples | None = None
+    """Those of all folds, where `train` and `val` are made of folds: what trials of any fold share."""
 
     def with_val_in_train(self) -> "DataSet":
         """The same with the validation images among the training images too."""
@@ -63,7 +65,7 @@ class DataSet:
         warning = (
             "trained on the validation images too, and the last epoch was kept: val/acc is no estimate of anything"
         )
-        return DataSet(self.classes, {**self.splits, "train": train}, (warning, *self.warnings))
+        return replace(self, splits={**self.splits, "train": train}, warnings=(warning, *self.warnings))
 
     @property
     def split_digest(self) -> str:
@@ -84,6 +86,8 @@ def load_samples(
     folders: Mapping[str, str | None] = MappingProxyType({}),
     links: str = "follow",
     columns: str | None = None,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> DataSet:
     """Find the images under `root`, or those a CSV names, and split them.
 
@@ -96,6 +100,8 @@ def load_samples(
         folders: By split, its folder in `root`, where its name does not say which it is.
         links: `follow` or `refuse` links below `root`.
         columns: Which column of the CSV is what, as `path:filename,label:diagnosis`.
+        folds: Split the training images into so many parts, of which one validates, instead of by `val_fraction`.
+        fold: Which of them, from 0 on.
 
     Raises:
         Refused: no such folder, no images, a class without images, fewer than two classes, or a class that only
@@ -122,24 +128,63 @@ def load_samples(
 
     splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
     warnings += [*_on_case(where, classes), *_on_absent_classes(where, classes, splits)]
+    folded = None
+    if folds is not None:
+        _refuse_folds(where, classes, splits, folds, fold)
+        folded = splits["train"]
     if "val" not in splits:
-        splits |= _split_off_val(splits["train"], classes, where, val_fraction, split_seed)
-    return DataSet(classes, {name: splits[name] for name in SPLITS if name in splits}, tuple(warnings))
+        chosen = (
+            _stratified_val(splits["train"], classes, where, val_fraction, split_seed)
+            if folds is None
+            else np.flatnonzero(stratified_folds(splits["train"].labels, folds, split_seed) == fold)
+        )
+        splits |= _split_off_val(splits["train"], chosen)
+    ordered = {name: splits[name] for name in SPLITS if name in splits}
+    return DataSet(classes, ordered, tuple(warnings), folded)
 
 
-def _split_off_val(
-    train: Samples, classes: Sequence[str], where: str, fraction: float, seed: int
-) -> dict[str, Samples]:
-    """`train` without its validation images, and those."""
+def _refuse_folds(where: str, classes: Sequence[str], splits: Mapping[str, Samples], folds: int, fold: int) -> None:
+    """Make sure that the training images can be split into folds.
+
+    Raises:
+        Refused: they cannot, or are not to be; the message names the key.
+    """
+    if "val" in splits:
+        raise Refused(
+            f"{where} has validation images, so data.folds={folds} would split nothing; leave the key out, or set "
+            "data.use_val_as=test to make them the test set"
+        )
+    if fold >= folds:
+        raise Refused(f"data.fold={fold}: with data.folds={folds} the last one is {folds - 1}")
+    for label, count in sorted(Counter(splits["train"].labels).items()):
+        if count < folds:
+            raise Refused(
+                f"{where}: class {classes[label]} has {count} images for data.folds={folds}, so a fold would have none "
+                f"of it; set data.folds={max(2, count)} or less, or add images"
+                if count >= 2
+                else f"{where}: class {classes[label]} has one image, which cannot be split into folds; add images"
+            )
+
+
+def _split_off_val(train: Samples, chosen: Sequence[int] | NDArray[np.int64]) -> dict[str, Samples]:
+    """`train` without the chosen images, which become those of validation."""
+    rest = sorted(set(range(len(train))) - set(chosen))
+    return {"train": train.pick(rest), "val": train.pick(chosen)}
+
+
+def _stratified_val(train: Samples, classes: Sequence[str], where: str, fraction: float, seed: int) -> list[int]:
+    """Which of the training images become those of validation.
+
+    Raises:
+        Refused: a class has but one image.
+    """
     for label, count in Counter(train.labels).items():
         if count < 2:
             raise Refused(
                 f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
                 "add images, or give a val/ folder"
             )
-    chosen = stratified(train.labels, fraction, seed)
-    rest = sorted(set(range(len(train))) - set(chosen))
-    return {"train": train.pick(rest), "val": train.pick(chosen)}
+    return stratified(train.labels, fraction, seed)
 
 
 def _on_absent_classes(where: str, classes: Sequence[str], splits: Mapping[str, Samples]) -> list[str]:
@@ -194,6 +239,26 @@ def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
         for label, count in zip(classes, take, strict=True)
     ]
     return sorted(int(i) for i in np.concatenate(chosen))
+
+
+def stratified_folds(labels: Sequence[int], folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each sample, 0..folds - 1: each class is dealt out in random order, one class after another.
+
+    >>> stratified_folds([0, 0, 0, 0, 1, 1], folds=2, seed=0).tolist()
+    [1, 1, 0, 0, 1, 0]
+
+    Args:
+        labels: The samples' classes.
+        folds: How many; no two differ by more than one sample, nor by more than one of a class.
+        seed: Which sample lies where.
+    """
+    array = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    by_class = np.concatenate([generator.permutation(np.flatnonzero(array == label)) for label in np.unique(array)])
+
+    fold = np.empty(len(array), dtype=np.int64)
+    fold[by_class] = np.arange(len(array)) % folds
+    return fold
 
 
 def _indexed(split: str, images: list[tuple[Path, str]], classes: tuple[str, ...], where: str) -> Samples:

@@ -25,6 +25,8 @@ def find_samples(data: DataConfig, cache: Path) -> DataSet:
         folders={"train": data.train_dir, "val": data.val_dir, "test": data.test_dir},
         links=data.links,
         columns=data.csv_columns,
+        folds=data.folds,
+        fold=data.fold,
     )
 
 

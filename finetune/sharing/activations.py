@@ -22,7 +22,7 @@ from finetune.network.parts import SharedPrefix
 from finetune.sharing.cost import Costs, cumulative, measure_disk
 from finetune.storage.cache import locked
 from finetune.storage.parallel import free_memory, in_order
-from finetune.storage.store import Store, StoreBuilder, open_store
+from finetune.storage.store import Rows, Store, StoreBuilder, open_store
 
 VERSION = 4
 """Part of every store's name; changes when the same input would give other activations."""
@@ -34,7 +34,10 @@ _GPU_BLOCK = 256
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one split as they enter the network: augmented as in one view, or as they are."""
+    """The images of one split as they enter the network: augmented as in one view, or as they are.
+
+    Where the split is made of folds, they are the images of all folds, so that trials of any fold share what comes out.
+    """
 
     split: str
     pixels: PixelStore
@@ -52,11 +55,16 @@ class Source:
         """The random numbers of the view."""
         if self.view is None:
             return None
-        return self.preprocess.draws(len(self.pixels.labels), self.seed, self.view)
+        return self.preprocess.draws(len(self.rows), self.seed, self.view)
+
+    @property
+    def rows(self) -> Rows:
+        """Their pixels."""
+        return self.pixels.images.whole
 
     def images(self, chosen: slice, draws: Tensor | None, device: torch.device) -> Tensor:
         """The `chosen` images on `device`, N x 3 x H x W."""
-        pixels = as_tensor(self.pixels.images, chosen).to(device)
+        pixels = as_tensor(self.rows, chosen).to(device)
         return self.preprocess(pixels, None if draws is None else draws[chosen].to(device))
 
 
@@ -117,7 +125,7 @@ def _build_absent(
     progress: Callable[[int, int], None],
 ) -> float:
     """Build these stores, none of which is there, in one pass; the seconds of a thread that it took."""
-    cuts, total = list(folders), len(source.pixels.labels)
+    cuts, total = list(folders), len(source.rows)
     shapes = row_shapes(prefix, source, cuts, precision)
     builds = dict[int, StoreBuilder]()
     seconds, computed = 0.0, 0
@@ -164,7 +172,7 @@ def _computed(
 
     `row_bytes` are those of an image at all cuts: blocks that wait to be written leave memory to others.
     """
-    total, draws = len(source.pixels.labels), source.draws()
+    total, draws = len(source.rows), source.draws()
     size = _block(source, precision)
     first -= first % size
 
@@ -189,7 +197,7 @@ def _block(source: Source, precision: Precision) -> int:
     if precision.device.type == "cpu":
         return _BLOCK
 
-    _, height, width, _ = source.pixels.images.shape
+    _, height, width, _ = source.rows.shape
     return min(_GPU_BLOCK, max(SharedPrefix.CHUNK, _GPU_BLOCK * 224**2 // (height * width)))
 
 

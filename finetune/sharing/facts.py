@@ -20,6 +20,8 @@ class SplitFacts:
     digest: str
     """The pixel store's."""
     labels: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
+    """Which rows of the store they are, where that holds those of all folds; None is all."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Facts:
 
 
 def _image_facts(raw: Mapping[str, Any]) -> ImageFacts:
-    splits = {split: SplitFacts(values["digest"], tuple(values["labels"])) for split, values in raw["splits"].items()}
+    splits = {split: _split_facts(values) for split, values in raw["splits"].items()}
     return ImageFacts(
         classes=tuple(raw["classes"]),
         splits=splits,
@@ -118,6 +120,11 @@ def _image_facts(raw: Mapping[str, Any]) -> ImageFacts:
         val_paths=tuple(raw["val_paths"]),
         levels=None if raw.get("levels") is None else Levels.parse(raw["levels"]),
     )
+
+
+def _split_facts(raw: Mapping[str, Any]) -> SplitFacts:
+    positions = raw.get("positions")
+    return SplitFacts(raw["digest"], tuple(raw["labels"]), None if positions is None else tuple(positions))
 
 
 def weights_key(model: ModelConfig) -> str:

@@ -11,14 +11,14 @@ from finetune.data.extremes import find_extremes
 from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
 from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.pixels import PixelStore, pixel_store
-from finetune.data.samples import DataSet
+from finetune.data.samples import DataSet, Samples
 from finetune.data.source import find_samples
 from finetune.errors import Refused
 from finetune.network.freeze import Cut, cut_of
 from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, ImageFacts, SplitFacts, find_weights
 from finetune.storage.parallel import Progress, no_progress
-from finetune.storage.store import open_store
+from finetune.storage.store import PickedRows, open_store
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,14 @@ class Images:
     @property
     def facts(self) -> ImageFacts:
         """What another trial on the same images need not find out again."""
-        splits = {split: SplitFacts(store.digest, tuple(store.labels.tolist())) for split, store in self.splits.items()}
+        splits = {split: _facts_of(store) for split, store in self.splits.items()}
         return ImageFacts(self.classes, splits, self.split_digest, self.warnings, self.val_paths, self.levels)
+
+
+def _facts_of(store: PixelStore) -> SplitFacts:
+    positions = store.images.positions
+    labels = tuple(store.labels.tolist())
+    return SplitFacts(store.digest, labels, None if positions is None else tuple(positions.tolist()))
 
 
 def open_images(config: Config, facts: Facts, progress: Progress = no_progress) -> tuple[Images, Weights, Cut]:
@@ -94,13 +100,22 @@ def decode_splits(
     threads = config.data.workers or None
     limit = int(config.cache.max_gb * 1e9)
 
-    def decode_split(split: str) -> PixelStore:
+    def decode_samples(what: str, samples: Samples) -> PixelStore:
         def show(done: int, total: int) -> None:
-            progress(f"decoding {split} images", done, total)
+            progress(f"decoding {what} images", done, total)
 
-        return pixel_store(data.splits[split], transform, cache, config.data.on_bad, threads, show, limit, levels)
+        return pixel_store(samples, transform, cache, config.data.on_bad, threads, show, limit, levels)
 
-    return {split: decode_split(split) for split in data.splits}
+    if data.folded is None:
+        return {split: decode_samples(split, samples) for split, samples in data.splits.items()}
+
+    # one store holds the images of all folds, from which trials of each fold pick theirs
+    folded = decode_samples("training and validation", data.folded)
+    splits = {
+        split: decode_samples(split, samples) if split == "test" else folded.pick(samples)
+        for split, samples in data.splits.items()
+    }
+    return {**splits, "train": replace(splits["train"], warnings=folded.warnings)}
 
 
 def _reopen(config: Config, known: ImageFacts) -> Images | None:
@@ -108,9 +123,15 @@ def _reopen(config: Config, known: ImageFacts) -> Images | None:
     splits = {}
     for split, facts in known.splits.items():
         store = open_store(pixel_folder(config, facts.digest), verify=False)
-        if store is None or len(store.rows) != len(facts.labels):
+        if store is None:
             return None
-        splits[split] = PixelStore(store.rows, np.asarray(facts.labels, dtype=np.int64), facts.digest)
+
+        rows = store.rows
+        if facts.positions is not None:
+            rows = PickedRows(rows, np.asarray(facts.positions, dtype=np.int64))
+        if len(rows) != len(facts.labels):
+            return None
+        splits[split] = PixelStore(rows, np.asarray(facts.labels, dtype=np.int64), facts.digest)
 
     return Images(known.classes, splits, known.split_digest, known.warnings, known.val_paths, known.levels)
 

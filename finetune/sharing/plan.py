@@ -138,7 +138,7 @@ def _choose(
     planned, choices = dict[Path, int](), dict[str, StoreChoice]()
     for views in sorted(view_groups.values(), key=lambda views: -views[0].cut.modules):  # the smallest first
         first = views[0]
-        pixel_bytes = first.source.pixels.images.row_bytes
+        pixel_bytes = first.source.rows.row_bytes
         if pixel_bytes not in shapes:
             shapes[pixel_bytes] = row_shapes(prefix, first.source, cuts, first.precision)
         shape, dtype = shapes[pixel_bytes][first.cut.modules]
@@ -146,7 +146,7 @@ def _choose(
 
         decision = _pays(views, costs, row_bytes)
         if decision.pays:
-            size = len(first.source.pixels.labels) * row_bytes
+            size = len(first.source.rows) * row_bytes
             wanted = planned | dict.fromkeys((view.folder for view in views), size)
             decision = _with_room(decision, first, wanted, size * len(views))
             if decision.pays:
@@ -161,7 +161,7 @@ def _pays(views: Sequence[StoreRequest], costs: Costs, row_bytes: int) -> Decisi
     if views[0].config.cache.mode == "on":
         return Decision(True, "cache.mode=on")
 
-    rows = len(views[0].source.pixels.labels) * len(views)
+    rows = len(views[0].source.rows) * len(views)
     passes = sum(view.passes for view in views) / len(views)
     return decide(costs, views[0].cut.modules, row_bytes, rows, passes)
 

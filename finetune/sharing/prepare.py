@@ -11,7 +11,7 @@ from finetune.sharing.images import Images, images_key, open_images, pixel_folde
 from finetune.sharing.plan import UNWRITTEN, build_stores
 from finetune.sharing.requests import StoreRequest, preprocess_of, requests_of
 from finetune.storage.parallel import Progress, no_progress
-from finetune.storage.store import Rows, Store, open_store
+from finetune.storage.store import PickedRows, Rows, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,19 @@ def open_activations(
     choices = {**facts.stores, **built.choices}
 
     rows, saves = dict[str, list[Rows]](), dict[str, float]()
-    for split in dict.fromkeys(request.source.split for request in requests):
-        views = [request for request in requests if request.source.split == split]
+    for split in dict.fromkeys(split for request in requests for split in request.splits):
+        views = [request for request in requests if split in request.splits]
         stores = [open_store(view.folder, verify=False) for view in views if choices[view.key].used]
         whole = [store for store in stores if store is not None]
         if len(whole) == len(views):
-            rows[split] = [store.rows for store in whole]
-            saves[split] = _saved_a_pass(whole) / views[0].precision.threads
+            positions = views[0].splits[split]
+            rows[split] = [store.rows if positions is None else PickedRows(store.rows, positions) for store in whole]
+            share = len(rows[split][0]) / len(whole[0].rows)
+            saves[split] = share * _saved_a_pass(whole) / views[0].precision.threads
 
     reasons = [choices[request.key].reason for request in requests]
     unwritten = sorted({reason for reason in reasons if reason.startswith(UNWRITTEN)})
-    of_train = [choices[request.key].reason for request in requests if request.source.split == "train"]
+    of_train = [choices[request.key].reason for request in requests if "train" in request.splits]
     return Activations(rows, saves, _reason(cut, of_train), tuple(unwritten), built.seconds)
 
 

@@ -2,9 +2,12 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from finetune.config import Config, digest_of
 from finetune.data.augment import Augment, Preprocess
@@ -28,7 +31,9 @@ class StoreRequest:
     cut: Cut
     precision: Precision
     passes: float
-    """How often they are gone through, by all trials together."""
+    """How often all of them are gone through, by all trials together."""
+    splits: Mapping[str, NDArray[np.int64] | None]
+    """By split of this trial that reads them, which ones; None is all."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -74,11 +79,17 @@ def requests_of(
 
     precision = Precision.of(config.trainer)
     passes = _passes(config)
-    return [
-        StoreRequest(config, Source(split, pixels, preprocess, config.seed, view), weights, cut, precision, times)
-        for split, pixels in images.splits.items()
-        for view, times in passes[split].items()
-    ]
+    requests = dict[str, StoreRequest]()
+    for split, pixels in images.splits.items():
+        share, positions = len(pixels.images) / len(pixels.images.whole), pixels.images.positions
+        for view, times in passes[split].items():
+            source = Source(split, pixels, preprocess, config.seed, view)
+            request = StoreRequest(config, source, weights, cut, precision, times * share, {split: positions})
+            if (other := requests.get(request.key)) is not None:  # training and validation images of folds
+                both = {**other.splits, **request.splits}
+                request = replace(other, passes=other.passes + request.passes, splits=both)
+            requests[request.key] = request
+    return list(requests.values())
 
 
 def _passes(config: Config) -> dict[str, dict[int | None, int]]:
@@ -100,10 +111,10 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
     sizes = defaultdict[str, dict[str, int]](dict)
     for config in configs:
         size, model = config.data.size, config.model
-        pixels = images_key(config)
+        pixels = images_key(replace(config, data=replace(config.data, fold=0)))  # folds share their stores
         if pixels not in data_sets:
             data_sets[pixels] = find_data(config)
-        images = {split: len(samples) for split, samples in data_sets[pixels].splits.items()}
+        stored_as, images = _stored_as(data_sets[pixels])
         sizes[f"pixels, {size} px"][pixels] = store_bytes(sum(images.values()), (size, size, 3), 1)
 
         backbone, precision = backbone_shapes(model.backbone), Precision.of(config.trainer)
@@ -115,9 +126,22 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
         shape = depth_table(backbone, "block", size)[blocks].shape
         stores = sizes[f"activations after {blocks} blocks of {model.backbone}, {size} px"]
         for split, views in _passes(config).items():
-            for view in views if split in images else ():
+            for view in views if split in stored_as else ():
+                stored = stored_as[split]
                 augmented = None if view is None else (view, config.seed, asdict(config.augment))
-                name = digest_of([pixels, split, augmented, model.weights, precision.name])
-                stores[name] = store_bytes(images[split], shape, 2 if precision.bf16 else 4)
+                name = digest_of([pixels, stored, augmented, model.weights, precision.name])
+                stores[name] = store_bytes(images[stored], shape, 2 if precision.bf16 else 4)
 
     return {what: sum(stores.values()) for what, stores in sizes.items()}
+
+
+def _stored_as(data: DataSet) -> tuple[dict[str, str], dict[str, int]]:
+    """By split, the name of the images that are stored together with its own; and by name, how many they are."""
+    if data.folded is None:
+        return {split: split for split in data.splits}, {split: len(images) for split, images in data.splits.items()}
+
+    stored_as = {split: split if split == "test" else "folded" for split in data.splits}
+    images = {"folded": len(data.folded)}
+    if "test" in data.splits:
+        images["test"] = len(data.splits["test"])
+    return stored_as, images

@@ -55,6 +55,16 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def whole(self) -> "Rows":
+        """All rows of the store."""
+        return self
+
+    @property
+    def positions(self) -> NDArray[np.int64] | None:
+        """Of these rows in the whole store; None where they are all of it."""
+        return None
+
     def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """The rows at these positions, in their order; neighbours are read at once.
 
@@ -105,6 +115,30 @@ class RowsInMemory(Rows):
     def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """The rows at these positions, in their order."""
         return self._array[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]
+
+
+class PickedRows(Rows):
+    """Some rows of a store, as a fold has them of all images."""
+
+    def __init__(self, rows: Rows, positions: NDArray[np.int64]):
+        """`positions`: which of the `rows`, in order."""
+        super().__init__(rows.file, len(positions), rows.shape[1:], rows.dtype)
+        self._rows = rows
+        self._positions = positions
+
+    @property
+    def whole(self) -> Rows:
+        """All rows of the store."""
+        return self._rows
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Of these rows in the whole store."""
+        return self._positions
+
+    def __getitem__(self, chosen: slice | Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """The rows at these positions among the picked ones, in their order."""
+        return self._rows[self._positions[chosen if isinstance(chosen, slice) else np.asarray(chosen, dtype=np.int64)]]
 
 
 @dataclass(frozen=True)

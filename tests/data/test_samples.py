@@ -9,7 +9,7 @@ import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from finetune.data.files import contents
-from finetune.data.samples import DataSet, Samples, load_samples, stratified
+from finetune.data.samples import DataSet, Samples, load_samples, stratified, stratified_folds
 from finetune.errors import Refused
 
 TWO_CLASSES = ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
@@ -74,6 +74,41 @@ def test_val_as_test_leaves_val_to_be_split_off_train(tmp_path: Path) -> None:
     assert {split: len(samples) for split, samples in data.splits.items()} == {"train": 2, "val": 2, "test": 4}
     assert {path.relative_to(tmp_path).parts[0] for path in data.splits["test"].paths} == {"val"}
     assert {path.relative_to(tmp_path).parts[0] for path in data.splits["val"].paths} == {"train"}
+
+
+def test_each_image_validates_in_one_fold_and_trains_in_the_others(tmp_path: Path) -> None:
+    plant(tmp_path, *(f"{label}/{i}.png" for label, count in (("cat", 11), ("dog", 7)) for i in range(count)))
+    folds = [load_samples(str(tmp_path), folds=5, fold=fold) for fold in range(5)]
+    validated = [path for data in folds for path in data.splits["val"].paths]
+    assert sorted(validated) == sorted(tmp_path.glob("*/*.png"))
+    for data in folds:
+        assert sorted(every_path(data)) == sorted(validated)
+        assert data.folded is not None
+        assert sorted(data.folded.paths) == sorted(validated)
+    assert len({data.split_digest for data in folds}) == 5
+    assert load_samples(str(tmp_path), folds=5, fold=2, split_seed=1).split_digest != folds[2].split_digest
+
+
+@pytest.mark.parametrize("folds", [2, 3, 10])
+def test_folds_have_every_class_at_its_share(folds: int) -> None:
+    labels = np.random.default_rng(folds).permutation([0] * 31 + [1] * 10 + [2] * 12)
+    fold = stratified_folds(labels.tolist(), folds, seed=4)
+    for part in (fold, *(fold[labels == label] for label in range(3))):
+        counts = np.bincount(part, minlength=folds)
+        assert counts.max() - counts.min() <= 1
+    assert np.array_equal(fold, stratified_folds(labels.tolist(), folds, seed=4))
+
+
+def test_folds_that_cannot_be_are_refused_by_name(tmp_path: Path) -> None:
+    root = str(plant(tmp_path / "flat", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "dog/3.png"))
+    with pytest.raises(Refused, match=r"class cat has 2 images for data.folds=3.* set data.folds=2 or less"):
+        load_samples(root, folds=3)
+    with pytest.raises(Refused, match=r"data\.fold=2: with data\.folds=2 the last one is 1"):
+        load_samples(root, folds=2, fold=2)
+    split = str(plant(tmp_path / "split", *(f"{name}/{file}" for name in ("train", "val") for file in TWO_CLASSES)))
+    with pytest.raises(Refused, match=r"has validation images, so data.folds=2 would split nothing.* data.use_val_as"):
+        load_samples(split, folds=2)
+    assert len(load_samples(split, folds=2, use_val_as="test").splits["test"]) == 4
 
 
 def test_labels_always_count_in_the_training_classes(tmp_path: Path) -> None:

@@ -163,6 +163,46 @@ def opened(config: Config, facts: Facts) -> Activations:
     return open_activations(cut, requests_of(config, images, weights, cut, preprocess_of(config, weights)), facts)
 
 
+@pytest.fixture
+def folded(fast: list[str], tmp_path: Path) -> list[str]:
+    """Overrides of trials on five folds."""
+    flat = tmp_path / "images" / "train"
+    return [*fast, f"data.root={flat}", "data.folds=4", f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"]
+
+
+@pytest.mark.parametrize("augment", [[], ["augment=strong", "cache.views=1"]])
+def test_folds_share_their_stores_and_come_out_as_without(
+    folded: list[str], tmp_path: Path, augment: list[str]
+) -> None:
+    words = [*folded, "model.freeze_depth=17", *augment]
+    for fold in (0, 3):
+        given = [*words, f"data.fold={fold}"]
+        plain, stored = run([*given, "cache.mode=off"], tmp_path / "off"), run(given, tmp_path / f"on{fold}")
+        assert (stored.history, stored.correct) == (plain.history, plain.correct)
+        assert stored.val_images == 6
+        shutil.rmtree(tmp_path / "off")
+
+    stores = list((tmp_path / "cache" / "activations").iterdir())
+    assert len([store for store in stores if store.is_dir()]) == 1 + len(augment) // 2
+    assert len([store for store in (tmp_path / "cache" / "pixels").iterdir() if store.is_dir()]) == 1
+
+
+def test_a_sweep_prepares_folds_once_and_their_trials_find_them(folded: list[str]) -> None:
+    configs = [compose_config([*folded, "model.freeze_depth=17", f"data.fold={fold}"]) for fold in range(4)]
+    facts = Facts.from_text(prepare([(config, 1) for config in configs], stores=True).to_text())
+    assert len(facts.stores) == 1
+    for config in configs:
+        images, _, _ = open_images(config, facts)
+        afresh, _, _ = open_images(config, Facts())
+        activations = opened(config, facts)
+        assert activations.seconds == 0
+        for split, pixels in afresh.splits.items():
+            assert images.splits[split].labels.tolist() == pixels.labels.tolist()
+            assert images.splits[split].images[:].tobytes() == pixels.images[:].tobytes()
+            assert len(activations.rows[split][0]) == len(pixels.labels)
+    assert planned_stores(configs[:1]) == planned_stores(configs)
+
+
 def test_one_pass_stores_what_each_cut_would_have_stored_alone(fast: list[str], tmp_path: Path) -> None:
     images, prefix = source(fast), shared_prefix("all")
     costs = measure_costs(prefix, images, CPU, tmp_path)
