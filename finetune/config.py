@@ -69,6 +69,9 @@ class DataConfig:
     """What a symbolic link below root does: lead to what is read, wherever that is, or stop before training."""
     use_val_as: str = _one_of("val", ("val", "test"))
     """What root/val is: the validation set, or the test set with validation split off train/."""
+    groups: str | None = None
+    """Which images belong together (of one patient, site or video) and so into one split: a column of `csv`, or a
+    regular expression on file names, whose parentheses hold the group."""
     val_fraction: float = _number(0.2, above=0, high=0.9)
     """Share of the training images split off for validation where no val/ is given."""
     folds: int | None = _number(None, low=2, high=100)
@@ -211,7 +214,15 @@ NOT_MEANINGFUL = (
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""
 
 
-ADDED = ("data.csv_columns", "data.train_dir", "data.val_dir", "data.test_dir", "data.folds", "data.fold")
+ADDED = (
+    "data.csv_columns",
+    "data.train_dir",
+    "data.val_dir",
+    "data.test_dir",
+    "data.folds",
+    "data.fold",
+    "data.groups",
+)
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 
 

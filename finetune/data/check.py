@@ -110,8 +110,9 @@ class Inspection:
             images = counted(len(unreadable), "unreadable image")
             refusals.append(f"{images}; mend or remove them, or train with data.on_bad=skip")
 
-        if self.leaked and on_leak == "refuse":
-            refusals.append(f"{leakage_warning(self.leaked)}; {LEAKAGE_REMEDY}")
+        leakages = [leakage_warning(self.leaked) if self.leaked else "", self.data.group_leakage]
+        if on_leak == "refuse":
+            refusals += [f"{sentence}; {LEAKAGE_REMEDY}" for sentence in leakages if sentence]
 
         if on_bad != "refuse":
             for split, samples in self.data.splits.items():
@@ -131,6 +132,7 @@ class Inspection:
         """What training would accept and its owner may regret, one sentence each; `size` is `data.size`."""
         return [
             *self.data.warnings,
+            *([self.data.group_leakage] if self.data.group_leakage else []),
             *self._on_copies(),
             *([self.misnamed] if self.misnamed else []),
             *([self.levels_note] if self.levels_note else []),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from finetune.config import digest_of
 from finetune.data.contents import table_hint
-from finetune.data.folders import from_folder
+from finetune.data.folders import LabelledImages, from_folder
+from finetune.data.groups import choose_groups, group_leakage, groups_in_names
 from finetune.data.names import SPLITS
 from finetune.data.table import from_csv
 from finetune.errors import Refused
@@ -27,6 +28,8 @@ class Samples:
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
     """Indices into the data set's classes."""
+    groups: tuple[str, ...] = ()
+    """Which images belong together, by `data.groups`; empty where that is not set."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,7 +40,8 @@ class Samples:
 
     def pick(self, indices: Sequence[int] | NDArray[np.int64]) -> "Samples":
         """The samples at `indices`, in that order."""
-        return Samples(tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices))
+        groups = tuple(self.groups[i] for i in indices) if self.groups else ()
+        return Samples(tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices), groups)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class DataSet:
         return replace(self, splits={**self.splits, "train": train}, warnings=(warning, *self.warnings))
 
     @property
+    def group_leakage(self) -> str:
+        """A sentence on groups that lie in several splits; empty without any."""
+        return group_leakage({split: samples.groups for split, samples in self.splits.items()})
+
+    @property
     def split_digest(self) -> str:
         """Names which image is in which split with which label; file names count, contents do not."""
         splits = []
@@ -88,6 +97,7 @@ def load_samples(
     columns: str | None = None,
     folds: int | None = None,
     fold: int = 0,
+    groups: str | None = None,
 ) -> DataSet:
     """Find the images under `root`, or those a CSV names, and split them.
 
@@ -102,13 +112,17 @@ def load_samples(
         columns: Which column of the CSV is what, as `path:filename,label:diagnosis`.
         folds: Split the training images into so many parts, of which one validates, instead of by `val_fraction`.
         fold: Which of them, from 0 on.
+        groups: Which images belong together, and so into one split: a column of the CSV, or a regular expression on
+            their names.
 
     Raises:
         Refused: no such folder, no images, a class without images, fewer than two classes, or a class that only
             validation or test has; the message names it.
     """
+    group_of: Mapping[Path, str] = {}
     if csv_file is not None:
-        images, warnings = from_csv(Path(csv_file).expanduser(), root, columns)
+        listed = from_csv(Path(csv_file).expanduser(), root, columns, groups)
+        images, warnings, group_of = listed.images, listed.notes, listed.groups
     elif root is not None:
         images, warnings = from_folder(Path(root).expanduser(), folders, links)
     else:
@@ -126,11 +140,17 @@ def load_samples(
         hint = table_hint(Path(root).expanduser()) if csv_file is None and root is not None else ""
         raise Refused(f"{where}: found {len(classes)} class{names} to train on; at least two are needed{hint}")
 
-    splits = {name: _indexed(name, images[name], classes, where) for name in SPLITS if name in images}
+    if groups is not None and not group_of:
+        group_of = groups_in_names(_paths(images), groups)
+    splits = {name: _indexed(name, images[name], classes, where, group_of) for name in SPLITS if name in images}
     warnings += [*_on_case(where, classes), *_on_absent_classes(where, classes, splits)]
     folded = None
     if folds is not None:
         _refuse_folds(where, classes, splits, folds, fold)
+        if groups is not None:
+            raise Refused(
+                f"data.groups={groups} with data.folds={folds}: folds do not keep groups together; leave one out"
+            )
         folded = splits["train"]
     if "val" not in splits:
         chosen = (
@@ -184,6 +204,8 @@ def _stratified_val(train: Samples, classes: Sequence[str], where: str, fraction
                 f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
                 "add images, or give a val/ folder"
             )
+    if train.groups:
+        return choose_groups(train.labels, train.groups, fraction, seed, classes, where)
     return stratified(train.labels, fraction, seed)
 
 
@@ -261,7 +283,17 @@ def stratified_folds(labels: Sequence[int], folds: int, seed: int) -> NDArray[np
     return fold
 
 
-def _indexed(split: str, images: list[tuple[Path, str]], classes: tuple[str, ...], where: str) -> Samples:
+def _paths(images: LabelledImages) -> list[Path]:
+    return [path for pairs in images.values() for path, _ in pairs]
+
+
+def _indexed(
+    split: str,
+    images: list[tuple[Path, str]],
+    classes: tuple[str, ...],
+    where: str,
+    group_of: Mapping[Path, str] = MappingProxyType({}),
+) -> Samples:
     """The images with their labels as indices, sorted by path; accents of labels may be written in two ways."""
     index = {unicodedata.normalize("NFC", label): i for i, label in enumerate(classes)}
     ordered = sorted(images, key=lambda image: os.fsencode(image[0]))
@@ -272,4 +304,6 @@ def _indexed(split: str, images: list[tuple[Path, str]], classes: tuple[str, ...
         raise Refused(
             f"{where}: {split} has class {unknown[0]!r}, which training lacks; remove it or add images to train"
         )
-    return Samples(tuple(path for path, _ in ordered), tuple(label for label in labels if label is not None))
+    paths = tuple(path for path, _ in ordered)
+    groups = tuple(group_of[path] for path in paths) if group_of else ()
+    return Samples(paths, tuple(label for label in labels if label is not None), groups)

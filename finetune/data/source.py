@@ -27,6 +27,7 @@ def find_samples(data: DataConfig, cache: Path) -> DataSet:
         columns=data.csv_columns,
         folds=data.folds,
         fold=data.fold,
+        groups=data.groups,
     )
 
 

@@ -38,6 +38,19 @@ class _Row:
     path: str
     label: str
     split: str
+    group: str
+    """What the column of groups says; empty without one."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images that a table names."""
+
+    images: LabelledImages
+    groups: dict[Path, str]
+    """The group of each, where the table has a column of them; else empty."""
+    notes: list[str]
+    """What is odd but usable, one sentence each."""
 
 
 @dataclass
@@ -91,21 +104,23 @@ def is_table(data: Path) -> bool:
     return data.is_file() or (data.suffix.lower() in (".csv", ".tsv") and not data.is_dir())
 
 
-def from_csv(file: Path, root: str | None, columns: str | None = None) -> tuple[LabelledImages, list[str]]:
-    """The images that the lines of a table name, relative to `root` or else to the file, and what is odd but usable.
+def from_csv(file: Path, root: str | None, columns: str | None = None, groups: str | None = None) -> Listed:
+    """The images that the lines of a table name, relative to `root` or else to the file.
 
     Args:
         file: A header, then a line an image; its cells are parted by commas, semicolons, tabs or bars.
         root: A folder.
         columns: Which column is what, as `path:filename,label:diagnosis`; by default by their usual names.
+        groups: The column that says which images belong together, if the table has one of this name.
 
     Raises:
         Refused: the file is no such table, or an image is not there; the message names the line.
     """
-    rows, notes = _rows(file, columns)
+    rows, notes = _rows(file, columns, groups)
     images = _Images(Path(root).expanduser() if root is not None else file.parent)
     names: dict[str, str] = {}
     found: dict[str, dict[tuple[Path, str], None]] = defaultdict(dict)
+    group_of: dict[Path, str] = {}
     missing = []
     repeated = 0
     for row in rows:
@@ -116,6 +131,8 @@ def from_csv(file: Path, root: str | None, columns: str | None = None) -> tuple[
         label = names.setdefault(unicodedata.normalize("NFC", row.label), row.label)
         repeated += (path, label) in found[row.split]
         found[row.split][path, label] = None
+        if row.group and group_of.setdefault(path, row.group) != row.group:
+            raise Refused(f"data.csv={file}: {row.path} is in group {group_of[path]} and in {row.group}; correct one")
 
     if missing:
         gone = counted(len(missing), "file", ("that does", "that do"))
@@ -125,7 +142,7 @@ def from_csv(file: Path, root: str | None, columns: str | None = None) -> tuple[
         notes.append(f"{file}: {named} found by their names in the folders below {images.base}")
     if repeated:
         notes.append(f"{file}: {counted(repeated, 'line', ('is', 'are'))} there twice, and counts once")
-    return {split: list(pairs) for split, pairs in found.items()}, notes
+    return Listed({split: list(pairs) for split, pairs in found.items()}, group_of, notes)
 
 
 def labelled_rows(file: Path, split: str | None = None) -> tuple[str | None, list[tuple[Path, str]], list[str]]:
@@ -144,20 +161,24 @@ def labelled_rows(file: Path, split: str | None = None) -> tuple[str | None, lis
     if split is not None and split not in SPLITS:
         raise Refused(f"--split {split} is not known; use one of {', '.join(SPLITS)}")
 
-    images, notes = from_csv(file, None)
+    listed = from_csv(file, None)
+    images = listed.images
     name = split or next((name for name in ("test", "val", "train") if name in images), None)
     if name is None or name not in images:
         raise Refused(f"{file} has no image of {name or 'any split'}; it has {', '.join(images) or 'none'}")
     labelled = sorted(images[name], key=lambda pair: os.fsencode(pair[0]))
-    return (None if images.keys() == {"train"} else name), labelled, notes
+    return (None if images.keys() == {"train"} else name), labelled, listed.notes
 
 
-def _rows(file: Path, columns: str | None) -> tuple[list[_Row], list[str]]:
+def _rows(file: Path, columns: str | None, groups: str | None) -> tuple[list[_Row], list[str]]:
     try:
         text = _text(file)
         lines = _parsed(text, _delimiter(text))
         header = next(lines, (0, []))[1]
         places, notes = _places(file, header, columns)
+        names = [name.strip() for name in header]
+        if groups in names:
+            places = {**places, "group": names.index(groups)}
         rows = []
         for line, cells in lines:
             if any(cell.strip() for cell in cells):
@@ -241,16 +262,18 @@ def _set_places(file: Path, names: Sequence[str], columns: str, shown: str) -> d
 
 
 def _row(file: Path, line: int, cells: Sequence[str], places: Mapping[str, int]) -> _Row:
-    path, label, split = (
+    path, label, split, group = (
         cells[places[what]].strip() if what in places and places[what] < len(cells) else ""
-        for what in ("path", "label", "split")
+        for what in ("path", "label", "split", "group")
     )
     known = ALIASES.get(split.lower() or "train")
     if known is None:
         raise Refused(f"{file}:{line}: split {split!r} is not known; use {', '.join(SPLITS)}")
     if not path or not label:
         raise Refused(f"{file}:{line}: path or label is empty; fill it in or remove the line")
-    return _Row(path, label, known)
+    if "group" in places and not group:
+        raise Refused(f"{file}:{line}: the group (data.groups) is empty; fill it in or remove the line")
+    return _Row(path, label, known, group)
 
 
 def _is_file(path: Path) -> bool:

@@ -55,6 +55,7 @@ def caveats(
         *_still_improving(records),
         *_validation_images(predictions, judged),
         *_warnings(records),
+        *_grouped(records, judged),
         *_mixed(records),
         *_failures(records),
     ]
@@ -203,6 +204,15 @@ def _warnings(records: Sequence[Result]) -> Iterator[str]:
         yield (
             f"Training saw a store of {', '.join(map(str, views))} fixed augmented views, not new ones each epoch; "
             "repeat the best with cache.mode=off before relying on a small difference."
+        )
+
+
+def _grouped(records: Sequence[Result], judged: bool) -> Iterator[str]:
+    groups = sorted({str(r.config["data.groups"]) for r in records if r.config.get("data.groups")})
+    if groups and judged:
+        yield (
+            f"Images belong together (data.groups={groups[0]}), and the error over images takes each for itself: on "
+            "groups that are new, accuracies may differ by more than the intervals say."
         )
 
 

@@ -149,11 +149,11 @@ def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: P
     if known is not None:
         _refuse_changed(config, data, splits, known)
 
-    leakage = _leakage_warning(config, splits)
-    if leakage and config.data.on_leak == "refuse":
-        raise Refused(f"{leakage}; {LEAKAGE_REMEDY}")
+    leakages = [sentence for sentence in (_leakage_warning(config, splits), data.group_leakage) if sentence]
+    if leakages and config.data.on_leak == "refuse":
+        raise Refused(f"{leakages[0]}; {LEAKAGE_REMEDY}")
 
-    warnings = [*data.warnings, *([leakage] if leakage else [])]
+    warnings = [*data.warnings, *leakages]
     if extremes is not None and extremes.note:
         warnings.append(extremes.note)
     for store in splits.values():

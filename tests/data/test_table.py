@@ -146,7 +146,7 @@ def test_splits_are_known_by_their_usual_names(tmp_path: Path, words: tuple[str,
     files = [f"{label}/{i}.png" for i in range(len(words)) for label in ("cat", "dog")]
     root = drawn(tmp_path, *files)
     rows = [f"{name},{name[:3]},{words[i // 2]}" for i, name in enumerate(files)]
-    images, _ = from_csv(table(root, "path,label,subset", *rows), None)
+    images = from_csv(table(root, "path,label,subset", *rows), None).images
     assert list(images) == [split]
     assert len(images[split]) == len(files)
 
@@ -161,7 +161,8 @@ def test_paths_may_be_spelt_in_other_ways(tmp_path: Path) -> None:
         "dog/scan,dog",
         "dog/a\\b.png,dog",
     ]
-    images, notes = from_csv(table(root, "path,label", *rows), None)
+    listed = from_csv(table(root, "path,label", *rows), None)
+    images, notes = listed.images, listed.notes
     names = ["cat/1.png", accented, "dog/1.png", "dog/scan.JPG", "dog/a\\b.png"]
     assert [path for path, _ in images["train"]] == [root / name for name in names]
     assert notes == []
@@ -169,7 +170,8 @@ def test_paths_may_be_spelt_in_other_ways(tmp_path: Path) -> None:
 
 def test_a_name_alone_is_looked_for_in_the_folders_below(tmp_path: Path) -> None:
     root = drawn(tmp_path, "part_1/ISIC_1.jpg", "part_2/ISIC_2.jpg", "part_2/ISIC_3.jpg", "__MACOSX/part_1/ISIC_1.jpg")
-    images, notes = from_csv(table(root, "path,label", "ISIC_1,a", "ISIC_2.jpg,b", "ISIC_3,b"), None)
+    listed = from_csv(table(root, "path,label", "ISIC_1,a", "ISIC_2.jpg,b", "ISIC_3,b"), None)
+    images, notes = listed.images, listed.notes
     assert [path.name for path, _ in images["train"]] == ["ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg"]
     assert notes == [f"{root}/images.csv: 3 images were found by their names in the folders below {root}"]
     drawn(root, "part_3/ISIC_2.jpg")
@@ -182,7 +184,8 @@ def test_a_name_alone_is_looked_for_in_the_folders_below(tmp_path: Path) -> None
 )
 def test_paths_of_another_computer_are_found_by_their_names(tmp_path: Path, prefix: str) -> None:
     root = drawn(tmp_path, "images/a-1.png", "images/b-2.png")
-    images, notes = from_csv(table(root, "image,class", f"{prefix}a-1.png,cat", f"{prefix}b-2.png,dog"), None)
+    listed = from_csv(table(root, "image,class", f"{prefix}a-1.png,cat", f"{prefix}b-2.png,dog"), None)
+    images, notes = listed.images, listed.notes
     assert images == {"train": [(root / "images" / "a-1.png", "cat"), (root / "images" / "b-2.png", "dog")]}
     assert f"2 images were found by their names in the folders below {root}" in notes[1]
 
