@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finetune.records.ranking import Objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
-from finetune.report.bits import are_comparable_by_image, epochs_of
+from finetune.report.bits import columns_of, epochs_of
 
 DEPTH, RATE, HEAD = "model.freeze_depth", "optim.lr", "model.head.hidden"
 
@@ -59,7 +59,7 @@ class Table:
 def tabulate(records: list[Result], name: str = "") -> Table:
     """The table of the seeds with which every configuration was run; others are left out, and said to be."""
     complete = [record for record in records if record.status == "complete"]
-    if not are_comparable_by_image(complete, Objective()):
+    if columns_of([complete], Objective()) is None:
         raise SystemExit("the trials were not judged on the same images, or do not tell which they got right")
 
     trials = {(_configuration(record), record.seed): record for record in complete}

@@ -16,8 +16,10 @@ from finetune.storage.durable import unsealed
 
 MARGIN = 0.02
 """A difference of accuracy that is worth having, where nobody says another: 2 points."""
-OWN_COLUMNS = frozenset({"seed", "model.freeze_depth"})
-"""Settings that a table has a column for."""
+REPEATED = ("seed", "data.fold")
+"""Settings in which the repeats of a configuration differ."""
+OWN_COLUMNS = frozenset({*REPEATED, "model.freeze_depth"})
+"""Settings that a table has a column for, or that make no other configuration."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,33 @@ def configurations(records: Iterable[Result], objective: Objective = ACCURACY) -
     explored_by = exploring_seed(records, objective)
     groups = [_judging(trials, explored_by) for trials in members.values()]
 
-    def rank(trials: Sequence[Result]) -> tuple[bool, float, int, str]:
+    def rank(trials: Sequence[Result]) -> tuple[bool, int, float, int, str]:
         explored_only = explored_by is not None and trials[0].seed == explored_by
-        return explored_only, *_rank(trials, objective)
+        return explored_only, -folds_behind(trials), *_rank(trials, objective)
 
     return sorted(groups, key=rank)
+
+
+def fold_of(record: Result) -> int | None:
+    """Which fold of the images a trial was judged on; None where there are no folds."""
+    return int(record.config["data.fold"]) if record.config.get("data.folds") else None
+
+
+def next_fold(record: Result, repeat: int) -> dict[str, int]:
+    """The settings that make the i-th repeat of a trial, from 1 on, another fold; none where there are no folds.
+
+    The first has the fold of the trial itself, so that it can be compared with all that is not repeated.
+    """
+    fold = fold_of(record)
+    return {} if fold is None else {"data.fold": (fold + repeat - 1) % int(record.config["data.folds"])}
+
+
+def folds_behind(trials: Sequence[Result]) -> int:
+    """How many trials each stand behind a mean over folds; 0 where there are no folds.
+
+    Some folds are easier than others, so a mean over few of them is no match for one over many.
+    """
+    return 0 if fold_of(trials[0]) is None else len(trials)
 
 
 def exploring_seed(records: Iterable[Result], objective: Objective) -> int | None:
@@ -140,7 +164,7 @@ def _judging(trials: Sequence[Result], explored_by: int | None) -> list[Result]:
     new = [trial for trial in trials if trial.seed != explored_by]
     if explored_by is not None and len(new) < 2:
         new = [trial for trial in trials if trial.seed == explored_by] or new
-    return sorted(new, key=lambda trial: (trial.seed, trial.key))
+    return sorted(new, key=lambda trial: (trial.seed, fold_of(trial) or 0, trial.key))
 
 
 def best_trial(trials: Sequence[Result], objective: Objective = ACCURACY) -> Result:

@@ -1,34 +1,76 @@
 """What trials came to, image by image, as the judge wants it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.records.correct import unpack
-from finetune.records.ranking import Objective
+from finetune.records.ranking import Objective, fold_of
 from finetune.records.result import Result
-from finetune.report.judge import Bits
+from finetune.report.variance import Bits
 
 PER_IMAGE = ("val/acc_best", "val/acc")
 """Metrics that are a mean over validation images; of another, only seeds can be judged."""
 
 
-def are_comparable_by_image(trials: Iterable[Result], objective: Objective) -> bool:
-    """Whether all of these trials tell which images they got right, and the images are the same.
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the bits is which validation image."""
 
-    Records of older versions do not tell.
+    of_fold: Mapping[int | None, slice]
+    """By fold; None where there are none, and every trial was judged on the same images."""
+    images: int
+    """Of all folds, also of those that no trial was judged on."""
+
+    @property
+    def judged(self) -> int:
+        """Images that trials were judged on."""
+        return sum(columns.stop - columns.start for columns in self.of_fold.values())
+
+    def row(self, trial: Result, right: NDArray[np.bool_]) -> Bits:
+        """Whether each image was right, NaN for those that the trial was not judged on."""
+        if None in self.of_fold:
+            return right
+
+        row = np.full(self.images, np.nan)
+        row[self.of_fold[fold_of(trial)]] = right
+        return row
+
+
+def columns_of(groups: Iterable[Sequence[Result]], objective: Objective) -> Columns | None:
+    """Where the images of these trials are, those of a configuration together.
+
+    None where they cannot be compared image by image: where records do not tell, as those of older versions; the
+    images are not the same; or two configurations have no fold in common.
     """
-    trials = list(trials)
-    images = {(trial.digests.get("split"), trial.val_images) for trial in trials}
+    groups = [list(group) for group in groups if group]
+    trials = [trial for group in groups for trial in group]
+    images = {(fold_of(trial), trial.digests.get("split"), trial.val_images) for trial in trials}
+    splits = {(trial.config.get("data.folds"), trial.config.get("data.split_seed")) for trial in trials}
     pixels = {(trial.config.get("data.size"), trial.digests.get("dataset")) for trial in trials}
     same_pixels = len(pixels) == len({size for size, _ in pixels})  # of each size that was swept
-    if objective.metric not in PER_IMAGE or len(images) != 1 or not same_pixels:
-        return False
+    folds = {fold_of(trial) for trial in trials}
+    if objective.metric not in PER_IMAGE or len(images) != len(folds) or len(splits) != 1 or not same_pixels:
+        return None
+    if not set.intersection(*({fold_of(trial) for trial in group} for group in groups)):
+        return None
     try:
-        return all(len(epochs_of(trial)) > 0 for trial in trials)
+        if any(len(epochs_of(trial)) == 0 for trial in trials):
+            return None
     except ValueError:
-        return False
+        return None
+
+    count = {fold: count for fold, _, count in images}
+    of_fold, start = dict[int | None, slice](), 0
+    for fold in sorted(count, key=lambda fold: -1 if fold is None else fold):
+        of_fold[fold] = slice(start, start + count[fold])
+        start += count[fold]
+    (number, _), *_ = splits
+    unseen = round(start / len(count)) * (int(number) - len(count)) if number else 0
+    return Columns(of_fold, start + unseen)
 
 
 def epochs_of(trial: Result) -> NDArray[np.bool_]:
@@ -40,20 +82,20 @@ def epochs_of(trial: Result) -> NDArray[np.bool_]:
     return unpack(trial.correct, trial.val_images)
 
 
-def values_of(trials: Sequence[Result], objective: Objective, by_image: bool) -> Bits:
+def values_of(trials: Sequence[Result], objective: Objective, columns: Columns | None) -> Bits:
     """Seeds x images, in the epoch that the metric is of, or seeds x 1: the scores.
 
     Args:
         trials: Those of one configuration.
         objective: What the sweep optimises.
-        by_image: Whether they `are_comparable_by_image`, together with all that they are compared with.
+        columns: Of these and all that they are compared with, as `columns_of` gives them.
     """
-    if not by_image:
+    if columns is None:
         return np.array([[objective.score_of(trial)] for trial in trials])
 
     rows = []
     for trial in trials:
         epochs = epochs_of(trial)
         best = int(epochs.mean(1).argmax()) if objective.metric == "val/acc_best" else -1
-        rows.append(epochs[best])
-    return np.stack(rows)
+        rows.append(columns.row(trial, epochs[best]))
+    return cast(Bits, np.stack(rows))

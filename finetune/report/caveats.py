@@ -142,12 +142,13 @@ def _disagreement(table: Table) -> Iterator[str]:
         return
 
     chosen = {}
-    for seed in sorted(set.intersection(*(set(group.seeds) for group in groups))):
-        best = max(groups, key=lambda group: (group.scores[seed], group.freeze_depth))
-        chosen[seed] = best.freeze_depth
+    for repeat in groups[0].scores:
+        if all(repeat in group.scores for group in groups):
+            best = max(groups, key=lambda group: (group.scores[repeat], group.freeze_depth))
+            chosen[repeat] = best.freeze_depth
 
     if len(set(chosen.values())) > 1:
-        each = ", ".join(f"seed {seed}: k={depth}" for seed, depth in list(chosen.items())[:6])
+        each = ", ".join(f"{repeat}: k={depth}" for repeat, depth in list(chosen.items())[:6])
         yield f"The seeds disagree on the best depth ({each})."
 
 

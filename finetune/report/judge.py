@@ -7,28 +7,22 @@ their sum. docs/report.md has the formulas.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.report.folds import Pair, accuracies, are_folded, folded_errors, own_errors
 from finetune.report.stats import ALPHA, Name
+from finetune.report.variance import Bits, error_of, noise_of_seeds, over_images, over_seeds, t_limit
 
 LOOKS = (3, 5, 8)
 """Seeds of a configuration at which it is judged; the last is the most that it gets."""
-_PRIOR_FREEDOM = 4.0
-"""Degrees of freedom that the spread of all configurations together counts for in the spread of one."""
-_USUAL_SPREAD = 0.02
-"""Standard deviation of an accuracy over seeds that is taken where too few seeds tell."""
 _PLANNED_FREEDOM = 30.0
 """Degrees of freedom of an error with all seeds that there may be, about; they matter little from here on."""
 _LEAST_IMAGES = 0.2
 """Share of the error over images that endless seeds would leave, at the least: it is itself only estimated."""
-
-Bits = NDArray[np.bool_] | NDArray[np.float64]
-"""Seeds x images: whether each was right, in each seed's best epoch. Or seeds x 1: a score a seed, where nothing is
-known of single images; then images add no error."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +54,13 @@ class Expectation:
     seeds: int
 
 
-@dataclass(frozen=True)
-class _Variance:
-    """Of an accuracy, or of a part of its error."""
-
-    value: float
-    freedom: float
-    """Its degrees of freedom."""
-
-    def of_mean(self, count: int) -> "_Variance":
-        """That of the mean of so many."""
-        return _Variance(self.value / count, self.freedom)
-
-
 def leader_of(entrants: Mapping[Name, Bits]) -> Name:
     """The best by the mean over seeds; one with a single seed leads only where all have no more."""
     repeated = [name for name, bits in entrants.items() if len(bits) > 1]
-    return max(repeated or entrants, key=lambda name: float(entrants[name].mean()))
+    if are_folded(entrants):  # some folds are easier than others, so only those with the most of them can be compared
+        most = max(len(bits) for bits in entrants.values())
+        repeated = [name for name, bits in entrants.items() if len(bits) == most]
+    return max(repeated or entrants, key=lambda name: float(accuracies(entrants[name]).mean()))
 
 
 def compare(entrants: Mapping[Name, Bits], leader: Name, margin: float) -> dict[Name, Comparison]:
@@ -93,25 +77,14 @@ def compare(entrants: Mapping[Name, Bits], leader: Name, margin: float) -> dict[
         leader: The one that the others are compared with.
         margin: The difference that is worth having, 0..1.
     """
-    spreads = _spreads(entrants)
+    error_with = folded_errors if are_folded(entrants) else _crossed_errors
     levels = ALPHA / (len(entrants) * (len(entrants) - 1) or 1), ALPHA / (len(entrants) - 1 or 1)
-    best = entrants[leader]
+    planned = tuple(t_limit(level, _PLANNED_FREEDOM) for level in levels)
     comparisons = {}
-    for name, bits in entrants.items():
-        if name == leader:
-            continue
-
-        lead = float(best.mean() - bits.mean())
-        over_images = _over_images(best.mean(0) - bits.mean(0))
-        error, freedom = _error(spreads[leader].of_mean(len(best)), spreads[name].of_mean(len(bits)), over_images)
-        worse, loss = (_t(level, freedom) * error for level in levels)
-
-        # What would be left of the error with as many seeds as there may be, and with endless ones
-        planned = tuple(_t(level, _PLANNED_FREEDOM) for level in levels)
-        seeds_alone = (spreads[leader].value + spreads[name].value) / LOOKS[-1]
-        noise, noise_then = _noise_of_seeds(best, bits)
-        images_alone = max(over_images.value - noise, _LEAST_IMAGES * over_images.value)
-        last = math.sqrt(seeds_alone + noise_then + images_alone)
+    for name, pair in error_with(entrants, leader, LOOKS[-1]).items():
+        lead = pair.lead
+        worse, loss = (t_limit(level, pair.freedom) * pair.error for level in levels)
+        last = math.sqrt(pair.seeds_last + pair.images_last)
 
         if lead > worse:
             standing = "worse"
@@ -121,12 +94,31 @@ def compare(entrants: Mapping[Name, Bits], leader: Name, margin: float) -> dict[
             tells = lead > planned[0] * last or planned[1] * last - lead <= margin
             standing = "open" if tells else "images"
 
-        room = max((lead / planned[0]) ** 2, ((margin + lead) / planned[1]) ** 2) - seeds_alone
-        images = best.shape[1]
-        needed = max(images, (images_alone + noise_then) * images / room) if room > 0 else math.inf
-        half_width = _t(ALPHA / 2, freedom) * error
+        room = max((lead / planned[0]) ** 2, ((margin + lead) / planned[1]) ** 2) - pair.seeds_last
+        needed = max(pair.images, pair.images_last * pair.images / room) if room > 0 else math.inf
+        half_width = t_limit(ALPHA / 2, pair.freedom) * pair.error
         comparisons[name] = Comparison(lead, half_width, lead - worse, loss - lead, standing, needed)
     return comparisons
+
+
+def _crossed_errors(entrants: Mapping[Name, Bits], leader: Name, most: int) -> dict[Name, Pair]:
+    """Each one with the leader, where all were judged on the same images; with `most` seeds at the most."""
+    spreads, best = over_seeds(entrants), entrants[leader]
+    pairs = {}
+    for name, bits in entrants.items():
+        if name == leader:
+            continue
+
+        images = over_images(best.mean(0) - bits.mean(0))
+        error, freedom = error_of(spreads[leader].of_mean(len(best)), spreads[name].of_mean(len(bits)), images)
+
+        # What endless seeds would leave of the error over images, and what many seeds would add to that
+        noise, noise_then = noise_of_seeds(best, bits, most=most)
+        images_alone = max(images.value - noise, _LEAST_IMAGES * images.value)
+        seeds_last = (spreads[leader].value + spreads[name].value) / most
+        lead = float(best.mean() - bits.mean())
+        pairs[name] = Pair(lead, error, freedom, seeds_last, images_alone + noise_then, best.shape[1])
+    return pairs
 
 
 def next_looks(seeds: Mapping[Name, int], comparisons: Mapping[Name, Comparison], leader: Name) -> dict[Name, int]:
@@ -147,17 +139,9 @@ def next_looks(seeds: Mapping[Name, int], comparisons: Mapping[Name, Comparison]
     return more
 
 
-def expect(epochs: Sequence[NDArray[np.bool_]]) -> Expectation:
-    """The accuracy of a configuration on new images, its epoch chosen as training chooses it.
-
-    The best of many epochs is too good on the images that chose it, so each half of the images is judged in the epoch
-    that was best on the other half.
-
-    Args:
-        epochs: Of each seed, epochs x images: whether each was right.
-    """
-    judged = np.stack([_judged_by_halves(correct) for correct in epochs])
-    return Expectation(float(judged.mean()), half_widths({0: judged})[0], len(judged))
+def expect(judged: Bits) -> Expectation:
+    """The accuracy of a configuration on new images; `judged` as `judged_by_halves` judges each seed."""
+    return Expectation(float(accuracies(judged).mean()), half_widths({0: judged})[0], len(judged))
 
 
 def half_widths(entrants: Mapping[Name, Bits]) -> dict[Name, float]:
@@ -170,74 +154,28 @@ def half_widths(entrants: Mapping[Name, Bits]) -> dict[Name, float]:
     >>> 0 < widths[9] < widths[4] < 0.1
     True
     """
+    if are_folded(entrants):
+        return {name: t_limit(ALPHA / 2, freedom) * error for name, (error, freedom) in own_errors(entrants).items()}
+
     widths = {}
-    for name, spread in _spreads(entrants).items():
+    for name, spread in over_seeds(entrants).items():
         bits = entrants[name]
-        error, freedom = _error(spread.of_mean(len(bits)), _over_images(bits.mean(0)))
-        widths[name] = _t(ALPHA / 2, freedom) * error
+        error, freedom = error_of(spread.of_mean(len(bits)), over_images(bits.mean(0)))
+        widths[name] = t_limit(ALPHA / 2, freedom) * error
     return widths
 
 
-def _judged_by_halves(correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether each image is right in the epoch that is best on the other half of them."""
+def judged_by_halves(correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether each image is right in the epoch that is best on the other half of them.
+
+    The best of many epochs is too good on the images that chose it.
+
+    Args:
+        correct: Epochs x images: whether each was right.
+    """
     halves = np.arange(correct.shape[1]) % 2  # images lie in order of class, so every second one is of every class
     judged = np.empty(correct.shape[1], np.bool_)
     for half in (0, 1):
         epoch = int(correct[:, halves != half].mean(1).argmax())
         judged[halves == half] = correct[epoch, halves == half]
     return judged
-
-
-def _spreads(entrants: Mapping[Name, Bits]) -> dict[Name, _Variance]:
-    """Each one's spread over seeds, drawn towards that of all together, and never below its own."""
-    own = {name: float(bits.mean(1).var(ddof=1)) if len(bits) > 1 else 0.0 for name, bits in entrants.items()}
-    freedom = {name: len(bits) - 1 for name, bits in entrants.items()}
-    total = sum(freedom.values())
-    pooled = sum(freedom[name] * own[name] for name in entrants) / total if total else 0.0
-    missing = max(0.0, _PRIOR_FREEDOM - total)
-    pooled = (min(total, _PRIOR_FREEDOM) * pooled + missing * _USUAL_SPREAD**2) / _PRIOR_FREEDOM
-
-    spreads = {}
-    for name in entrants:
-        moderated = (_PRIOR_FREEDOM * pooled + freedom[name] * own[name]) / (_PRIOR_FREEDOM + freedom[name])
-        if own[name] > moderated:  # the others tell nothing of one that is more restless than they
-            spreads[name] = _Variance(own[name], freedom[name])
-        else:
-            spreads[name] = _Variance(moderated, _PRIOR_FREEDOM + freedom[name])
-    return spreads
-
-
-def _noise_of_seeds(*sides: Bits) -> tuple[float, float]:
-    """The part of the error over images that comes of few seeds: as it is, and with as many as there may be.
-
-    An image that is right with some seeds and wrong with others has a mean that new seeds would change.
-    """
-    now, then = 0.0, 0.0
-    for bits in sides:
-        seeds, images = bits.shape
-        if seeds > 1 and images > 1:
-            share = bits.mean(0)
-            now += float((share * (1 - share)).mean()) / (seeds - 1) / images
-            then += float((share * (1 - share)).mean()) * seeds / (seeds - 1) / images / LOOKS[-1]
-    return now, then
-
-
-def _t(level: float, freedom: float) -> float:
-    """What Student's t exceeds with this probability."""
-    from scipy.special import stdtrit  # as scipy.stats.t.isf, in a hundredth of its time
-
-    return -float(stdtrit(freedom, level))
-
-
-def _over_images(values: NDArray[np.float64]) -> _Variance:
-    """Of the mean of these values, one an image; nothing where there are no single images."""
-    if len(values) < 2:
-        return _Variance(0.0, math.inf)
-    return _Variance(float(values.var(ddof=1)), len(values) - 1.0).of_mean(len(values))
-
-
-def _error(*parts: _Variance) -> tuple[float, float]:
-    """The standard error that these make together, and its degrees of freedom (Satterthwaite 1946)."""
-    variance = sum(part.value for part in parts)
-    below = sum(part.value**2 / part.freedom for part in parts)
-    return math.sqrt(variance), variance**2 / below if below else math.inf

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from finetune.records.ranking import ACCURACY, Objective
 from finetune.records.result import Result
-from finetune.report.bits import are_comparable_by_image, values_of
+from finetune.report.bits import Columns, columns_of, values_of
 from finetune.report.judge import Comparison, compare, half_widths
 from finetune.report.stats import ALPHA, Difference, any_difference, corrected, difference, rounding_step
 from finetune.report.table import Group, Table, best_of_each
@@ -52,7 +52,13 @@ class Standings:
     """In order of depth."""
     judged: bool
     """Whether by the error that holds for new seeds, and with `by_image` for new images."""
-    by_image: bool
+    columns: Columns | None
+    """Of the images that judge; None where seeds alone do."""
+
+    @property
+    def by_image(self) -> bool:
+        """Whether images judge, too."""
+        return self.columns is not None
 
 
 def compare_depths(records: Sequence[Result], table: Table, best: Group) -> Standings:
@@ -60,12 +66,12 @@ def compare_depths(records: Sequence[Result], table: Table, best: Group) -> Stan
     entrants = best_of_each(table)
     trials = {record.key: record for record in records}
     chosen = {name: [trials[key] for key in group.keys] for name, group in entrants.items()}
-    by_image = are_comparable_by_image([trial for group in chosen.values() for trial in group], table.objective)
-    new_enough = by_image or all(trial.correct for group in chosen.values() for trial in group)
+    columns = columns_of(chosen.values(), table.objective)
+    new_enough = columns is not None or all(trial.correct for group in chosen.values() for trial in group)
 
     if new_enough and len(best.seeds) > 1:
-        return Standings(_judged(entrants, chosen, table.objective, best, by_image), True, by_image)
-    return Standings(_over_seeds(entrants, table, best), False, by_image)
+        return Standings(_judged(entrants, chosen, table.objective, best, columns), True, columns)
+    return Standings(_over_seeds(entrants, table, best), False, columns)
 
 
 def _judged(
@@ -73,9 +79,9 @@ def _judged(
     trials: Mapping[int | str, Sequence[Result]],
     objective: Objective,
     best: Group,
-    by_image: bool,
+    columns: Columns | None,
 ) -> tuple[Depth, ...]:
-    values = {name: values_of(trials[name], objective, by_image) for name in entrants}
+    values = {name: values_of(trials[name], objective, columns) for name in entrants}
     leader = next(name for name, group in entrants.items() if group == best)
     rows = compare(values, leader, objective.margin)
     widths = half_widths(values) if objective == ACCURACY else {name: g.half_width for name, g in entrants.items()}

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,8 @@ MANY = 50
 
 Name = TypeVar("Name", bound=Hashable)
 """What configurations are called: their freeze depth, where each is the best of its depth."""
-Scores = Mapping[int, float]
-"""Accuracy by seed."""
+Scores = Mapping[Any, float]
+"""Accuracy by the name of the repeat: its seed, say."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def difference(ours: Scores, theirs: Scores, step: float = 0.0) -> Difference | 
 # give what its t distribution needs. Where nothing is rounded, the results are SciPy's (tests/report/test_stats.py).
 
 
-def _paired(ours: Scores, theirs: Scores, shared: Sequence[int], step: float) -> _Sample:
+def _paired(ours: Scores, theirs: Scores, shared: Sequence[Any], step: float) -> _Sample:
     pairs = [ours[seed] - theirs[seed] for seed in shared]
     rounding = step**2 / 6  # of a difference of two rounded values, each of variance step²/12
     variance = max(statistics.variance(pairs), rounding)

@@ -8,7 +8,15 @@ from typing import Any
 
 from finetune.config import is_meaningful
 from finetune.errors import counted
-from finetune.records.ranking import ACCURACY, OWN_COLUMNS, Objective, configurations, exploring_seed
+from finetune.records.ranking import (
+    ACCURACY,
+    OWN_COLUMNS,
+    REPEATED,
+    Objective,
+    configurations,
+    exploring_seed,
+    fold_of,
+)
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
 
@@ -19,7 +27,7 @@ class Group:
 
     freeze_depth: int
     params: dict[str, Any]
-    """Their overrides without the seed."""
+    """Their overrides without the seed and the fold."""
     accuracies: tuple[float, ...]
     """Best val/acc of each seed, 0..1."""
     seconds: float
@@ -30,13 +38,23 @@ class Group:
     """The key of each trial."""
     other_scores: tuple[float, ...] = ()
     """What the sweep optimises, of each seed, so that more is better; empty where that is the accuracy."""
+    folds: tuple[int, ...] = ()
+    """The fold that judged each accuracy; empty where there are no folds."""
     explored_only: bool = False
     """Whether nothing but the seed that explored tells of it, while others were repeated with new ones."""
 
     @property
-    def scores(self) -> dict[int, float]:
-        """What the sweep optimises by seed, so that more is better: the accuracy, or a loss with its sign turned."""
-        return dict(zip(self.seeds, self.other_scores or self.accuracies, strict=True))
+    def scores(self) -> dict[str, float]:
+        """What the sweep optimises by repeat, so that more is better: the accuracy, or a loss with its sign turned."""
+        names = [f"seed {seed}" for seed in self.seeds]
+        if self.folds:
+            names = [f"{name}, fold {fold}" for name, fold in zip(names, self.folds, strict=True)]
+        return dict(zip(names, self.other_scores or self.accuracies, strict=True))
+
+    @property
+    def rank(self) -> tuple[bool, int, float, int]:
+        """Less is better: the order of `ranking.configurations`."""
+        return self.explored_only, -len(self.folds), -self.score, -self.freeze_depth
 
     @property
     def score(self) -> float:
@@ -80,9 +98,7 @@ class Table:
     @property
     def winner(self) -> Group | None:
         """The best configuration: the first in the order of `ranking.configurations`."""
-        return min(
-            self.groups, key=lambda group: (group.explored_only, -group.score, -group.freeze_depth), default=None
-        )
+        return min(self.groups, key=lambda group: group.rank, default=None)
 
     @property
     def scores(self) -> list[float]:
@@ -130,7 +146,7 @@ def best_of_each(table: Table) -> dict[int | str, Group]:
     if len(per_depth) != 1:
         return per_depth
 
-    best_first = sorted(table.groups, key=lambda group: (group.explored_only, -group.score))
+    best_first = sorted(table.groups, key=lambda group: group.rank)
     return {
         label(group.params, table.swept) or "the configuration": group for group in best_first[:_MOST_CONFIGURATIONS]
     }
@@ -145,12 +161,13 @@ def _group(trials: Sequence[Result], objective: Objective, explored_by: int | No
     params = trials[0].params
     return Group(
         freeze_depth=int(trials[0].freeze_depth or 0),
-        params={key: value for key, value in params.items() if key != "seed"},
+        params={key: value for key, value in params.items() if key not in REPEATED},
         accuracies=tuple(trial.accuracy for trial in trials),
         seconds=statistics.fmean(trial.total_seconds for trial in trials),
         seeds=tuple(trial.seed for trial in trials),
         keys=tuple(trial.key for trial in trials),
         other_scores=() if objective == ACCURACY else tuple(objective.score_of(trial) for trial in trials),
+        folds=tuple(fold for trial in trials if (fold := fold_of(trial)) is not None),
         explored_only=explored_by is not None and trials[0].seed == explored_by,
     )
 

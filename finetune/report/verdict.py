@@ -3,6 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
 
 from finetune.config import freeze_depth_number
 from finetune.errors import counted
@@ -11,10 +14,11 @@ from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE, epochs_of
 from finetune.report.decision import decision, expectation, points
 from finetune.report.depths import deepest
-from finetune.report.judge import expect
+from finetune.report.judge import expect, judged_by_halves
 from finetune.report.seeds_only import by_seeds
 from finetune.report.standing import Depth, Standings, compare_depths
 from finetune.report.table import Group, Table, label, score_text, winner_sentence
+from finetune.report.variance import Bits
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _about_depths(records: Sequence[Result], standings: Standings, table: Table)
         return
 
     if standings.judged:
-        images = max(record.val_images for record in records)
+        images = standings.columns.judged if standings.columns else max(record.val_images for record in records)
         seeds_alone = ""
         if table.objective.metric not in PER_IMAGE:
             seeds_alone = "this metric is no mean over images"
@@ -91,11 +95,12 @@ def _about_depths(records: Sequence[Result], standings: Standings, table: Table)
 
 def _expected(records: Sequence[Result], standings: Standings, table: Table, best: Group) -> Iterator[str]:
     """The accuracy to expect of the best on new images; nothing of one seed that also chose it."""
-    if not (standings.judged and standings.by_image):
+    if not standings.judged or standings.columns is None:
         return
 
     trials = {record.key: record for record in records}
-    expected = expect([epochs_of(trials[key]) for key in best.keys])
+    rows = [standings.columns.row(trials[key], judged_by_halves(epochs_of(trials[key]))) for key in best.keys]
+    expected = expect(cast(Bits, np.stack(rows)))
     name = next(depth.name for depth in standings.depths if depth.standing == "best")
     yield expectation(name, expected, explored=exploring_seed(records, table.objective) is not None)
 

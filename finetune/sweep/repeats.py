@@ -9,8 +9,9 @@ from typing import Generic
 
 import numpy as np
 
-from finetune.report.judge import LOOKS, Bits, Comparison, compare, leader_of, next_looks
+from finetune.report.judge import LOOKS, Comparison, compare, leader_of, next_looks
 from finetune.report.stats import Name
+from finetune.report.variance import Bits
 
 Contender = int | str
 """A freeze depth, or the settings of a configuration where freeze depth is not swept."""

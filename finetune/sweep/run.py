@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune.compose import compose_config
 from finetune.config import digest_of
-from finetune.records.ranking import Objective
+from finetune.records.ranking import REPEATED, Objective
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress, no_progress
@@ -75,7 +75,7 @@ def run_sweep(
     first_gpu = gpus[0] if gpus else None
     # under a budget each trial stores what it needs, for many may never be reached
     stores = cluster is None and options.budget is None
-    prepared = check_and_prepare(_to_prepare(spec, seed), stores, show, first_gpu)
+    prepared = check_and_prepare([*_to_prepare(spec, seed), *_other_folds(spec)], stores, show, first_gpu)
 
     # 3. The folder once more, now that the digests of images and weights are known
     data = (*prepared.datasets, *prepared.weights)
@@ -84,7 +84,7 @@ def run_sweep(
 
     # 4. The trials
     objective = Objective(spec.metric, spec.goal)
-    if options.margin is not None and "seed" not in spec.parameters:  # else the file says what is repeated
+    if options.margin is not None and not _repeats_itself(spec):
         explored_by = int(settings_of(corners(spec)[0])["seed"])
         objective = replace(objective, margin=options.margin, explored_by=explored_by)
     sweep = Sweep(spec, folder, size(spec), objective)
@@ -138,6 +138,26 @@ def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
     only_checked = [(end, 0) for end in ends if end not in examples.values()]
     counted = [(params, counts[name]) for name, params in examples.items()]
     return [(spec.overrides(params), count) for params, count in [*only_checked, *counted]]
+
+
+def _repeats_itself(spec: SweepSpec) -> bool:
+    """Whether the file says what is repeated."""
+    return any(key in spec.parameters for key in REPEATED)
+
+
+def _other_folds(spec: SweepSpec) -> list[tuple[list[str], int]]:
+    """The folds that only repeats are judged on, to be looked up before the first trial; their stores are shared."""
+    if _repeats_itself(spec):
+        return []
+
+    settings_of = trial_settings(spec)
+    others = []
+    for end in corners(spec):
+        settings = settings_of(end)
+        for fold in range(int(settings["data.folds"] or 0)):
+            if fold != settings["data.fold"]:
+                others.append((spec.overrides({**end, "data.fold": fold}), 0))
+    return others
 
 
 def _stores_of(params: Params) -> str:

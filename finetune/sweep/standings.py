@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from finetune.config import freeze_depth_number
-from finetune.records.ranking import Objective
+from finetune.records.ranking import Objective, next_fold
 from finetune.records.result import Result
-from finetune.report.bits import are_comparable_by_image, values_of
+from finetune.report.bits import columns_of, values_of
 from finetune.report.judge import LOOKS
 from finetune.report.table import best_of_each, tabulate
 from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
@@ -106,17 +106,23 @@ def next_repeats(
     records = {trial.result.key: trial.result for trial in explored}
     contenders = {name: group.keys[0] for name, group in best_of_each(table).items()}
     repeats = {
-        name: [{**params[key], "seed": (objective.explored_by + i) % _SEEDS} for i in range(1, LOOKS[-1] + 1)]
+        name: [
+            {**params[key], **next_fold(records[key], i), "seed": (objective.explored_by + i) % _SEEDS}
+            for i in range(1, LOOKS[-1] + 1)
+        ]
         for name, key in contenders.items()
     }
     ended = {name: _until_none(map(record_of, of_one)) for name, of_one in repeats.items()}
 
     whole = [trial for trials in ended.values() for trial in trials if objective.value(trial) is not None]
-    by_image = are_comparable_by_image([*(records[key] for key in contenders.values()), *whole], objective)
+    columns = columns_of(
+        [[records[key], *(trial for trial in ended[name] if trial in whole)] for name, key in contenders.items()],
+        objective,
+    )
     plan = plan_repeats(
-        {name: values_of([records[key]], objective, by_image) for name, key in contenders.items()},
+        {name: values_of([records[key]], objective, columns) for name, key in contenders.items()},
         {
-            name: [values_of([trial], objective, by_image) if trial in whole else None for trial in trials]
+            name: [values_of([trial], objective, columns) if trial in whole else None for trial in trials]
             for name, trials in ended.items()
         },
         objective.margin,

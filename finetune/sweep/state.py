@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune.records.metric import Incumbent, metric_values
-from finetune.records.ranking import Objective, best_trial, configurations
+from finetune.records.ranking import REPEATED, Objective, best_trial, configurations
 from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE
 from finetune.sweep.jobs import Job
@@ -162,7 +162,7 @@ class Sweep:
     @property
     def has_repeats(self) -> bool:
         """Whether several trials have one configuration, so that the best is the one with the best mean."""
-        return "seed" in self.spec.parameters or self.repeats is not None
+        return any(key in self.spec.parameters for key in REPEATED) or self.repeats is not None
 
     @property
     def incumbent(self) -> Incumbent | None:

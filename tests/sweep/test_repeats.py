@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from finetune.report.judge import LOOKS, Bits
+from finetune.report.judge import LOOKS
+from finetune.report.variance import Bits
 from finetune.sweep.repeats import Repeats, plan_repeats
 
 IMAGES, MARGIN = 400, 0.02

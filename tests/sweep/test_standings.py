@@ -16,7 +16,7 @@ from finetune.config import flat, key_of, typed
 from finetune.records.correct import pack
 from finetune.records.layout import PROGRESS, STOP, UNSETTLED
 from finetune.records.metric import Incumbent
-from finetune.records.ranking import read_objective
+from finetune.records.ranking import REPEATED, read_objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import tabulate
@@ -60,14 +60,17 @@ class Drawn:
     done: int = 0
 
     def __post_init__(self) -> None:
-        swept = [word for word in self.words if word.partition("=")[0] in (*SPACE, "seed")]
+        swept = [word for word in self.words if word.partition("=")[0] in (*SPACE, *REPEATED)]
         values = {key: typed(key, value) for key, value in override_values(swept).items()}
         fixed = composed(tuple(word for word in self.words if word not in swept))
         self.settings: dict[str, Any] = {**fixed, **values, "out": str(self.folder)}
         self.curve = curve(self.settings)
         ease = np.random.default_rng(0).random(IMAGES)
         noise = np.random.default_rng([self.settings["seed"], 1]).normal(size=IMAGES)
-        self.correct = [ease + 0.03 * noise < accuracy for accuracy in self.curve]
+        self.judged = np.ones(IMAGES, np.bool_)
+        if self.settings["data.folds"]:
+            self.judged = np.arange(IMAGES) % self.settings["data.folds"] == self.settings["data.fold"]
+        self.correct = [(ease + 0.03 * noise < accuracy)[self.judged] for accuracy in self.curve]
         self.history = [
             {"epoch": i, "val/acc": float(right.mean()), "val/loss": 1.0} for i, right in enumerate(self.correct)
         ]
@@ -88,13 +91,14 @@ class Drawn:
         elif self.done == EPOCHS:
             self._record("complete", "")
         else:
-            state = {"history": history, "epochs": EPOCHS, "images": IMAGES}
+            state = {"history": history, "epochs": EPOCHS, "images": int(self.judged.sum())}
             (self.folder / PROGRESS).write_text(json.dumps(state))
 
     def _record(self, status: str, reason: str) -> None:
         history = self.history[: self.done]
         best = max(range(self.done), key=lambda i: history[i]["val/acc"])
         swept = {word.partition("=")[0] for word in self.words}
+        split = f"fold {self.settings['data.fold']}" if self.settings["data.folds"] else "labels"
         Result(
             key=key_of(self.settings),
             status=status,
@@ -109,9 +113,9 @@ class Drawn:
             config=self.settings,
             history=history,
             correct=[pack(right) for right in self.correct[: self.done]],
-            val_images=IMAGES,
+            val_images=int(self.judged.sum()),
             seconds={"total": float(self.done)},
-            digests={"dataset": "pixels", "split": "labels", "weights": "weights"},
+            digests={"dataset": "pixels", "split": split, "weights": "weights"},
         ).save(self.folder)
         self.exitcode = 0
 
@@ -154,7 +158,7 @@ def drawn(tmp_path: Path, fast: list[str], pretended: Pretender, monkeypatch: py
 
     def run(name: str, launcher: Drawer, margin: float | None = 0.02, **more: Any) -> Sweep:
         monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *arguments: launcher)
-        spec = spec_of(tmp_path, fast, more.pop("space", SPACE), **more)
+        spec = spec_of(tmp_path, [*fast, *more.pop("words", ())], more.pop("space", SPACE), **more)
         return run_sweep(spec, tmp_path / name, Options(margin=margin))
 
     return run
@@ -241,6 +245,32 @@ def test_other_searches_end_with_a_verdict_and_go_on_after_a_kill(tmp_path: Path
             drawn("killed", Drawer(1, looks=looks), **more)
     drawn("killed", Drawer(1), **more)
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+
+
+def test_repeats_are_judged_on_the_folds_in_turn(tmp_path: Path, drawn: Runner) -> None:
+    sweep = drawn("s", Drawer(1), words=["data.folds=4"])
+    folds = {(record.seed, record.config["data.fold"]) for record in sweep.results}
+    assert {(0, 0), (1, 0), (2, 1), (3, 2)} <= folds <= {(0, 0), *((i, (i - 1) % 4) for i in range(1, 9))}
+
+    found = conclusions(tmp_path / "s")
+    assert found.judged
+    assert found.by_image
+    (best,) = (depth for depth in found.depths if depth.standing == "best")
+    assert best.group.freeze_depth == 8
+    assert len(set(best.group.folds)) >= 3
+    assert next(depth for depth in found.depths if depth.group.freeze_depth == 0).standing == "worse"
+
+    drawn("some", Drawer(3, 1), words=["data.folds=4"])
+    assert state_of(tmp_path / "some") == state_of(tmp_path / "s")
+
+
+def test_a_file_that_sweeps_the_fold_is_run_as_it_is_and_its_folds_judge(tmp_path: Path, drawn: Runner) -> None:
+    space = {**SPACE, "optim.lr": {"values": [0.01]}, "data.fold": {"values": [0, 1, 2, 3]}}
+    sweep = drawn("s", Drawer(1), space=space, words=["data.folds=4"])
+    assert len(sweep.results) == 16
+    found = conclusions(tmp_path / "s")
+    assert found.by_image
+    assert {depth.group.folds for depth in found.depths} == {(0, 1, 2, 3)}
 
 
 def test_where_depth_is_not_swept_configurations_are_compared(tmp_path: Path, drawn: Runner) -> None:
