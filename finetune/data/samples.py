@@ -1,9 +1,7 @@
 """Images as paths with labels and splits. Looks at names, not at pixels."""
 
-import math
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +13,10 @@ from numpy.typing import NDArray
 from finetune.config import digest_of
 from finetune.data.contents import table_hint
 from finetune.data.folders import LabelledImages, from_folder
-from finetune.data.groups import choose_groups, group_leakage, groups_in_names
+from finetune.data.groups import group_leakage, groups_in_names
 from finetune.data.names import SPLITS
 from finetune.data.table import from_csv
+from finetune.data.validation import fold_of, part_of
 from finetune.errors import Refused
 
 
@@ -146,67 +145,27 @@ def load_samples(
     warnings += [*_on_case(where, classes), *_on_absent_classes(where, classes, splits)]
     folded = None
     if folds is not None:
-        _refuse_folds(where, classes, splits, folds, fold)
-        if groups is not None:
+        if "val" in splits:
             raise Refused(
-                f"data.groups={groups} with data.folds={folds}: folds do not keep groups together; leave one out"
+                f"{where} has validation images, so data.folds={folds} would split nothing; leave the key out, or set "
+                "data.use_val_as=test to make them the test set"
             )
         folded = splits["train"]
     if "val" not in splits:
-        chosen = (
-            _stratified_val(splits["train"], classes, where, val_fraction, split_seed)
-            if folds is None
-            else np.flatnonzero(stratified_folds(splits["train"].labels, folds, split_seed) == fold)
-        )
-        splits |= _split_off_val(splits["train"], chosen)
+        train = splits["train"]
+        if folds is None:
+            chosen = part_of(train.labels, train.groups, val_fraction, split_seed, classes, where)
+        else:
+            chosen = fold_of(train.labels, train.groups, folds, fold, split_seed, classes, where)
+        splits |= _split_off_val(train, chosen)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     return DataSet(classes, ordered, tuple(warnings), folded)
-
-
-def _refuse_folds(where: str, classes: Sequence[str], splits: Mapping[str, Samples], folds: int, fold: int) -> None:
-    """Make sure that the training images can be split into folds.
-
-    Raises:
-        Refused: they cannot, or are not to be; the message names the key.
-    """
-    if "val" in splits:
-        raise Refused(
-            f"{where} has validation images, so data.folds={folds} would split nothing; leave the key out, or set "
-            "data.use_val_as=test to make them the test set"
-        )
-    if fold >= folds:
-        raise Refused(f"data.fold={fold}: with data.folds={folds} the last one is {folds - 1}")
-    for label, count in sorted(Counter(splits["train"].labels).items()):
-        if count < folds:
-            raise Refused(
-                f"{where}: class {classes[label]} has {count} images for data.folds={folds}, so a fold would have none "
-                f"of it; set data.folds={max(2, count)} or less, or add images"
-                if count >= 2
-                else f"{where}: class {classes[label]} has one image, which cannot be split into folds; add images"
-            )
 
 
 def _split_off_val(train: Samples, chosen: Sequence[int] | NDArray[np.int64]) -> dict[str, Samples]:
     """`train` without the chosen images, which become those of validation."""
     rest = sorted(set(range(len(train))) - set(chosen))
     return {"train": train.pick(rest), "val": train.pick(chosen)}
-
-
-def _stratified_val(train: Samples, classes: Sequence[str], where: str, fraction: float, seed: int) -> list[int]:
-    """Which of the training images become those of validation.
-
-    Raises:
-        Refused: a class has but one image.
-    """
-    for label, count in Counter(train.labels).items():
-        if count < 2:
-            raise Refused(
-                f"{where}: class {classes[label]} has one image, which cannot be split into training and validation; "
-                "add images, or give a val/ folder"
-            )
-    if train.groups:
-        return choose_groups(train.labels, train.groups, fraction, seed, classes, where)
-    return stratified(train.labels, fraction, seed)
 
 
 def _on_absent_classes(where: str, classes: Sequence[str], splits: Mapping[str, Samples]) -> list[str]:
@@ -229,58 +188,6 @@ def _on_case(where: str, classes: Sequence[str]) -> list[str]:
         if other != name:
             warnings.append(f"{where}: classes {other} and {name} differ in case only; are they one?")
     return warnings
-
-
-def stratified(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Indices, sorted, of `ceil(fraction * N)` samples with each class at its share, but never all or none of a class.
-
-    scikit-learn's split refuses fractions that leave a class out; ours is for small sets, where that is common.
-
-    >>> stratified([0, 0, 0, 0, 1, 1], 0.5, seed=0)
-    [0, 2, 5]
-
-    Args:
-        labels: At least two of every class.
-        fraction: Share of the samples, 0..1.
-        seed: Which of them.
-    """
-    array = np.asarray(labels)
-    classes, counts = np.unique(array, return_counts=True)
-    wanted = math.ceil(fraction * len(array))
-
-    # each class's share, rounded down; what is then missing goes to the largest remainders
-    exact = counts * (wanted / len(array))
-    take = np.floor(exact).astype(int)
-    missing = wanted - take.sum()
-    take[np.argsort(-(exact - take), kind="stable")[:missing]] += 1
-    take = np.clip(take, 1, counts - 1)
-
-    generator = np.random.default_rng(seed)
-    chosen = [
-        generator.permutation(np.flatnonzero(array == label))[:count]
-        for label, count in zip(classes, take, strict=True)
-    ]
-    return sorted(int(i) for i in np.concatenate(chosen))
-
-
-def stratified_folds(labels: Sequence[int], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each sample, 0..folds - 1: each class is dealt out in random order, one class after another.
-
-    >>> stratified_folds([0, 0, 0, 0, 1, 1], folds=2, seed=0).tolist()
-    [1, 1, 0, 0, 1, 0]
-
-    Args:
-        labels: The samples' classes.
-        folds: How many; no two differ by more than one sample, nor by more than one of a class.
-        seed: Which sample lies where.
-    """
-    array = np.asarray(labels)
-    generator = np.random.default_rng(seed)
-    by_class = np.concatenate([generator.permutation(np.flatnonzero(array == label)) for label in np.unique(array)])
-
-    fold = np.empty(len(array), dtype=np.int64)
-    fold[by_class] = np.arange(len(array)) % folds
-    return fold
 
 
 def _paths(images: LabelledImages) -> list[Path]:
