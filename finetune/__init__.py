@@ -10,6 +10,10 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("finetune.") for word in sys.o
     if here and not os.path.samefile(".", f"{__path__[0]}/.."):  # noqa: PTH121
         del sys.path[0]
 
+if sys.platform == "darwin":
+    # What Apple's GPUs lack runs on the CPU, and PyTorch says so; it reads this once, when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
 if os.environ.get("HOME") == "":
     # As containers and job schedulers leave it. The libraries and we would take it for the root folder, and put caches
     # and downloads there.

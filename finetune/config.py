@@ -137,6 +137,7 @@ class TrainerConfig:
     grad_clip: float | None = _number(None, above=0)
     """Largest gradient norm; null does not clip."""
     accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
+    """`gpu` is NVIDIA's, AMD's or Apple's; `auto` uses one where it can be used, else the CPU."""
     save_every: float = _number(5.0, low=0)
     """Seconds between two saves of an unfinished trial's state, from which it goes on after a kill; more where saving
     would take over 2 % of the time. 0 saves after each batch."""

@@ -24,6 +24,7 @@ from finetune.storage.durable import refuse_unwritable, remove_leftovers
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.run import train
+from finetune.visible_gpus import show_gpu
 
 register()
 
@@ -68,6 +69,8 @@ def main() -> int:
 def _train_and_tell(
     config: Config, overrides: Sequence[str], facts: Facts | None = None, incumbent: Incumbent | None = None
 ) -> None:
+    if config.trainer.accelerator == "cpu":
+        show_gpu("")  # AdamW would ask in each step what a GPU is at, and begin CUDA to ask
     try:
         result = train(config, overrides, facts, incumbent)
     except Interrupted:

@@ -32,7 +32,7 @@ from finetune.sharing.requests import StoreRequest, requests_of
 from finetune.storage.store import RowsInMemory, open_store
 from finetune.sweep import run as run_module
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
-from finetune.sweep.prepare import Prepared, _gpu_names, check_and_prepare
+from finetune.sweep.prepare import Prepared, check_and_prepare, gpu_names
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options
 from finetune.trial.module import FineTune, _Losses
@@ -56,7 +56,7 @@ def test_frozen_layers_are_on_the_device_when_they_run(
 ) -> None:
     seen = []
 
-    def look(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Any:
+    def look(prefix: SharedPrefix, *rest: Any) -> Any:
         seen.append({tensor.device for tensor in (*prefix.parameters(), *prefix.buffers())})
         raise torch.OutOfMemoryError
 
@@ -153,18 +153,24 @@ def test_a_split_that_finds_no_room_after_all_is_loaded(fast: list[str], monkeyp
 
 
 @pytest.mark.parametrize(
-    ("visible", "count", "names"),
+    ("visible", "seen", "names"),
     [
-        ("", 2, ("0", "1")),
-        ("2, 3", 2, ("2", "3")),
-        ("0,1,9", 2, ("0", "1")),
-        ("MIG-a,MIG-b", 1, ("MIG-a", "MIG-b")),
-        ("MIG-a", 0, ()),
-        ("", 0, ()),
+        ("", ["cuda:0", "cuda:1"], ["0", "1"]),
+        ("2, 3", ["cuda:0", "cuda:1"], ["2", "3"]),
+        ("0,1,9", ["cuda:0", "cuda:1"], ["0", "1"]),
+        ("MIG-a,MIG-b", ["cuda:0"], ["MIG-a", "MIG-b"]),
+        ("MIG-a", [], []),
+        ("", ["mps"], ["mps"]),
+        ("0", ["mps"], ["mps"]),
+        ("", [], []),
     ],
 )
-def test_gpus_have_the_names_that_trials_can_be_given(visible: str, count: int, names: Sequence[str]) -> None:
-    assert _gpu_names(visible, count) == names
+def test_gpus_have_the_names_that_trials_can_be_given(visible: str, seen: list[str], names: list[str]) -> None:
+    assert list(gpu_names(visible, dict.fromkeys(seen, ""))) == names
+
+
+def test_a_gpu_that_cannot_be_used_keeps_its_name() -> None:
+    assert gpu_names("4,7", {"cuda:0": "full", "cuda:1": ""}) == {"4": "full", "7": ""}
 
 
 @pytest.mark.slow
@@ -181,23 +187,22 @@ def test_trials_know_how_many_share_their_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("accelerator", "asked", "used"),
     [
-        ("auto", "3", "3"),
-        pytest.param("auto", "all", "2", marks=pytest.mark.slow),
-        pytest.param("cpu", "all", None, marks=pytest.mark.slow),
+        ("auto", "3", ["3"]),
+        pytest.param("auto", "all", ["2", "3"], marks=pytest.mark.slow),
+        pytest.param("cpu", "all", [], marks=pytest.mark.slow),
     ],
 )
 def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, asked: str, used: str | None
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: str, asked: str, used: list[str]
 ) -> None:
-    given: list[str | None] = []
+    given: list[list[str]] = []
 
-    def prepare(configs: Any, stores: bool = True, show: Any = None, gpu: str | None = None) -> Prepared:
-        if not configs:
-            return Prepared(("2", "3"), "", (), (), ())
-        given.append(gpu)
-        return check_and_prepare(configs, stores, show, gpu)
+    def prepare(configs: Any, stores: bool = True, show: Any = None, gpus: Sequence[str] = ()) -> Prepared:
+        given.append(list(gpus))
+        return check_and_prepare(configs, stores, show, gpus)
 
     monkeypatch.setattr(run_module, "check_and_prepare", prepare)
+    monkeypatch.setattr(run_module, "usable_gpus", lambda: ("2", "3"))
     words = [*(word for word in small if not word.startswith("trainer.")), f"trainer.accelerator={accelerator}"]
     spec = spec_of(tmp_path, [*words, "trainer.epochs=1"], {"model.freeze_depth": {"values": [5]}})
     run_sweep(spec, tmp_path / "s", Options(gpus=asked))
@@ -207,7 +212,8 @@ def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
 @pytest.mark.gpu
 @pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")
 @pytest.mark.parametrize("depth", ["0", "9", "all"])
-def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, depth: str) -> None:
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, precision: str, depth: str) -> None:
     found = {}
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     for mode in ("off", "on"):
@@ -219,9 +225,13 @@ def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, 
             "trainer.epochs=3",
         ]
         words += [f"model.freeze_depth={depth}", "augment=strong", "cache.views=2", "trainer.grad_clip=1"]
-        words += ["trainer.accelerator=gpu", f"cache.mode={mode}", f"out={tmp_path / mode}"]
+        words += ["trainer.accelerator=gpu", f"trainer.precision={precision}"]
+        words += [f"cache.mode={mode}", f"out={tmp_path / mode}"]
         subprocess.run([sys.executable, "-m", "finetune.train", *words], env=environment, check=True)
         found[mode] = Result.load(tmp_path / mode)
     assert not found["on"].device.startswith("cpu")
-    for off, on in zip(found["off"].history, found["on"].history, strict=True):
-        assert on["train/loss"] == pytest.approx(off["train/loss"], rel=1e-3)
+
+    # a gradient that is rounded to bf16 another way in the first epoch is another network in the third
+    epochs, near = (3, 1e-3) if precision == "32" else (1, 5e-3)
+    for off, on in list(zip(found["off"].history, found["on"].history, strict=True))[:epochs]:
+        assert on["train/loss"] == pytest.approx(off["train/loss"], rel=near)

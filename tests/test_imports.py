@@ -64,18 +64,20 @@ def room(module: str) -> str:
 MAY_USE = {
     "errors": (),
     "config": (),
+    "visible_gpus": (),
+    "gpu": ("errors", "config", "visible_gpus"),
     "console": ("storage",),
     "compose": ("errors", "config"),
     "storage": ("errors",),
     "records": ("errors", "config", "compose", "storage"),
-    "data": ("errors", "config", "storage"),
-    "network": ("errors", "config", "storage"),
-    "sharing": ("errors", "config", "storage", "data", "network"),
-    "trial": ("errors", "config", "compose", "console", "storage", "records", "data", "network", "sharing"),
+    "data": ("errors", "config", "storage", "gpu"),
+    "network": ("errors", "config", "storage", "gpu"),
+    "sharing": ("errors", "config", "storage", "gpu", "data", "network"),
+    "trial": ("errors", "config", "compose", "console", "storage", "gpu", "records", "data", "network", "sharing"),
     "export": ("errors", "config", "storage", "records", "data", "network"),
-    "train": ("errors", "config", "compose", "storage", "records", "sharing", "trial"),
+    "train": ("errors", "config", "visible_gpus", "compose", "storage", "records", "sharing", "trial"),
     "report": ("errors", "config", "storage", "records"),
-    "sweep": ("errors", "config", "compose", "storage", "records", "report", "train"),
+    "sweep": ("errors", "config", "visible_gpus", "gpu", "compose", "storage", "records", "report", "train"),
 }
 """The rooms from the ground up, and whom each may know besides itself; `commands` and `cli` may know all."""
 

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "commands/sweep": "test_cli.py",
     "commands/wandb": "test_wandb.py",
     "console": "test_cli.py",
+    "visible_gpus": "faults/test_gpus.py",
     "data/ambiguity": "data/test_splits.py",
     "data/contents": "data/test_splits.py",
     "data/extremes": "data/test_levels.py",

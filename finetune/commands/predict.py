@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from finetune.export.classifier import Classifier
     from finetune.records.scores import Confusion
 
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda.")]
+DEVICES = ("auto", "cpu", "cuda", "mps")
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images computed together.")]
 
 _WIDEST = 12
@@ -187,11 +188,11 @@ def _print_confusion(confusion: "Confusion") -> None:
 
 
 def _load(model: Path, device: str) -> "Classifier":
-    import torch
+    from finetune.network.device import device_named
 
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        why = "torch finds no GPU here" if device == "cuda" else "it is not known"
-        raise Refused(f"--device {device}: {why}; give auto, cpu or cuda")
+    if device not in DEVICES:
+        raise Refused(f"--device {device}: it is not known; give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    device_named(device)  # refuses what cannot be used, before anything is read
 
     classifier, _, _ = load_model(model)
     return classifier

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from finetune.config import TRIALS_PER_GPU
 from finetune.data.augment import Preprocess
 from finetune.data.pixels import PixelStore
+from finetune.gpu import CPU, is_out_of_memory, room_on_gpu, wait_for
 from finetune.storage.store import Rows
 
 _COPIED = 256 << 20
@@ -85,19 +84,19 @@ class PixelData(pl.LightningDataModule):
         """How long augmentation took so far."""
         self.start = (0, 0)
         """An epoch, and how many of its batches come too late: where a trial goes on."""
+        self.on_gpu = True
+        """Whether images, or activations, are kept on a GPU where there is room."""
         self._draws: tuple[int, Tensor | None] = (-1, None)
         """An epoch with its random numbers."""
         self._resident: dict[str, list[Tensor]] = {}
         """The views of splits that lie on the GPU."""
 
     def setup(self, stage: str) -> None:
-        """Put on a GPU what fits into half of its free memory, or of this trial's share of it."""
+        """Put on a GPU what there is room for."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        if device.type == "cuda" and not self._resident:
-            trials = int(os.environ.get(TRIALS_PER_GPU, "1"))
-            free, _ = torch.cuda.mem_get_info(device)
-            self.keep_on(device, room=free // (2 * trials))
+        if self.on_gpu and device.type != "cpu" and not self._resident:
+            self.keep_on(device, room_on_gpu(device))
 
     def keep_on(self, device: torch.device, room: int) -> None:
         """Copy to `device` the splits that fit into `room` bytes, from which their batches are then gathered."""
@@ -107,9 +106,17 @@ class PixelData(pl.LightningDataModule):
             if size > room:
                 continue
 
-            with contextlib.suppress(torch.OutOfMemoryError):  # others took it; the loader will do
+            try:
                 self._resident[split] = [_copied_to(device, rows) for rows in views]
                 room -= size
+            except RuntimeError as error:  # others took the room; the loader will do
+                if not is_out_of_memory(error):
+                    raise
+
+    @property
+    def resident(self) -> bool:
+        """Whether a GPU keeps some of the images, or activations."""
+        return bool(self._resident)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
@@ -197,20 +204,22 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._events = deque[tuple[torch.cuda.Event, torch.cuda.Event]]()
+        self._events = deque[tuple[Any, Any]]()
+        self._device = CPU
 
     @contextlib.contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
         """Count what happens inside."""
-        if device.type != "cuda":
+        if device.type == "cpu":
             started = time.perf_counter()
             yield
             self._seconds += time.perf_counter() - started
             return
 
         # a GPU works behind the program, so it is asked for the times itself
-        first = torch.cuda.Event(enable_timing=True)
-        last = torch.cuda.Event(enable_timing=True)
+        self._device = device
+        event = torch.mps.Event if device.type == "mps" else torch.cuda.Event
+        first, last = event(enable_timing=True), event(enable_timing=True)
         first.record()
         yield
         last.record()
@@ -221,7 +230,7 @@ class Stopwatch:
     def seconds(self) -> float:
         """The sum; waits for a GPU to be done."""
         if self._events:
-            torch.cuda.synchronize()
+            wait_for(self._device)
         self._add_finished(wait=True)
         return self._seconds
 

@@ -6,12 +6,25 @@ import torch
 
 from finetune.config import TrainerConfig
 from finetune.errors import Refused
+from finetune.gpu import CPU, find_gpu, gpu_or_cpu
 
 
 def device_named(name: str) -> torch.device:
-    """`cpu`, `cuda`, or `auto` for a GPU where there is one."""
+    """`cpu`, `cuda`, `mps`, or `auto` for a GPU where there is one that can be used.
+
+    Raises:
+        Refused: a GPU was asked for by name and cannot be used; the message says why.
+    """
     _use_all_bits()
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if name == "cpu":
+        return CPU
+    if name == "auto":
+        return gpu_or_cpu()
+
+    gpu = find_gpu()
+    if gpu.device is None or gpu.device.type != name:
+        raise Refused(f"{name}: {gpu.why_none or f'the GPU here is {gpu.device}'}; give auto or cpu")
+    return gpu.device
 
 
 def _use_all_bits() -> None:
@@ -31,15 +44,20 @@ class Precision:
         """What the settings come to on this machine.
 
         Raises:
-            Refused: a GPU was asked for and there is none.
+            Refused: a GPU was asked for and there is none that can be used; the message says why.
         """
-        if settings.accelerator == "gpu" and not torch.cuda.is_available():
-            raise Refused("trainer.accelerator=gpu, but torch finds no GPU here; set it to auto or cpu")
-        on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-        native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and native)
         _use_all_bits()
-        return cls(torch.device("cuda", 0) if on_gpu else torch.device("cpu"), bf16)
+        device = CPU
+        if settings.accelerator == "gpu":
+            gpu = find_gpu()
+            if gpu.device is None:
+                raise Refused(f"trainer.accelerator=gpu, but {gpu.why_none}; set it to auto or cpu")
+            device = gpu.device
+        elif settings.accelerator == "auto":
+            device = gpu_or_cpu()
+
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(device, settings.precision == "bf16" or (settings.precision == "auto" and native))
 
     def autocast(self) -> torch.autocast:
         """As Lightning runs a step."""
@@ -50,6 +68,8 @@ class Precision:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
 
     @property
     def threads(self) -> int:
@@ -59,5 +79,5 @@ class Precision:
     @property
     def name(self) -> str:
         """Device and format; equal where numbers come out equal."""
-        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{kind} {'bf16' if self.bf16 else '32'}"

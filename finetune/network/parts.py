@@ -38,9 +38,16 @@ class SharedPrefix(FrozenPrefix):
     """Images in a chunk. Larger ones are no faster on a CPU, and need more memory in each thread."""
 
     @classmethod
-    def of(cls, prefix: FrozenPrefix, first_contiguous: int | None = None) -> "SharedPrefix":
-        """A folded copy of `prefix`, arranged as `arrange_in_memory` does; in 32-bit it agrees to about 1e-6."""
+    def of(cls, prefix: FrozenPrefix, first_contiguous: int | None = None, bf16: bool = False) -> "SharedPrefix":
+        """A folded copy of `prefix`, arranged as `arrange_in_memory` does; in 32-bit it agrees to about 1e-6.
+
+        With `bf16` the weights of its convolutions are rounded here, once. Autocast would round them in each pass, for
+        it remembers only those with a gradient; what comes out is the same to the bit.
+        """
         folded = cls(*(fuse(unit) for unit in prefix)).requires_grad_(False)
+        for module in folded.modules() if bf16 else ():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
         arrange_in_memory(folded, first_contiguous)
         folded.train()
         return folded
@@ -120,14 +127,19 @@ _WEIGHTS_PER_VALUE = 128
 def first_contiguous(name: str, size: int, precision: Precision) -> int | None:
     """The unit of the backbone `name` from which on contiguous memory is faster, at `size` x `size` pixels.
 
-    Channels last is faster where activations outnumber weights. On a CPU, however, 32-bit convolutions bring weights
+    Channels last is faster in bf16, and where activations outnumber weights. A GPU computes 32-bit convolutions in
+    contiguous memory, and would bring all into that order first. On a CPU 32-bit convolutions bring weights
     that lie so into another order in every pass, which takes longest where weights are many and maps small: from the
     first unit on that has over a million weights, and 128 times as many as values that it gives for an image.
 
     Returns:
         Its number, from 0; None where channels last is faster throughout.
     """
-    if precision.device.type != "cpu" or precision.bf16 or not torch.backends.mkldnn.is_available():
+    if precision.bf16:
+        return None
+    if precision.device.type != "cpu":
+        return 0
+    if not torch.backends.mkldnn.is_available():
         return None
 
     heavy = list[bool]()

@@ -17,6 +17,7 @@ from finetune.config import digest_of
 from finetune.data.augment import Preprocess
 from finetune.data.batches import as_tensor
 from finetune.data.pixels import PixelStore
+from finetune.gpu import is_out_of_memory, wait_for
 from finetune.network.device import Precision
 from finetune.network.parts import SharedPrefix
 from finetune.sharing.cost import Costs, cumulative, measure_disk
@@ -100,7 +101,7 @@ def build(
 
     Raises:
         OSError: the disk is full; nothing half-built is left.
-        torch.OutOfMemoryError: the GPU is; the same.
+        RuntimeError: the GPU is, as `is_out_of_memory` tells; the same.
     """
     with contextlib.ExitStack() as stack:
         for folder in sorted(folders.values()):  # in one order, so that two builders never wait for each other
@@ -145,9 +146,10 @@ def _build_absent(
 
         for modules, building in builds.items():
             building.publish({"seconds_per_image": _seconds_per_image(costs, modules, cuts[-1], seconds, computed)})
-    except (OSError, torch.OutOfMemoryError):
-        for building in builds.values():
-            building.drop()
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            for building in builds.values():
+                building.drop()
         raise
     finally:
         for building in builds.values():
@@ -220,9 +222,25 @@ def _as_rows(x: Tensor) -> NDArray[Any]:
     return np.asarray((x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy())
 
 
-def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, cache: Path) -> Costs:
-    """Time each module of the prefix on a few images, and the disk."""
-    count = SharedPrefix.CHUNK if precision.device.type == "cpu" else _block(source, precision)
+def measure_costs(
+    prefix: SharedPrefix, source: Source, precision: Precision, cache: Path, batch_size: int | None = None
+) -> Costs:
+    """Time each module of the prefix on a few images, and the disk.
+
+    A GPU computes an image of a small batch in more time than one of a large block, so there the batches of a trial,
+    of `batch_size`, are timed as well.
+    """
+    on_cpu = precision.device.type == "cpu"
+    block = SharedPrefix.CHUNK if on_cpu else _block(source, precision)
+    compute = _seconds_of_modules(prefix, source, precision, block)
+    in_batches = None
+    if batch_size is not None and not on_cpu:
+        in_batches = _seconds_of_modules(prefix, source, precision, batch_size)
+    return Costs(measure_disk(cache), compute, free_memory(), in_batches)
+
+
+def _seconds_of_modules(prefix: SharedPrefix, source: Source, precision: Precision, count: int) -> tuple[float, ...]:
+    """Seconds an image, of `count` at once, from the input to each cut."""
     images = source.images(slice(0, count), None, precision.device)
     seconds = [float("inf")] * len(prefix)
 
@@ -234,10 +252,9 @@ def measure_costs(prefix: SharedPrefix, source: Source, precision: Precision, ca
                 x = module(x)
                 seconds[i] = min(seconds[i], (_now(precision.device) - start) / len(images))
 
-    return Costs(measure_disk(cache), cumulative(seconds), free_memory())
+    return cumulative(seconds)
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter()

@@ -29,9 +29,11 @@ class Costs:
 
     disk: Disk
     compute: tuple[float, ...]
-    """Seconds an image from the input to each cut: entry i for a cut after i modules."""
+    """Seconds an image from the input to each cut, where a store is filled: entry i for a cut after i modules."""
     memory: float
     """Bytes of the page cache that stores can count on."""
+    in_batches: tuple[float, ...] | None = None
+    """The same in the batches of a trial, where that takes another time."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Decision:
     reason: str
 
 
-def decide(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float) -> Decision:
+def decide(
+    costs: Costs, modules: int, row_bytes: int, rows: int, passes: float, reads: float | None = None
+) -> Decision:
     """Compare the seconds an image with and without a store.
 
     Args:
@@ -51,12 +55,13 @@ def decide(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float)
         row_bytes: The bytes of one image's activations.
         rows: Images to store.
         passes: How often each will be used, by all trials together.
+        reads: How often it is read for that; by default each time.
     """
-    compute = costs.compute[modules]
+    in_batches = costs.compute if costs.in_batches is None else costs.in_batches
     fits = rows * row_bytes < costs.memory
     read = row_bytes / (costs.disk.read if fits else costs.disk.cold)
-    stored = compute + row_bytes / costs.disk.write + passes * read
-    repeated = passes * compute
+    stored = costs.compute[modules] + row_bytes / costs.disk.write + (passes if reads is None else reads) * read
+    repeated = passes * in_batches[modules]
     pays = stored < repeated
     where = "memory" if fits else "disk"
     reason = (

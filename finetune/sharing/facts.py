@@ -53,6 +53,10 @@ class WeightFacts:
     """How the file was read, where a person should know."""
 
 
+GPU_FULL = "the GPU had no memory left"
+"""How a reason ends where that was why nothing was stored."""
+
+
 @dataclass(frozen=True)
 class StoreChoice:
     """Whether a store of activations is used, and why, in words."""
@@ -76,6 +80,11 @@ class Facts:
     """By the name of the store."""
     folders: tuple[str, ...] = ()
     """The folders of all stores in use, so that they are kept as long as they may be read."""
+
+    @property
+    def gpu_out_of_memory(self) -> bool:
+        """Whether stores are missing for want of memory on a GPU."""
+        return any(choice.reason.endswith(GPU_FULL) for choice in self.stores.values())
 
     @property
     def datasets(self) -> tuple[str, ...]:

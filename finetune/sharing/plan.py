@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from finetune.gpu import is_out_of_memory, room_on_gpu
 from finetune.network.network import build_network
 from finetune.network.parts import FrozenPrefix, SharedPrefix, first_contiguous
 from finetune.sharing.activations import build, measure_costs, row_shapes
 from finetune.sharing.cost import Costs, Decision, decide
-from finetune.sharing.facts import StoreChoice
+from finetune.sharing.facts import GPU_FULL, StoreChoice
 from finetune.sharing.requests import StoreRequest
 from finetune.storage.cache import make_room
 from finetune.storage.parallel import Progress, no_progress
@@ -20,7 +20,7 @@ from finetune.storage.store import Store, open_store, store_bytes
 
 UNWRITTEN = "the frozen layers run anew in each epoch, for their store could not be written"
 _STORED_BEFORE = StoreChoice(True, "stored by an earlier trial")
-_NO_MEMORY = StoreChoice(False, f"{UNWRITTEN}: the GPU had no memory left")
+_NO_MEMORY = StoreChoice(False, f"{UNWRITTEN}: {GPU_FULL}")
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,12 @@ def _decide_and_build(
         What became of each request, the stores, and the seconds that computing took.
     """
     deepest = max(requests, key=lambda request: request.cut.modules)
-    prefix = _shared_prefix(deepest)
     choices, stores, seconds = dict[str, StoreChoice](), list[Store](), 0.0
+    prefix: SharedPrefix | None = None
     try:
-        costs = measure_costs(prefix, deepest.source, deepest.precision, deepest.cache)
+        prefix = _shared_prefix(deepest)
+        batch_size = deepest.config.data.batch_size
+        costs = measure_costs(prefix, deepest.source, deepest.precision, deepest.cache, batch_size)
         planned, choices = _choose(requests, prefix, costs)
 
         by_source = defaultdict[str, list[StoreRequest]](list)
@@ -100,12 +102,14 @@ def _decide_and_build(
             seconds += spent
             if failure is not None:
                 choices |= dict.fromkeys((request.key for request in group), failure)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         for request in requests:
             is_there = open_store(request.folder, verify=False) is not None
             choices[request.key] = choices.get(request.key, _STORED_BEFORE) if is_there else _NO_MEMORY
 
-    del prefix
+    prefix = None
     deepest.precision.release()
     return choices, stores, seconds
 
@@ -116,7 +120,7 @@ def _shared_prefix(request: StoreRequest) -> SharedPrefix:
     network = build_network(model, request.weights, request.cut, classes=2)
     assert isinstance(network.prefix, FrozenPrefix)
     first = first_contiguous(model.backbone, request.config.data.size, precision)
-    prefix = SharedPrefix.of(network.prefix, first)
+    prefix = SharedPrefix.of(network.prefix, first, precision.bf16)
     prefix.to(precision.device)
     return prefix
 
@@ -163,7 +167,9 @@ def _pays(views: Sequence[StoreRequest], costs: Costs, row_bytes: int) -> Decisi
 
     rows = len(views[0].source.rows) * len(views)
     passes = sum(view.passes for view in views) / len(views)
-    return decide(costs, views[0].cut.modules, row_bytes, rows, passes)
+    fits_on_gpu = rows * row_bytes <= room_on_gpu(views[0].precision.device)
+    reads = sum(view.loads for view in views) / len(views) if fits_on_gpu else passes
+    return decide(costs, views[0].cut.modules, row_bytes, rows, passes, reads)
 
 
 def _with_room(decision: Decision, request: StoreRequest, wanted: Mapping[Path, int], more: int) -> Decision:

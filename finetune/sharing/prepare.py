@@ -52,8 +52,9 @@ def prepare(trials: Iterable[tuple[Config, int]], stores: bool, progress: Progre
             continue
 
         for request in requests_of(config, images, weights, cut, preprocess_of(config, weights)):
-            passes = requests[request.key].passes if request.key in requests else 0.0
-            requests[request.key] = replace(request, passes=passes + request.passes * count)
+            before = requests.get(request.key, replace(request, passes=0.0, loads=0.0))
+            passes, loads = before.passes + request.passes * count, before.loads + request.loads * count
+            requests[request.key] = replace(request, passes=passes, loads=loads)
 
     built = build_stores(list(requests.values()), progress)
     return replace(facts, stores=built.choices, folders=(*facts.folders, *built.folders))

@@ -32,6 +32,8 @@ class StoreRequest:
     precision: Precision
     passes: float
     """How often all of them are gone through, by all trials together."""
+    loads: float
+    """How often all of them are read where a GPU keeps what it has read: once a trial."""
     splits: Mapping[str, NDArray[np.int64] | None]
     """By split of this trial that reads them, which ones; None is all."""
 
@@ -84,10 +86,11 @@ def requests_of(
         share, positions = len(pixels.images) / len(pixels.images.whole), pixels.images.positions
         for view, times in passes[split].items():
             source = Source(split, pixels, preprocess, config.seed, view)
-            request = StoreRequest(config, source, weights, cut, precision, times * share, {split: positions})
+            request = StoreRequest(config, source, weights, cut, precision, times * share, share, {split: positions})
             if (other := requests.get(request.key)) is not None:  # training and validation images of folds
                 both = {**other.splits, **request.splits}
-                request = replace(other, passes=other.passes + request.passes, splits=both)
+                passes_of_both, loads = other.passes + request.passes, other.loads + request.loads
+                request = replace(other, passes=passes_of_both, loads=loads, splits=both)
             requests[request.key] = request
     return list(requests.values())
 

@@ -23,7 +23,7 @@ from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent
 from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
-from finetune.sweep.prepare import check_and_prepare
+from finetune.sweep.prepare import check_and_prepare, usable_gpus
 from finetune.sweep.spec import command_overrides, refuse_wrong_goal
 
 _PATIENCE = 20.0
@@ -55,7 +55,7 @@ def run_agents(
     refuse_wrong_goal(sweep, config.get("metric") or {})
     name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
-    slots = local_slots(chosen_gpus(check_and_prepare([]).gpus, gpus), workers, trials_per_gpu)
+    slots = local_slots(chosen_gpus(usable_gpus(), gpus), workers, trials_per_gpu)
     agents = [
         CONTEXT.Process(name=f"agent {i}", target=_agent, args=(sweep, fixed, folder, slot, count))
         for i, slot in enumerate(slots)
@@ -108,7 +108,7 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
         words = _asked_for(fixed)
         if not shared:
             with contextlib.suppress(Refused, RuntimeError):  # the trial itself will say so
-                shared = check_and_prepare([(words, 1)], gpu=slot.gpu).shared
+                shared = check_and_prepare([(words, 1)], gpus=[slot.gpu or ""]).shared
         _trial(words, len(fixed), folder, slot, leaving, shared)
 
     wandb.agent(sweep, run, entity=entity, project=project, count=count)

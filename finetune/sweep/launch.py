@@ -18,6 +18,7 @@ from finetune.records.layout import LOG
 from finetune.records.metric import Incumbent
 from finetune.sweep.children import end_with_parent, log_to, ready_server
 from finetune.sweep.jobs import Job
+from finetune.visible_gpus import show_gpu
 
 _WAIT = 0.25
 """Seconds from one look at the children to the next, at the most."""
@@ -35,7 +36,7 @@ class Slot:
     """Room for one trial at a time."""
 
     gpu: str | None
-    """What `CUDA_VISIBLE_DEVICES` is to say, or None for a share of the CPU."""
+    """Its name, as `usable_gpus` has it, or None for a share of the CPU."""
     threads: int
     """CPU threads for it."""
     sharing: int = 1
@@ -129,7 +130,7 @@ def chosen_gpus(present: Sequence[str], choice: str) -> list[str]:
     names = [name.strip() for name in choice.split(",")]
     for name in names:
         if name not in present:
-            here = f"there are {', '.join(present)}" if present else "torch finds none here"
+            here = f"there are {', '.join(present)}" if present else "torch finds none here that it can use"
             raise Refused(f"--gpus {choice}: there is no GPU {name!r}; {here}")
     return names
 
@@ -140,8 +141,9 @@ def _run_trial(
     end_with_parent()
     log_to(log)
     os.environ.update(environment)
+    show_gpu(slot.gpu or "")
     if slot.gpu is not None:
-        os.environ |= {"CUDA_VISIBLE_DEVICES": slot.gpu, TRIALS_PER_GPU: str(slot.sharing)}
+        os.environ[TRIALS_PER_GPU] = str(slot.sharing)
 
     import torch
 

@@ -1,26 +1,25 @@
 """Before the first trial: every config checked, and what the trials share computed, in a child. Imports no torch."""
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from finetune.errors import Refused
 from finetune.storage.parallel import Progress, no_progress
 from finetune.sweep.attempts import RETRIES
 from finetune.sweep.children import CONTEXT, end_with_parent, ready_server
+from finetune.visible_gpus import show_gpu, visible_gpus
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What was found out."""
 
-    gpus: tuple[str, ...]
-    """Names of those that can be used."""
     shared: str
     """For the trials."""
     datasets: tuple[str, ...]
@@ -29,13 +28,15 @@ class Prepared:
     """Digests of the pretrained weights, as a trial's record has them."""
     stores: tuple[Path, ...]
     """Folders of the stores that trials will read."""
+    out_of_memory: bool = False
+    """Some stores were not made, for want of memory on the GPU."""
 
 
 def check_and_prepare(
     configs: Sequence[tuple[Sequence[str], int]],
     stores: bool = True,
     show: Progress = no_progress,
-    gpu: str | None = None,
+    gpus: Sequence[str] = (),
 ) -> Prepared:
     """Check every config, and compute what their trials share, in a child; one that dies is started again.
 
@@ -43,35 +44,68 @@ def check_and_prepare(
         configs: Overrides, and how many trials there are like them.
         stores: Whether the trials will run on this machine, so that activations can be stored for them.
         show: Told of the progress.
-        gpu: The one to work on, as `CUDA_VISIBLE_DEVICES` names it; by default the first.
+        gpus: Those to work on, as `usable_gpus` names them: the first that has enough memory; none works on the CPU.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
     """
+    for gpu in gpus or ("",):
+        prepared: Prepared = _in_child(_prepare, [(list(c), n) for c, n in configs], stores, gpu, show=show)
+        if not prepared.out_of_memory:
+            break
+    return prepared
+
+
+def usable_gpus() -> tuple[str, ...]:
+    """The GPUs of this machine that can be used, as `CUDA_VISIBLE_DEVICES` names them; the others get a warning each.
+
+    Found out in a child, for CUDA begins with it.
+    """
+    found: tuple[tuple[str, ...], tuple[str, ...]] = _in_child(_try_gpus)
+    names, troubles = found
+    for trouble in troubles:
+        print(f"warning: {trouble}", file=sys.stderr, flush=True)
+    return names
+
+
+class _Answer:
+    """What a child's work came to, as it is sent."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def _in_child(work: Callable[..., None], *arguments: Any, show: Progress = no_progress) -> Any:
+    """What `work` answers in a child, which sends an `_Answer`, and may send what `show` is told before.
+
+    Raises:
+        Refused: the answer is why it refuses.
+        RuntimeError: the child died, and died again.
+    """
     for _ in range(RETRIES + 1):
-        exitcode, outcome = _in_child(configs, stores, show, gpu)
-        if isinstance(outcome, Prepared):
-            return outcome
-        if isinstance(outcome, str):
-            raise Refused(outcome)
+        exitcode, answer = _ask_child(work, arguments, show)
+        if answer is None:
+            continue
+        if isinstance(answer.value, Refused):
+            raise answer.value
+        return answer.value
     raise RuntimeError(f"the process that prepares the data died {RETRIES + 1} times, with exit code {exitcode}")
 
 
-def _in_child(
-    configs: Sequence[tuple[Sequence[str], int]], stores: bool, show: Progress, gpu: str | None
-) -> tuple[int | None, Prepared | str | None]:
-    """The child's exit code; and what it found out, or why it refuses, or nothing where it died."""
+def _ask_child(
+    work: Callable[..., None], arguments: Sequence[Any], show: Progress
+) -> tuple[int | None, _Answer | None]:
+    """A child's exit code, and its answer, or None where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    arguments = [(list(c), n) for c, n in configs], stores, sender, gpu
     ready_server()
-    child = CONTEXT.Process(target=_prepare, args=arguments, daemon=True)
+    child = CONTEXT.Process(target=work, args=(sender, *arguments), daemon=True)
     child.start()
     sender.close()
-    outcome: Prepared | str | None = None
+    answer: _Answer | None = None
     try:
-        while isinstance(message := receiver.recv(), tuple):
+        while not isinstance(message := receiver.recv(), _Answer):
             show(*message)
-        outcome = message
+        answer = message
     except EOFError:
         pass
     finally:
@@ -79,15 +113,12 @@ def _in_child(
         if child.is_alive() and sys.exc_info()[0] is not None:
             child.terminate()
     child.join()
-    return child.exitcode, outcome
+    return child.exitcode, answer
 
 
-def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connection, gpu: str | None) -> None:
+def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: bool, gpu: str) -> None:
     end_with_parent()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-
-    import torch
+    show_gpu(gpu)
 
     from finetune import train
 
@@ -99,19 +130,41 @@ def _prepare(configs: list[tuple[list[str], int]], stores: bool, sender: Connect
             shown = time.monotonic()
             sender.send((what, done, total))
 
-    outcome: Prepared | str
+    outcome: Prepared | Refused
     with contextlib.suppress(BrokenPipeError):
         try:
             shared = train.prepare(configs, stores, show)
-            gpus = _gpu_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count())
             folders = tuple(map(Path, shared.folders))
-            outcome = Prepared(gpus, shared.to_text(), shared.datasets, shared.weight_digests, folders)
+            outcome = Prepared(
+                shared.to_text(), shared.datasets, shared.weight_digests, folders, shared.gpu_out_of_memory
+            )
         except Refused as error:
-            outcome = str(error)
-        sender.send(outcome)
+            outcome = error
+        sender.send(_Answer(outcome))
 
 
-def _gpu_names(visible: str, count: int) -> tuple[str, ...]:
-    """What `CUDA_VISIBLE_DEVICES` calls the `count` GPUs that a process sees; of several MIG instances it sees one."""
-    names = [name.strip() for name in visible.split(",") if name.strip()] or [str(i) for i in range(count)]
-    return tuple(names if count and names[0].startswith("MIG-") else names[:count])
+def _try_gpus(sender: Connection) -> None:
+    end_with_parent()
+
+    from finetune.gpu import try_gpus
+
+    troubles = try_gpus()
+    names = gpu_names(visible_gpus(), troubles)
+    usable = tuple(name for name, trouble in names.items() if not trouble)
+    with contextlib.suppress(BrokenPipeError):
+        sender.send(_Answer((usable, tuple(filter(None, troubles.values())))))
+
+
+def gpu_names(visible: str, troubles: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each GPU, by what `CUDA_VISIBLE_DEVICES` calls it.
+
+    Args:
+        visible: What the variable says now.
+        troubles: What is wrong with each that a process sees, by PyTorch's name; of several MIG instances it sees one.
+    """
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if not names or "mps" in troubles:
+        names = [name.removeprefix("cuda:") for name in troubles]
+    if names and troubles and names[0].startswith("MIG-"):
+        return dict.fromkeys(names, troubles["cuda:0"])
+    return dict(zip(names, troubles.values(), strict=False))

@@ -19,7 +19,7 @@ from finetune.sweep.coordinator import Coordinator
 from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse_unusable
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
-from finetune.sweep.prepare import check_and_prepare
+from finetune.sweep.prepare import check_and_prepare, usable_gpus
 from finetune.sweep.race import rate_of
 from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
@@ -69,13 +69,12 @@ def run_sweep(
 
     # 2. Where the trials run, and what they share
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
-    gpus = [] if cluster else chosen_gpus(check_and_prepare([]).gpus, options.gpus)
+    gpus = [] if cluster else chosen_gpus(usable_gpus(), options.gpus)
     if gpus and not _on_gpus(spec):
         gpus = []
-    first_gpu = gpus[0] if gpus else None
     # under a budget each trial stores what it needs, for many may never be reached
     stores = cluster is None and options.budget is None
-    prepared = check_and_prepare([*_to_prepare(spec, seed), *_other_folds(spec)], stores, show, first_gpu)
+    prepared = check_and_prepare([*_to_prepare(spec, seed), *_other_folds(spec)], stores, show, gpus)
 
     # 3. The folder once more, now that the digests of images and weights are known
     data = (*prepared.datasets, *prepared.weights)

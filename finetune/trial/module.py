@@ -170,6 +170,10 @@ class FineTune(pl.LightningModule):
         raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
 
 
+_MPS_LOOK = 32
+"""Steps from one look at the losses on Apple's GPU to the next: each waits for it."""
+
+
 class _Losses:
     """The losses of steps, looked at once a GPU has got there, so that nobody waits for it."""
 
@@ -191,7 +195,9 @@ class _Losses:
             loss, done = self._coming[0]
             if done is not None and wait:
                 done.synchronize()
-            elif done is not None and not done.query():
+            is_coming = done is not None and not done.query()
+            is_dear = loss.device.type == "mps" and len(self._coming) < _MPS_LOOK
+            if not wait and (is_coming or is_dear):
                 return
             self._coming.popleft()
             yield float(loss)

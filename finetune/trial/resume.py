@@ -117,6 +117,8 @@ def restore(state: Unfinished, trainer: pl.Trainer, module: FineTune) -> None:
     torch.set_rng_state(state.tensors["random.cpu"])
     if "random.cuda" in state.tensors:
         torch.cuda.set_rng_state(state.tensors["random.cuda"])
+    if "random.mps" in state.tensors:
+        torch.mps.set_rng_state(state.tensors["random.mps"])
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: Unfinished) -> None:
@@ -168,6 +170,8 @@ def random_states() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 

@@ -1,6 +1,7 @@
 """One trial, from config to record: `train` reads from top to bottom, sees the whole config and hands its parts on."""
 
 import contextlib
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from finetune.config import Config, flat, trial_key
 from finetune.console import stages
 from finetune.data.batches import PixelData
 from finetune.errors import Interrupted, Pruned, Refused, one_line
+from finetune.gpu import is_out_of_memory
 from finetune.network.checkpoint import InputSpec, save_checkpoint
 from finetune.network.device import Precision
 from finetune.network.network import Network, build_network
@@ -70,8 +72,21 @@ def train(
             written to it.
         BaseException: whatever stopped the training, after it was recorded as the reason.
     """
-    clock, out = _Clock(), Path(config.out)
     facts = facts or Facts()
+    result = _train(config, overrides, facts, incumbent)
+    if result is None:
+        gc.collect()  # the error, and what it refers to, refer to each other
+        print("warning: the GPU's memory ran out; going on without images kept in it", file=sys.stderr)
+        result = _train(config, overrides, facts, incumbent, keep_on_gpu=False)
+        assert result is not None
+    return result
+
+
+def _train(
+    config: Config, overrides: Sequence[str], facts: Facts, incumbent: Incumbent | None, keep_on_gpu: bool = True
+) -> Result | None:
+    """`train`, once; None where a GPU's memory ran out that the images took a part of, unless not `keep_on_gpu`."""
+    clock, out = _Clock(), Path(config.out)
     _refuse_another(out, trial_key(config))
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -111,6 +126,7 @@ def train(
     if unfinished is not None:
         batches.start = unfinished.epoch, unfinished.batches - 1  # the last batch is repeated: trial/resume.py
         print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
+    batches.on_gpu = keep_on_gpu
     _open_folder(out, config, overrides)
     clock.stop("setup")
 
@@ -123,6 +139,9 @@ def train(
 
     signals.defer(True)
     ending = _ending_of(work)
+    if ending.error is not None and is_out_of_memory(ending.error) and batches.resident:
+        signals.defer(False)
+        return None
     clock.stop("train")
     clock.add("train", unfinished.seconds if unfinished else 0.0)
     with contextlib.suppress(RuntimeError):  # of a GPU that failed; the ending says so
@@ -185,7 +204,7 @@ def _as_it_runs(network: Network, modules: int, config: Config, precision: Preci
     assert isinstance(network.suffix, Suffix)
     first = first_contiguous(config.model.backbone, config.data.size, precision)
     arrange_in_memory(network.suffix, None if first is None else first - modules)
-    prefix = SharedPrefix.of(network.prefix, first) if with_prefix else nn.Identity()
+    prefix = SharedPrefix.of(network.prefix, first, precision.bf16) if with_prefix else nn.Identity()
     return Network(prefix, network.suffix, network.head)
 
 
@@ -201,10 +220,6 @@ def _ending_of(work: Callable[[], dict[str, float]]) -> Ending:
         return Ending("failed", one_line(failure), error=failure)
 
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What errors of other kinds say where memory was missing: PyTorch's on a CPU, CUDA's and its libraries'."""
-
-
 def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelData) -> dict[str, float]:
     """Train; then, where there is a test set, the figures of the best epoch on it."""
     for logger in trainer.loggers:
@@ -214,7 +229,7 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
     try:
         trainer.fit(module, datamodule=batches)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(
             f"{' '.join(str(error).split())} With data.batch_size={config.data.batch_size} and "

@@ -19,6 +19,7 @@ from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.errors import Interrupted
+from finetune.gpu import gpu_memory_mb
 from finetune.network.device import Precision
 from finetune.network.network import Network
 from finetune.trial.callback import TrialCallback
@@ -75,7 +76,7 @@ def build_trainer(
     if terminal:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
-        accelerator="gpu" if precision.device.type == "cuda" else "cpu",
+        accelerator=precision.device.type,
         devices=1,
         precision="bf16-mixed" if precision.bf16 else "32-true",
         max_epochs=settings.epochs,
@@ -123,11 +124,15 @@ def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Cal
 
 def device_name(device: torch.device) -> str:
     """What trained: the GPU's name, or the CPU with its number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple's GPU" if device.type == "mps" else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """MiB at the most: the GPU's allocator, or this process's resident set."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    """MiB at the most: the GPU's, or this process's resident set."""
+    of_gpu = gpu_memory_mb(device)
+    if of_gpu is not None:
+        return of_gpu
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -118,7 +118,7 @@ def test_figures_of_many_classes_against_scikit_learn_and_wilson() -> None:
         (["predict", "TRIAL", "FOLDER/nothing"], "nothing: there is no such file or folder; give images"),
         (["predict", "TRIAL", "TRIAL"], "no image here"),
         (["predict", "TRIAL", "TRIAL/result.json"], "none of 1 file could be read"),
-        (["predict", "TRIAL", "IMAGES", "--device", "gpu"], "--device gpu: it is not known; give auto, cpu or cuda"),
+        (["predict", "TRIAL", "IMAGES", "--device", "gpu"], "--device gpu: it is not known; give auto, cpu, cuda"),
         (["predict", "TRIAL/result.json", "IMAGES"], "result.json cannot be read"),
         (["test", "TRIAL", "IMAGES", "--split", "test"], "has no test/ folder; it has train, val"),
         (["test", "TRIAL", "IMAGES", "--split", "tst"], "--split tst is not known"),

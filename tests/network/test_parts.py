@@ -33,9 +33,27 @@ def test_units_of_many_weights_and_few_values_are_contiguous(name: str, size: in
     assert first_contiguous(name, size, CPU) == first
 
 
-def test_bf16_and_gpus_have_channels_last_alone() -> None:
+def test_bf16_has_channels_last_alone_and_32_bits_on_a_gpu_have_none() -> None:
     assert first_contiguous("resnet18", 96, Precision(torch.device("cpu"), bf16=True)) is None
-    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=False)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=True)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=False)) == 0
+
+
+@pytest.mark.parametrize(
+    "depth", [9, pytest.param(4, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
+)
+def test_weights_rounded_once_give_the_bits_of_weights_rounded_in_each_pass(depth: int) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet50")
+    prefix, _ = split_at(backbone, find_cut(backbone, depth, "block"))
+    images = torch.randn(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        each_time = SharedPrefix.of(prefix)(images)
+        rounded = SharedPrefix.of(prefix, bf16=True)
+        assert torch.equal(rounded(images), each_time)
+
+    kinds = {m.weight.dtype for m in rounded.modules() if isinstance(m, nn.Conv2d)}
+    assert (kinds, each_time.dtype) == ({torch.bfloat16}, torch.bfloat16)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 7])

@@ -84,8 +84,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretender:
 
     def prepare(*given: object) -> Prepared:
         digests = launcher.digests
-        return Prepared((), "", (f"{digests['dataset']}_{digests['split']}",), (digests["weights"],), ())
+        return Prepared("", (f"{digests['dataset']}_{digests['split']}",), (digests["weights"],), ())
 
+    monkeypatch.setattr("finetune.sweep.run.usable_gpus", tuple)
     monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
     monkeypatch.setattr("finetune.sweep.run.LocalLauncher", lambda *given: launcher)
     return launcher

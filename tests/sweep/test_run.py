@@ -245,8 +245,8 @@ def test_under_a_budget_nothing_is_stored_that_may_never_be_reached(
     stored: list[bool] = []
 
     def prepare(configs: list[object], stores: bool = True, *rest: object) -> Prepared:
-        stored.append(stores and bool(configs))  # the first call only asks for the GPUs
-        return Prepared((), "", ("pixels_labels",), ("weights",), ())
+        stored.append(stores)
+        return Prepared("", ("pixels_labels",), ("weights",), ())
 
     monkeypatch.setattr("finetune.sweep.run.check_and_prepare", prepare)
     run_sweep(spec_of(tmp_path, small, GRID), tmp_path / "s", Options(budget=budget))
