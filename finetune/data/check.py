@@ -4,21 +4,25 @@ import functools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
 from PIL import Image
 
 from finetune.data.decode import decode
 from finetune.data.extremes import find_extremes
 from finetune.data.files import LEAKAGE_REMEDY, contents, equal_files, leakage_warning, misnamed
+from finetune.data.formats import HEIF_VERSION
 from finetune.data.levels import DEFAULT_LEVELS, Levels
+from finetune.data.remembered import remembered
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 
 _SAME_AS = {"MPO": "JPEG"}
 """Formats that are read as others: MPO is a camera's JPEG with a second picture behind the first."""
+VERSION = 1
+"""Changes when `ImageSummary` comes to hold something else."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Inspection:
 def inspect_images(
     data: DataSet, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Inspection:
-    """Read every image of `data` whole, and compare their bytes.
+    """Read every image of `data` whole, and compare their bytes; a second look reads what has changed since the first.
 
     Args:
         data: The images.
@@ -193,22 +197,22 @@ def inspect_images(
         progress: Called with images read and their total.
 
     Raises:
-        Refused: a file is gone, or reading it fails.
+        Refused: a file is gone, or reading it fails; or others could have written to the cache.
     """
     paths = [path for samples in data.splits.values() for path in samples.paths]
-    extremes = find_extremes(paths, cache)
-    summarise = functools.partial(_summary, levels=DEFAULT_LEVELS if extremes is None else extremes.levels)
+    files = contents(paths, cache)
+    extremes = find_extremes(files, cache)
+    levels = DEFAULT_LEVELS if extremes is None else extremes.levels
 
-    summaries: dict[Path, ImageSummary] = {}
-    with ThreadPoolExecutor() as pool:
-        for path, summary in zip(paths, pool.map(summarise, paths), strict=True):
-            summaries[path] = summary
-            progress(len(summaries), len(paths))
+    what = f"summaries {VERSION}, Pillow {PIL.__version__} {HEIF_VERSION}, {levels}"
+    summarise = functools.partial(_summary, levels=levels)
+    found = remembered(summarise, paths, cache, what, lasts=lambda summary: summary[-1] == "", progress=progress)
+    summaries = {path: ImageSummary(*summary) for path, (_, summary) in found.items()}
 
     by_digest = defaultdict[str, list[Path]](list)
-    for path, content in zip(paths, contents(paths), strict=True):
-        if content.digest:
-            by_digest[content.digest].append(path)
+    for path in paths:
+        if files[path].digest:
+            by_digest[files[path].digest].append(path)
     copies = tuple(tuple(group) for group in by_digest.values() if len(group) > 1)
     return Inspection(data, summaries, copies, extremes.note if extremes is not None else "")
 
@@ -224,10 +228,11 @@ def range_and_median(values: list[int]) -> str:
     return f"{min(values)} to {max(values)}, median {statistics.median(values):.0f}"
 
 
-def _summary(path: Path, levels: Levels) -> ImageSummary:
+def _summary(path: Path, levels: Levels) -> tuple[int, int, str, str, str]:
+    """The fields of an `ImageSummary`."""
     try:
         image = decode(path, levels)
         with Image.open(path) as file:
-            return ImageSummary(*image.size, str(file.format), file.mode)
+            return *image.size, str(file.format), file.mode, ""
     except (ValueError, OSError) as error:
-        return ImageSummary(0, 0, "", "", str(error))
+        return 0, 0, "", "", str(error)

@@ -3,22 +3,18 @@
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config import digest_of
-from finetune.data.decode import deep_values, is_deep
-from finetune.data.files import contents
-from finetune.data.formats import BEGINNING, format_of_bytes
+from finetune.data.decode import deep_values
+from finetune.data.files import Content
 from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.errors import counted
 from finetune.storage.durable import sealed, unsealed, write_durably
 from finetune.storage.parallel import in_order
 from finetune.storage.store import refuse_shared_writing
-
-_SHALLOW = frozenset({"JPEG", "GIF", "WEBP", "BMP", "AVIF", "HEIF", "QOI"})
-"""Formats of which Pillow gives 8 bits a channel, so that their headers need no look."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +64,24 @@ class Extremes:
         return f"{have} more than 8 bits and {'; '.join(ranges)}{coarse}"
 
 
-def find_extremes(paths: Sequence[Path], cache: Path, threads: int | None = None) -> Extremes | None:
+def find_extremes(files: Mapping[Path, Content], cache: Path, threads: int | None = None) -> Extremes | None:
     """What the images that have more than 8 bits a channel go from and to; None where there are none.
 
     Every such image is decoded, once: the figures are kept in `cache` under the digests of the files.
 
+    Args:
+        files: The images of a data set, as `contents` gives them.
+        cache: Folder of all stores.
+        threads: Decoding threads; one per core by default.
+
     Raises:
-        Refused: a file is gone, or others could have written to the cache.
+        Refused: others could have written to the cache.
     """
-    found = in_order(_is_deep_file, paths, threads or 8)
-    deep = [path for path, has_more_bits in zip(paths, found, strict=True) if has_more_bits]
+    deep = [path for path, content in files.items() if content.is_deep]
     if not deep:
         return None
 
-    key = digest_of(sorted(content.digest for content in contents(deep)))
+    key = digest_of(sorted(files[path].digest for path in deep))
     folder = cache / "pixels" / f"{key}.levels"
     refuse_shared_writing(folder)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -92,19 +92,6 @@ def find_extremes(paths: Sequence[Path], cache: Path, threads: int | None = None
         with contextlib.suppress(OSError):  # a read-only cache, or a full disk: they are measured again
             write_durably(folder, sealed(vars(extremes)))
     return extremes
-
-
-def _is_deep_file(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(BEGINNING)
-    except OSError:
-        return False
-
-    form = format_of_bytes(beginning)
-    if form == "PNG":  # the commonest, whose header need not be parsed
-        return beginning[24:25] == b"\x10"  # bits a channel
-    return form not in _SHALLOW and is_deep(path)
 
 
 def _measured(paths: Sequence[Path], threads: int) -> Extremes | None:

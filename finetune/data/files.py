@@ -2,12 +2,18 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.formats import BEGINNING, FORMATS, format_of_bytes
+import PIL
+
+from finetune.data.decode import is_deep
+from finetune.data.formats import BEGINNING, FORMATS, HEIF_VERSION, format_of_bytes
+from finetune.data.remembered import remembered
 from finetune.errors import Refused, counted
+
+VERSION = 1
+"""Changes when `Content` comes to hold something else."""
 
 _NAMED = 5
 """Groups of equal files that a sentence names."""
@@ -15,37 +21,55 @@ LEAKAGE_REMEDY = "remove them from one, or set data.on_leak=warn"
 """What to do where images that lie in several splits are refused."""
 
 
+_SHALLOW = frozenset({"JPEG", "GIF", "WEBP", "BMP", "AVIF", "HEIF", "QOI"})
+"""Formats of which Pillow gives 8 bits a channel, so that their headers need no look."""
+
+
 @dataclass(frozen=True)
 class Content:
     """What is known of a file's bytes."""
 
     digest: str
-    """SHA-256; size and time of change are not trusted."""
+    """SHA-256; empty where the file may not be read."""
     format: str
     """Pillow's name for what the file begins like; empty when that is none that is known."""
+    is_deep: bool
+    """Whether it is an image of more than 8 bits a channel."""
+    state: str
+    """The file's `file_state` from before it was read; it has these contents as long as that stays."""
 
 
-def contents(paths: Sequence[Path]) -> list[Content]:
-    """Digest and format of each file, in order, each read once; both empty for one that may not be read.
+def contents(paths: Sequence[Path], cache: Path) -> dict[Path, Content]:
+    """Digest and format of each file, each read once; later calls read only what has changed since.
+
+    Args:
+        paths: The files.
+        cache: Folder of all stores, where the answers are kept.
 
     Raises:
-        Refused: a file is gone, or reading it fails.
+        Refused: a file is gone, or reading it fails; or others could have written to the cache.
     """
+    what = f"contents {VERSION}, Pillow {PIL.__version__} {HEIF_VERSION}"
+    found = remembered(_read_content, paths, cache, what, lasts=lambda answer: answer[0] != "")
+    return {path: Content(digest, form, deep, state) for path, (state, (digest, form, deep)) in found.items()}
 
-    def read(path: Path) -> Content:
-        try:
-            with path.open("rb") as file:
-                beginning = file.read(BEGINNING)
-                file.seek(0)
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except PermissionError:  # an unreadable image like others, as whoever decodes it will see
-            return Content("", "")
-        except OSError as error:
-            raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
-        return Content(digest, format_of_bytes(beginning))
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read, paths))
+def _read_content(path: Path) -> tuple[str, str, bool]:
+    """Digest, format and whether it is deep; empty for a file that may not be read."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(BEGINNING)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:  # an unreadable image like others, as whoever decodes it will see
+        return "", "", False
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); restore it or leave it out") from error
+
+    form = format_of_bytes(beginning)
+    if form == "PNG":  # the commonest of those that can be, whose header need not be parsed
+        return digest, form, beginning[24:25] == b"\x10"  # bits a channel
+    return digest, form, form not in _SHALLOW and is_deep(path)
 
 
 def misnamed(formats: Mapping[Path, str]) -> str:
@@ -88,12 +112,3 @@ def equal_files(groups: Sequence[Sequence[Path]]) -> str:
     named = [" = ".join(map(str, group)) for group in groups[:_NAMED]]
     more = len(groups) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
-
-
-def file_state(file: Path) -> str:
-    """Changes when the file does, as far as a look at its entry tells; empty where there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return ""
-    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -48,8 +48,9 @@ class Search:
         """
         _refuse_loop(folder)
         entries = list(self._entries(folder))
-        classes = [entry for entry in entries if entry.is_dir() and entry not in leave_out]
-        self.loose += [entry for entry in entries if entry.is_file() and is_image(entry)]
+        folders = [Path(entry) for entry in entries if entry.is_dir()]
+        classes = [entry for entry in folders if entry not in leave_out]
+        self.loose += _images_among(entries)
         if not classes:
             raise Refused(f"{folder} holds no class folders; put the images of each class in a folder named after it")
 
@@ -58,7 +59,7 @@ class Search:
         for entry in classes:
             unread_before = self.unread.copy()
             _refuse_loop(entry)
-            images = sorted(self.images(entry))
+            images = sorted(self.images(entry), key=lambda image: image.parts)
             if images:
                 yield from ((image, entry.name) for image in images)
             elif may_be_empty:
@@ -74,23 +75,24 @@ class Search:
             Refused: a link leads nowhere or back, or what has the name of an image is no file; the message names it.
         """
         for entry in self._entries(folder):
+            path = Path(entry)
             if entry.is_dir():
-                if has_image_name(entry):
-                    raise Refused(f"{entry} is a folder with the name of an image; rename or remove it")
-                _refuse_loop(entry)
-                yield from self.images(entry)
+                if has_image_name(path):
+                    raise Refused(f"{path} is a folder with the name of an image; rename or remove it")
+                _refuse_loop(path)
+                yield from self.images(path)
             elif not entry.is_file():
-                if has_image_name(entry):  # reading a pipe would wait for ever
-                    raise Refused(f"{entry} is no ordinary file; remove it")
-                self.ignored[entry.name] += 1
-            elif is_image(entry):
-                yield entry
-            elif kind := unread_kind(entry):
+                if has_image_name(path):  # reading a pipe would wait for ever
+                    raise Refused(f"{path} is no ordinary file; remove it")
+                self.ignored[path.name] += 1
+            elif is_image(path):
+                yield path
+            elif kind := unread_kind(path):
                 suffix, remedy = kind
                 self.unread[suffix] += 1
                 self.remedies[suffix] = remedy
             else:
-                self.ignored[entry.name] += 1
+                self.ignored[path.name] += 1
 
     def notes(self, where: Path) -> list[str]:
         """What was passed over, one sentence for each kind; `where` is the folder that was searched."""
@@ -117,16 +119,19 @@ class Search:
         Raises:
             Refused: a link in it leads nowhere.
         """
-        self.loose += [entry for entry in self._entries(root, count=False) if entry.is_file() and is_image(entry)]
+        self.loose += _images_among(self._entries(root, count=False))
 
-    def _entries(self, folder: Path, count: bool = True) -> Iterator[Path]:
+    def _entries(self, folder: Path, count: bool = True) -> Iterator["os.DirEntry[str]"]:
         """What `folder` holds, sorted, without what systems leave, which is counted.
+
+        Most file systems say of an entry what it is, so that it need not be looked at by itself.
 
         Raises:
             Refused: it cannot be listed, or a link in it leads nowhere.
         """
         try:
-            entries = sorted(folder.iterdir())
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
             raise Refused(f"{folder} cannot be listed ({error.strerror}); check its permissions") from error
 
@@ -135,13 +140,17 @@ class Search:
                 self.ignored[entry.name] += count
                 continue
             if entry.is_symlink():
-                _refuse_dangling(entry)
+                _refuse_dangling(Path(entry))
             yield entry
 
     def _unread_kinds(self, unread: Counter[str]) -> list[str]:
         return [
             f"{counted(count, f'{suffix} file')}, {self.remedies[suffix]}" for suffix, count in sorted(unread.items())
         ]
+
+
+def _images_among(entries: Iterable["os.DirEntry[str]"]) -> list[Path]:
+    return [Path(entry) for entry in entries if entry.is_file() and is_image(Path(entry))]
 
 
 def _refuse_detection_set(folder: Path, names: Collection[str]) -> None:

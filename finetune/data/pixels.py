@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from finetune.config import digest_of
 from finetune.data.decode import Transform, decode
-from finetune.data.files import contents, file_state, misnamed
+from finetune.data.files import Content, contents, misnamed
 from finetune.data.formats import HEIF_VERSION
 from finetune.data.levels import DEFAULT_LEVELS, Levels
+from finetune.data.remembered import file_state
 from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
@@ -63,6 +64,7 @@ def pixel_store(
     progress: ItemsDone = lambda done, total: None,
     max_bytes: int = 2**63,
     levels: Levels = DEFAULT_LEVELS,
+    known: Mapping[Path, Content] | None = None,
 ) -> PixelStore:
     """The decoded samples, read from the cache or decoded into it first; an interrupted build is continued.
 
@@ -75,18 +77,19 @@ def pixel_store(
         progress: Called with images done and total.
         max_bytes: Of all stores together; older ones go first.
         levels: Which values become black and white where files have more than 8 bits.
+        known: The files' contents, where they were read already.
 
     Raises:
         Refused: unreadable images, all of them listed, or none left; or no room for the pixels.
     """
-    states = [file_state(path) for path in samples.paths]
-    known = dict(zip(samples.paths, contents(samples.paths), strict=True))
+    known = contents(samples.paths, cache) if known is None else known
     digests = [known[path].digest for path in samples.paths]
     # nothing is added for ordinary images, so that stores of the first release keep their names
     added: list[object] = [] if levels == DEFAULT_LEVELS else [asdict(levels)]
-    if HEIF_VERSION and any(content.format == "HEIF" for content in known.values()):
+    if HEIF_VERSION and any(known[path].format == "HEIF" for path in samples.paths):
         added.append(HEIF_VERSION)
     key = digest_of([digests, asdict(transform), PIL.__version__, VERSION, *added])
+    states = [known[path].state for path in samples.paths]
     decoded = _decoder(samples, states, transform, levels, threads, progress)
     need = store_bytes(len(samples), (transform.size, transform.size, 3), 1)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import ModelConfig
-from finetune.data.files import file_state
 from finetune.data.levels import Levels
+from finetune.data.remembered import file_state
 from finetune.network.backbone import backbone_shapes
 from finetune.network.weights import Weights, read_weights
 

@@ -1,5 +1,6 @@
 """The images of a trial and the network they meet: looked up among known facts, or found, checked and decoded."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from finetune.config import Config, digest_of
 from finetune.data.decode import Transform
 from finetune.data.extremes import find_extremes
-from finetune.data.files import LEAKAGE_REMEDY, leakage_warning, leaked_images
+from finetune.data.files import LEAKAGE_REMEDY, Content, contents, leakage_warning, leaked_images
 from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.pixels import PixelStore, pixel_store
 from finetune.data.samples import DataSet, Samples
@@ -88,7 +89,11 @@ def pixel_folder(config: Config, digest: str) -> Path:
 
 
 def decode_splits(
-    config: Config, data: DataSet, progress: Progress = no_progress, levels: Levels = DEFAULT_LEVELS
+    config: Config,
+    data: DataSet,
+    progress: Progress = no_progress,
+    levels: Levels = DEFAULT_LEVELS,
+    known: Mapping[Path, Content] | None = None,
 ) -> dict[str, PixelStore]:
     """The images of every split decoded and resized; what the cache has already is not done again.
 
@@ -104,7 +109,7 @@ def decode_splits(
         def show(done: int, total: int) -> None:
             progress(f"decoding {what} images", done, total)
 
-        return pixel_store(samples, transform, cache, config.data.on_bad, threads, show, limit, levels)
+        return pixel_store(samples, transform, cache, config.data.on_bad, threads, show, limit, levels, known)
 
     if data.folded is None:
         return {split: decode_samples(split, samples) for split, samples in data.splits.items()}
@@ -141,10 +146,12 @@ def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: P
 
     `known` is what they were when the sweep began.
     """
-    paths = [path for samples in data.splits.values() for path in samples.paths]
-    extremes = find_extremes(paths, Path(config.cache.dir).expanduser(), config.data.workers or None)
+    all_samples = [*data.splits.values(), *([data.folded] if data.folded else [])]
+    cache = Path(config.cache.dir).expanduser()
+    files = contents([path for samples in all_samples for path in samples.paths], cache)
+    extremes = find_extremes(files, cache, config.data.workers or None)
     levels = None if extremes is None else extremes.levels
-    splits = decode_splits(config, data, progress, levels or DEFAULT_LEVELS)
+    splits = decode_splits(config, data, progress, levels or DEFAULT_LEVELS, files)
     _refuse_lost_classes(data, splits)
     if known is not None:
         _refuse_changed(config, data, splits, known)
@@ -198,8 +205,8 @@ def _refuse_changed(config: Config, data: DataSet, splits: dict[str, PixelStore]
 
 def _leakage_warning(config: Config, splits: dict[str, PixelStore]) -> str:
     """A sentence on images that lie in several splits, byte for byte; empty without any."""
-    contents = {split: store.contents for split, store in splits.items()}
+    digests = {split: store.contents for split, store in splits.items()}
     if config.trainer.refit:  # which trains on the validation images on purpose
-        contents.pop("val")
-    leaks = leaked_images(contents)
+        digests.pop("val")
+    leaks = leaked_images(digests)
     return leakage_warning(leaks) if leaks else ""

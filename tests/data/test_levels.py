@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from finetune.data import extremes as extremes_module
 from finetune.data.decode import Transform, decode
 from finetune.data.extremes import Extremes, find_extremes
+from finetune.data.files import contents
 from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.data.pixels import pixel_store
 from finetune.data.samples import Samples
@@ -72,6 +74,10 @@ KINDS: dict[str, tuple[NDArray[Any], str, Levels]] = {
 }
 
 
+def extremes_of(paths: Sequence[Path], cache: Path) -> Extremes | None:
+    return find_extremes(contents(paths, cache), cache)
+
+
 def written(tmp_path: Path, kind: str) -> list[Path]:
     images, name, _ = KINDS[kind]
     return [save(image, tmp_path / f"{Path(name).stem}{i}{Path(name).suffix}") for i, image in enumerate(images)]
@@ -80,7 +86,7 @@ def written(tmp_path: Path, kind: str) -> list[Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_look_as_they_did_in_8_bits_whatever_file_they_are_in(tmp_path: Path, kind: str) -> None:
     paths = written(tmp_path, kind)
-    extremes = find_extremes(paths, tmp_path / "cache")
+    extremes = extremes_of(paths, tmp_path / "cache")
     assert extremes is not None
     assert extremes.levels == KINDS[kind][2]
     tolerance = 4 if "14 bits of colour" in kind else 1  # 64 steps are left
@@ -93,43 +99,43 @@ def test_images_of_8_bits_have_no_levels_and_are_not_decoded(tmp_path: Path, mon
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(extremes_module, "contents", never)
+    monkeypatch.setattr(extremes_module, "deep_values", never)
     paths = []
     for form in ("png", "jpg", "gif", "webp", "bmp", "ppm", "tif", "avif", "jp2"):
         Image.fromarray(GREY[0].astype(np.uint8)).convert("RGB").save(tmp_path / f"x.{form}")
         paths.append(tmp_path / f"x.{form}")
-    assert find_extremes(paths, tmp_path / "cache") is None
+    assert extremes_of(paths, tmp_path / "cache") is None
 
 
 def test_the_range_is_that_of_the_whole_data_set(tmp_path: Path) -> None:
     paths = written(tmp_path, "12 bits in PNG")
     dark = save((GREY[0] // 8).astype(np.uint16), tmp_path / "dark.png")
-    extremes = find_extremes([dark, *paths], tmp_path / "cache")
+    extremes = extremes_of([dark, *paths], tmp_path / "cache")
     assert extremes == Extremes(5, (0, 4095))
     (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:200])
-    assert find_extremes([dark, *paths, tmp_path / "broken.png"], tmp_path / "cache") == extremes
+    assert extremes_of([dark, *paths, tmp_path / "broken.png"], tmp_path / "cache") == extremes
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = written(tmp_path, "Hounsfield units")
-    first = find_extremes(paths, tmp_path / "cache")
+    first = extremes_of(paths, tmp_path / "cache")
 
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
     monkeypatch.setattr(extremes_module, "deep_values", never)
-    assert find_extremes(paths[::-1], tmp_path / "cache") == first
+    assert extremes_of(paths[::-1], tmp_path / "cache") == first
     (kept,) = (tmp_path / "cache" / "pixels").iterdir()
     kept.write_bytes(kept.read_bytes().replace(b"1024", b"2048"))
     with pytest.raises(AssertionError, match="decoded"):
-        find_extremes(paths, tmp_path / "cache")
+        extremes_of(paths, tmp_path / "cache")
 
 
 def test_what_is_scaled_otherwise_is_said(tmp_path: Path) -> None:
     said = {}
     for kind in KINDS:
         (tmp_path / kind).mkdir()
-        extremes = find_extremes(written(tmp_path / kind, kind), tmp_path / "cache")
+        extremes = extremes_of(written(tmp_path / kind, kind), tmp_path / "cache")
         said[kind] = "" if extremes is None else extremes.note
     assert said["16 bits"] == said["16 bits of colour"] == ""
     assert said["12 bits in PNG"] == (
@@ -145,7 +151,7 @@ def test_what_is_scaled_otherwise_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["12 bits in PNG", "16 bits"])
 def test_a_store_is_named_by_the_levels_unless_they_are_the_usual_ones(tmp_path: Path, name: str) -> None:
     paths = tuple(written(tmp_path, name))
-    extremes = find_extremes(paths, tmp_path / "cache")
+    extremes = extremes_of(paths, tmp_path / "cache")
     assert extremes is not None
     samples, transform = Samples(paths, (0, 1, 0, 1)), Transform(16, "squash", "bilinear")
     plain = pixel_store(samples, transform, tmp_path / "cache")
@@ -178,7 +184,7 @@ def test_values_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     save(np.full((4, 4), np.nan, np.float32), tmp_path / "x.tif")
     with pytest.raises(ValueError, match="some not finite"):
         decode(tmp_path / "x.tif", Levels(floats=(0, 1)))
-    assert find_extremes([tmp_path / "x.tif"], tmp_path / "cache") is None
+    assert extremes_of([tmp_path / "x.tif"], tmp_path / "cache") is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "colour" not in kind and "PGM" not in kind])
