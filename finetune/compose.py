@@ -69,6 +69,8 @@ def checked(cfg: DictConfig) -> Config:
     for key, value, setting in leaves(config):
         _check_value(key, value, setting.metadata)
 
+    _check_class_weights(config.data.class_weights)
+
     depth = config.model.freeze_depth
     try:
         freeze_depth_number(depth)
@@ -81,8 +83,8 @@ def checked(cfg: DictConfig) -> Config:
         )
     if config.trainer.refit and config.trainer.patience is not None:
         raise Refused(
-            f"trainer.patience={config.trainer.patience} stops by val/acc, which says nothing with trainer.refit=true; "
-            "set trainer.patience=null"
+            f"trainer.patience={config.trainer.patience} stops by {config.trainer.metric}, which says nothing with "
+            "trainer.refit=true; set trainer.patience=null"
         )
     return config
 
@@ -243,6 +245,20 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
             bounds: list[tuple[str, float | None]] = [("at least", low), ("above", above), ("at most", high)]
             allowed = " and ".join(f"{phrase} {bound:g}" for phrase, bound in bounds if bound is not None)
             raise Refused(f"{key}={number} is out of range; it must be {allowed or 'a finite number'}")
+
+
+def _check_class_weights(value: Any) -> None:
+    if value in ("none", "balanced"):
+        return
+    is_number = [isinstance(weight, int | float) and not isinstance(weight, bool) for weight in _listed(value)]
+    if not is_number or not all(is_number) or not all(0 < weight < math.inf for weight in value):
+        raise Refused(
+            f"data.class_weights={value} is not known; give none, balanced, or a list of numbers above 0, one a class"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _spelled(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "narrow_resnet50", "cnn5")
 FREEZE_UNITS = ("block", "stage", "layer", "tensor")
+METRICS = ("val/acc", "val/balanced_acc", "val/f1", "val/auroc", "val/loss")
 TRIALS_PER_GPU = "FINETUNE_TRIALS_PER_GPU"
 """Environment variable: how many trials share this one's GPU; a sweep sets it."""
 
@@ -88,6 +89,9 @@ class DataConfig:
     """What an unreadable image does: stop before training, or be left out with a warning."""
     on_leak: str = _one_of("warn", ("warn", "refuse"))
     """What an image that lies in two splits, byte for byte, does: be counted in the report, or stop before training."""
+    class_weights: Any = "none"
+    """How much the images of a class count in the training loss: `none` is alike; `balanced` makes the classes count
+    alike, however many images they have; or a list of numbers above 0, one a class, in the order of their names."""
     batch_size: int = _number(32, low=1)
     workers: int = _number(0, low=0)
     """Threads that decode images when the pixel store is built; 0 is one per core."""
@@ -116,7 +120,14 @@ class OptimConfig:
     name: str = _one_of("adamw", ("adamw", "sgd"))
     lr: float = _number(1e-3, above=0)
     """Peak learning rate."""
+    head_lr: float = _number(1.0, above=0)
+    """Factor on `lr` for the head: a new one may need more than pretrained layers bear."""
+    layer_decay: float = _number(1.0, above=0, high=1)
+    """Factor on `lr` for the last unit of the backbone, once more for the one before it, and so on down to the cut;
+    1 is one rate for all."""
     weight_decay: float = _number(0.01, low=0)
+    decay_norms: bool = True
+    """Whether weight decay is for biases and normalisation too; false spares them, as timm does."""
     momentum: float = _number(0.9, low=0, high=1)
     """SGD's Nesterov momentum; AdamW ignores it."""
     schedule: str = _one_of("cosine", ("cosine", "constant"))
@@ -132,8 +143,12 @@ class TrainerConfig:
     epochs: int = _number(5, low=1)
     precision: str = _one_of("auto", ("auto", "32", "bf16"))
     """`auto` is bf16 on a GPU that has it, else 32."""
+    metric: str = _one_of("val/acc", METRICS)
+    """What chooses the best epoch, and so the model that is kept, stops early, and is compared in sweeps and reports:
+    top-1 accuracy; the mean recall of the classes; their mean F1 score; the mean area under their ROC curves, each
+    class against the rest; or the loss, unweighted, of which less is better."""
     patience: int | None = _number(None, low=1)
-    """Epochs without a better val/acc before stopping early; null never stops."""
+    """Epochs without a better `metric` before stopping early; null never stops."""
     grad_clip: float | None = _number(None, above=0)
     """Largest gradient norm; null does not clip."""
     accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
@@ -223,6 +238,11 @@ ADDED = (
     "data.folds",
     "data.fold",
     "data.groups",
+    "data.class_weights",
+    "trainer.metric",
+    "optim.head_lr",
+    "optim.layer_decay",
+    "optim.decay_norms",
 )
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 

@@ -96,3 +96,8 @@ def finetune(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
         return cli.main()
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def adamw(network: torch.nn.Module) -> torch.optim.Optimizer:
+    """PyTorch's AdamW as it comes, over all that trains."""
+    return torch.optim.AdamW([parameter for parameter in network.parameters() if parameter.requires_grad])

@@ -37,6 +37,7 @@ from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options
 from finetune.trial.module import FineTune, _Losses
 from tests.faults.invariants import spec_of
+from tests.models import adamw
 
 GPU = torch.device("meta")
 STRONG = Augment(flip=0.5, min_area=0.3, rotate=10, color=0.4, erase=0.5)
@@ -103,7 +104,7 @@ def test_images_are_augmented_where_the_network_is() -> None:
 
 def test_training_and_validation_mix_no_devices() -> None:
     suffix = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    module = FineTune(Network(torch.nn.Identity(), suffix, build_head(3, [8], 10, 0.1)), torch.optim.AdamW).to(GPU)
+    module = FineTune(Network(torch.nn.Identity(), suffix, build_head(3, [8], 10, 0.1)), adamw).to(GPU)
     batch = torch.zeros(4, 3, 8, 8, device=GPU), torch.zeros(4, dtype=torch.int64, device=GPU)
     module._losses.note = lambda loss: None  # type: ignore[method-assign]
     module.training_step(batch, 0).backward()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.records.result import Result
     from finetune.sweep.repeats import Contender, Repeats
+    from finetune.sweep.spec import SweepSpec
     from finetune.sweep.state import Running, Sweep
 
 Watch = Callable[["Sweep", "Result | None"], None]
@@ -122,16 +123,20 @@ def _live_view(display: "Bars") -> Watch:
             if name not in bars:
                 bars[name] = display.add_task("", total=None)
             display.update(
-                bars[name], description=_running_line(trial), total=trial.epochs, completed=len(trial.history)
+                bars[name],
+                description=_running_line(trial, sweep.spec),
+                total=trial.epochs,
+                completed=len(trial.history),
             )
         print_news(sweep, ended)
 
     return show
 
 
-def _running_line(trial: "Running") -> str:
+def _running_line(trial: "Running", spec: "SweepSpec") -> str:
+    from finetune.records.metric import of_an_epoch
     from finetune.report.table import label
 
-    best = max((epoch["val/acc"] for epoch in trial.history), default=None)
-    accuracy = "" if best is None else f"  val/acc {best:.3f}"
-    return f"  {label(trial.params, list(trial.params))}{accuracy}"
+    curve = spec.curve(trial.history)
+    best = f"  {of_an_epoch(spec.metric)} {spec.sign * max(curve):.3f}" if curve else ""
+    return f"  {label(trial.params, list(trial.params))}{best}"

@@ -64,8 +64,11 @@ def report(
 
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
     """Print the table of depths, the verdict and the caveats, as on the page."""
+    from finetune.config import METRICS
+    from finetune.records.bootstrap import estimate
     from finetune.records.plan import is_through
     from finetune.records.ranking import read_objective
+    from finetune.report.bits import PER_IMAGE
     from finetune.report.caveats import caveats
     from finetune.report.page.page import kept_predictions
     from finetune.report.table import tabulate
@@ -80,6 +83,12 @@ def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> N
         console.print(sentence)
 
     kept = kept_predictions(folders, records, table)
+    if kept and conclusions.depths and table.objective.name in METRICS and table.objective.metric not in PER_IMAGE:
+        value, low, high = estimate(table.objective.name, kept[1])
+        console.print(
+            f"The kept model has {table.objective.name} {value:.3f}, 95 % interval {low:.3f} to {high:.3f} for other "
+            "images."
+        )
     through = is_through(folders, records)
     sentences = caveats(records, table, kept[1] if kept else None, conclusions.judged, through)
     if sentences:

@@ -168,7 +168,8 @@ class Inspection:
             yield (
                 f"classes differ in size: {self.data.classes[largest]} has {max(train)} training images, "
                 f"{self.data.classes[smallest]} {min(train)}; always saying the largest class would be right for "
-                f"{max(val) / sum(val):.0%} of validation"
+                f"{max(val) / sum(val):.0%} of validation; trainer.metric=val/balanced_acc makes the classes count "
+                "alike in what is compared, and data.class_weights=balanced in the loss"
             )
 
         if min(train) < 10:

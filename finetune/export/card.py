@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.config import ModelConfig
 from finetune.data.decode import PAD_COLOR
+from finetune.records.metric import followed_by
 from finetune.records.result import Result
 
 _CARD = Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
@@ -145,8 +146,8 @@ def _metrics(result: Result | None, chosen: str) -> str:
     else:
         epochs = f"epoch {(result.best_epoch or 0) + 1} of {len(result.history)}"
         paragraphs.append(
-            f"Validation accuracy (top-1) {result.val_acc_best:.3f}, after {epochs}. It chose the epoch, and in a "
-            "sweep the settings, so expect a little less on new images."
+            f"Validation accuracy (top-1) {result.val_acc_best:.3f}, after {epochs}. {_chooser(result)} "
+            "chose the epoch, and in a sweep the settings, so expect a little less on new images."
         )
     if "test/acc" in result.last:
         accuracy = result.last["test/acc"]
@@ -154,6 +155,12 @@ def _metrics(result: Result | None, chosen: str) -> str:
     if chosen:
         paragraphs.append(f"The sweep that chose the settings: {chosen}")
     return "\n\n".join(paragraphs)
+
+
+def _chooser(result: Result) -> str:
+    """What chose the epoch: the accuracy, or the metric that the trial followed, with its value."""
+    metric = followed_by(result.config)
+    return "It" if metric == "val/acc" else f"{metric}, {result.history[result.best_epoch or 0][metric]:.3f} then,"
 
 
 def _provenance(model: ModelConfig, result: Result | None, command: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.config import digest_of, is_meaningful
 from finetune.records.layout import SWEEP
-from finetune.records.metric import metric_values
+from finetune.records.metric import metric_values, of_an_epoch
 from finetune.records.result import Result
 from finetune.storage.durable import unsealed
 
@@ -43,7 +43,12 @@ class Objective:
     @property
     def name(self) -> str:
         """The metric as tables call it."""
-        return "val/acc" if self == ACCURACY else self.metric
+        return of_an_epoch(self.metric)
+
+    @property
+    def words(self) -> str:
+        """What axes and tables call it: `validation accuracy`, or the metric's own name."""
+        return "validation accuracy" if self == ACCURACY else self.name
 
     def value(self, record: Result) -> float | None:
         """The metric of a trial that can be compared, else None.
@@ -57,6 +62,10 @@ class Objective:
 
         values = metric_values(self.metric, record.history)
         return values[-1] if values else None
+
+    def shown(self, record: Result) -> float:
+        """The value to sort and plot by: 0 where there is none."""
+        return self.value(record) or 0.0
 
     def score(self, value: float) -> float:
         """A value of the metric so that more is better; and back from a score to the value."""

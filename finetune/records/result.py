@@ -11,7 +11,7 @@ SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
-_ADDED = ("val_images",)
+_ADDED = ("val_images", "val_labels")
 """Fields that records of older versions lack."""
 _LONG = 100_000
 """Characters of `Result.correct` beyond which it lies beside the record."""
@@ -49,12 +49,15 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     """Every setting, by dotted key."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One dict an epoch: `epoch`, `train/loss`, `train/acc`, `val/loss`, `val/acc`, `lr`."""
+    """One dict an epoch: `epoch`, `train/loss`, `train/acc`, `val/loss`, `val/acc`, `lr`, and `trainer.metric`."""
     correct: list[str] = field(default_factory=list)
     """Which validation images each epoch got right, as `records.correct.unpack` reads it; the images are those of the
     digests `dataset` and `split`. Empty in records of older versions, and of a refit."""
     val_images: int = 0
     """How many validation images there are; 0 in records of older versions."""
+    val_labels: str = ""
+    """The classes of the validation images, as `records.correct.unpack_labels` reads them; empty where the trial
+    follows accuracy or the loss, which do not ask for them."""
     last: dict[str, float] = field(default_factory=dict)
     """The last epoch's figures, and `test/acc` where there is a test set."""
     classes: list[str] = field(default_factory=list)

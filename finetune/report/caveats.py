@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune.config import limits
 from finetune.errors import counted
+from finetune.records.metric import followed_by, sign_of
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
 from finetune.records.scores import wilson_interval
@@ -53,7 +54,7 @@ def caveats(
         *_few_trials(records, table, judged),
         *(() if judged else _disagreement(table)),
         *_still_improving(records),
-        *_validation_images(predictions, judged),
+        *_validation_images(predictions, judged, table),
         *_warnings(records),
         *_grouped(records, judged),
         *_mixed(records),
@@ -170,19 +171,20 @@ def _still_improving(records: Sequence[Result]) -> Iterator[str]:
 
 def _rises(record: Result) -> bool:
     """Whether the last epoch is better than all before it."""
-    curve = [epoch["val/acc"] for epoch in record.history]
+    metric = followed_by(record.config)
+    curve = [sign_of(metric) * epoch[metric] for epoch in record.history]
     return len(curve) > 1 and curve[-1] > max(curve[:-1])
 
 
-def _validation_images(predictions: Predictions | None, judged: bool) -> Iterator[str]:
+def _validation_images(predictions: Predictions | None, judged: bool, table: Table) -> Iterator[str]:
     if predictions is None:
         return
 
     counts = np.bincount(predictions.labels, minlength=predictions.probabilities.shape[1])
-    if counts.max() > _IMBALANCE * max(1, counts.min()):
+    if counts.max() > _IMBALANCE * max(1, counts.min()) and table.objective.name == "val/acc":
         yield (
             f"The classes are unbalanced ({counts.min()} to {counts.max()} validation images): accuracy favours "
-            "the large ones; look at each class's recall."
+            "the large ones; look at each class's recall, or sweep for it (trainer.metric=val/balanced_acc)."
         )
 
     if judged:

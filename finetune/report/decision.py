@@ -88,19 +88,18 @@ def _seeds(depth: Depth) -> str:
     return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
-def expectation(name: str, expected: Expectation, explored: bool) -> str:
+def expectation(name: str, expected: Expectation, explored: bool, metric: str = "") -> str:
     """The accuracy that people may promise.
 
     Args:
         name: What it is of.
         expected: The accuracy.
         explored: Whether other seeds than these chose the configuration.
+        metric: What it is, where it is no accuracy.
     """
     chose = "that did not choose it" if explored else "which also chose it"
-    return (
-        f"Expect {expected.accuracy:.3f} ± {expected.half_width:.3f} from {name} on new images "
-        f"({expected.seeds} seeds {chose})."
-    )
+    what = f"{metric} {expected.accuracy:.3f}".strip()
+    return f"Expect {what} ± {expected.half_width:.3f} from {name} on new images ({expected.seeds} seeds {chose})."
 
 
 def points(difference: float) -> str:

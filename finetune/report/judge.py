@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finetune.report.folds import Pair, accuracies, are_folded, folded_errors, own_errors
 from finetune.report.stats import ALPHA, Name
@@ -165,7 +164,7 @@ def half_widths(entrants: Mapping[Name, Bits]) -> dict[Name, float]:
     return widths
 
 
-def judged_by_halves(correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def judged_by_halves(correct: Bits) -> Bits:
     """Whether each image is right in the epoch that is best on the other half of them.
 
     The best of many epochs is too good on the images that chose it.
@@ -174,7 +173,7 @@ def judged_by_halves(correct: NDArray[np.bool_]) -> NDArray[np.bool_]:
         correct: Epochs x images: whether each was right.
     """
     halves = np.arange(correct.shape[1]) % 2  # images lie in order of class, so every second one is of every class
-    judged = np.empty(correct.shape[1], np.bool_)
+    judged: Bits = np.empty_like(correct[0])
     for half in (0, 1):
         epoch = int(correct[:, halves != half].mean(1).argmax())
         judged[halves == half] = correct[epoch, halves == half]

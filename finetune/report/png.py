@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.records.ranking import ACCURACY
+from finetune.records.metric import sign_of
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
 from finetune.report.figures.base import BLUE, ORANGE, TICKS
@@ -70,10 +71,10 @@ def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figur
 
 def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], table: Table) -> None:
     depths, interval = _depths(records, table)
-    _plot_trials(axes, complete, table.objective.explored_by, beside([depth.group.freeze_depth for depth in depths]))
+    _plot_trials(axes, complete, table.objective, beside([depth.group.freeze_depth for depth in depths]))
     axes.errorbar(
         [depth.group.freeze_depth for depth in depths],
-        [depth.group.mean for depth in depths],
+        [table.mean_of(depth.group) for depth in depths],
         yerr=[math.nan if depth.half_width is None else depth.half_width for depth in depths],
         color=ORANGE,
         linewidth=2.5,
@@ -85,7 +86,7 @@ def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], t
         mark = MARKS[standing]
         axes.plot(
             [depth.group.freeze_depth for depth in members],
-            [depth.group.mean for depth in members],
+            [table.mean_of(depth.group) for depth in members],
             linestyle="none",
             marker=mark.letter,
             markersize=mark.points,
@@ -96,9 +97,10 @@ def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], t
             label=STANDINGS[standing],
         )
 
-    axes.set_ylim(*span(depths, complete))
-    axes.yaxis.set_major_formatter(lambda accuracy, position: f"{accuracy:.0%}")
-    axes.set_ylabel("best validation accuracy")
+    axes.set_ylim(*span(depths, complete, table))
+    if sign_of(table.objective.metric) > 0:
+        axes.yaxis.set_major_formatter(lambda accuracy, position: f"{accuracy:.0%}")
+    axes.set_ylabel(f"best {table.objective.words}")
     axes.set_xlabel(f"freeze depth k ({unit_names(complete)})")
     _name_depths(axes, [depth.group.freeze_depth for depth in depths], complete)
 
@@ -115,16 +117,17 @@ def _depths(records: Sequence[Result], table: Table) -> tuple[list[Depth], str]:
     if all(depth.half_width is None for depth in depths):
         return depths, ""
 
-    by_image = standings.judged and standings.by_image and table.objective == ACCURACY
+    by_image = standings.judged and standings.by_image
     return depths, f",\n95 % interval {'for new seeds and new images' if by_image else 'over seeds'}"
 
 
-def _plot_trials(axes: "Axes", complete: Sequence[Result], explored_by: int | None, left: float) -> None:
+def _plot_trials(axes: "Axes", complete: Sequence[Result], objective: Objective, left: float) -> None:
+    explored_by = objective.explored_by
     explored = [record for record in complete if explored_by in (None, record.seed)]
     repeats = [record for record in complete if explored_by not in (None, record.seed)]
     axes.scatter(
         [(record.freeze_depth or 0) - left for record in explored],
-        [record.accuracy for record in explored],
+        [objective.shown(record) for record in explored],
         s=30,
         facecolors="none",
         edgecolors=BLUE,
@@ -134,7 +137,7 @@ def _plot_trials(axes: "Axes", complete: Sequence[Result], explored_by: int | No
     if repeats:
         axes.scatter(
             [(record.freeze_depth or 0) - left for record in repeats],
-            [record.accuracy for record in repeats],
+            [objective.shown(record) for record in repeats],
             s=20,
             color=BLUE,
             label="repeat with a new seed",

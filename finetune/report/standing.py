@@ -40,8 +40,8 @@ class Depth:
     p: float | None = None
     """Of that, corrected for the number of depths compared."""
     half_width: float | None = None
-    """Half of the 95 % interval of its own accuracy, by the error that judges it; over seeds alone where that is of
-    another metric. None for a single seed that records tell nothing else of."""
+    """Half of the 95 % interval of its own value, by the error that judges it: over seeds alone where that is no mean
+    over images. None for a single seed that records tell nothing else of."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def _judged(
     values = {name: values_of(trials[name], objective, columns) for name in entrants}
     leader = next(name for name, group in entrants.items() if group == best)
     rows = compare(values, leader, objective.margin)
-    widths = half_widths(values) if objective == ACCURACY else {name: g.half_width for name, g in entrants.items()}
+    by_error = columns is not None or objective == ACCURACY
+    widths = half_widths(values) if by_error else {name: g.half_width for name, g in entrants.items()}
     return tuple(
         Depth(
             name_of(name),

@@ -68,8 +68,8 @@ class Group:
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean (Student's t over seeds); None for a single seed."""
-        return half_width(self.accuracies)
+        """Half of the 95 % interval of the mean score (Student's t over seeds); None for a single seed."""
+        return half_width(self.other_scores or self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Table:
     def winner(self) -> Group | None:
         """The best configuration: the first in the order of `ranking.configurations`."""
         return min(self.groups, key=lambda group: group.rank, default=None)
+
+    def mean_of(self, group: Group) -> float:
+        """The mean over a group's seeds of what the sweep optimises."""
+        return self.objective.score(group.score)
 
     @property
     def scores(self) -> list[float]:
@@ -211,7 +215,7 @@ def value_text(value: Any) -> str:
 
 def accuracy_text(group: Group) -> str:
     """`0.812 ± 0.021`, or `0.812` for a single seed."""
-    width = group.half_width
+    width = half_width(group.accuracies)
     return f"{group.mean:.3f}" if width is None else f"{group.mean:.3f} ± {width:.3f}"
 
 
@@ -229,7 +233,7 @@ def score_text(group: Group, objective: Objective) -> str:
     if objective == ACCURACY:
         return accuracy_text(group)
 
-    width = half_width(group.other_scores)
+    width = group.half_width
     value = objective.score(group.score)
     return f"{value:.3f}" if width is None else f"{value:.3f} ± {width:.3f}"
 

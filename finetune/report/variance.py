@@ -75,9 +75,9 @@ def noise_of_seeds(*sides: Bits, most: int) -> tuple[float, float]:
     for bits in sides:
         seeds, images = bits.shape
         if seeds > 1 and images > 1:
-            share = bits.mean(0)
-            now += float((share * (1 - share)).mean()) / (seeds - 1) / images
-            then += float((share * (1 - share)).mean()) * seeds / (seeds - 1) / images / most
+            of_a_seed = float(bits.var(0, ddof=1).mean()) / images
+            now += of_a_seed / seeds
+            then += of_a_seed / most
     return now, then
 
 

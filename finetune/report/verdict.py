@@ -11,7 +11,7 @@ from finetune.config import freeze_depth_number
 from finetune.errors import counted
 from finetune.records.ranking import ACCURACY, exploring_seed
 from finetune.records.result import Result
-from finetune.report.bits import PER_IMAGE, epochs_of
+from finetune.report.bits import PER_IMAGE, values_by_epoch
 from finetune.report.decision import decision, expectation, points
 from finetune.report.depths import deepest
 from finetune.report.judge import expect, judged_by_halves
@@ -99,10 +99,13 @@ def _expected(records: Sequence[Result], standings: Standings, table: Table, bes
         return
 
     trials = {record.key: record for record in records}
-    rows = [standings.columns.row(trials[key], judged_by_halves(epochs_of(trials[key]))) for key in best.keys]
+    judged = {key: judged_by_halves(values_by_epoch(trials[key], table.objective)) for key in best.keys}
+    rows = [standings.columns.row(trials[key], judged[key]) for key in best.keys]
     expected = expect(cast(Bits, np.stack(rows)))
     name = next(depth.name for depth in standings.depths if depth.standing == "best")
-    yield expectation(name, expected, explored=exploring_seed(records, table.objective) is not None)
+    metric = "" if table.objective.name == "val/acc" else table.objective.name
+    explored = exploring_seed(records, table.objective) is not None
+    yield expectation(name, expected, explored, metric)
 
 
 def _cheapest(depths: Sequence[Depth], best: Group) -> Group | None:

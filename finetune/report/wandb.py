@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.errors import Refused
 from finetune.records.layout import SYNCED, TRIALS, WANDB
+from finetune.records.metric import followed_by, with_best
 from finetune.records.read import read_records
 from finetune.records.result import FREEZE_DEPTH, Result
 from finetune.report.table import label
@@ -74,10 +75,8 @@ def _upload(record: Result, group: str, project: str, entity: str | None) -> str
             settings={"silent": True},
         )
 
-        best = 0.0
-        for epoch in record.history:
-            best = max(best, epoch["val/acc"])
-            run.log({**epoch, "val/acc_best": best})
+        for epoch in with_best(record.history, followed_by(record.config)):
+            run.log(epoch)
 
         run.summary.update(record.figures())
         run.finish(exit_code=0 if record.status in ("complete", "pruned") else 1)

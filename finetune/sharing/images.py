@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.config import Config, digest_of
+from finetune.data.balance import class_weights
 from finetune.data.decode import Transform
 from finetune.data.extremes import find_extremes
 from finetune.data.files import LEAKAGE_REMEDY, Content, contents, leakage_warning, leaked_images
@@ -64,6 +65,7 @@ def open_images(config: Config, facts: Facts, progress: Progress = no_progress) 
     if images is None:
         assert data is not None
         images = _decode(config, data, known, progress)
+    _refuse_unmeasurable(config, images)
     return images, weights, cut
 
 
@@ -79,7 +81,7 @@ def find_data(config: Config) -> DataSet:
 
 def images_key(config: Config) -> str:
     """Equal where the same images are looked for, split and decoded in the same way."""
-    decides = asdict(replace(config.data, batch_size=1, workers=0))
+    decides = asdict(replace(config.data, batch_size=1, workers=0, class_weights="none"))
     return digest_of([decides, config.trainer.refit, config.cache.dir])
 
 
@@ -181,6 +183,22 @@ def _refuse_lost_classes(data: DataSet, splits: dict[str, PixelStore]) -> None:
         raise Refused(
             f"every training image of class {lost[0]} is unreadable, so nothing is left to learn it from; "
             "mend them, or remove the class"
+        )
+
+
+def _refuse_unmeasurable(config: Config, images: Images) -> None:
+    """Make sure that the loss and the metric have what they need of the images.
+
+    Raises:
+        Refused: there are not as many class weights as classes, or the metric is not defined.
+    """
+    class_weights(config.data.class_weights, images.splits["train"].labels, images.classes)
+
+    present = np.unique(images.splits["val"].labels)
+    if config.trainer.metric == "val/auroc" and len(present) < 2:
+        raise Refused(
+            f"trainer.metric=val/auroc compares a class with the rest, but all validation images are of "
+            f"{images.classes[int(present[0])]}; add images of others, or take another metric"
         )
 
 

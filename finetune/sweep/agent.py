@@ -21,10 +21,11 @@ from finetune.errors import Refused
 from finetune.records.layout import LOG, STOP, TRIALS
 from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent
+from finetune.sweep.goal import refuse_wrong_goal
 from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
-from finetune.sweep.spec import command_overrides, refuse_wrong_goal
+from finetune.sweep.spec import command_overrides
 
 _PATIENCE = 20.0
 """Seconds that a trial W&B stopped may take to end by itself; the server waits 30."""

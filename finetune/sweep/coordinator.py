@@ -13,6 +13,7 @@ from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS, UNSETTLED
 from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import Result
+from finetune.report.bits import images_behind
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, proves_worker_healthy
@@ -231,7 +232,7 @@ class Coordinator:
         waiting = [i for i, trial in enumerate(sweep.finished) if not trial.settled]
         for i in sorted(waiting, key=lambda i: sweep.finished[i].place):
             trial = sweep.finished[i]
-            images = trial.result.val_images
+            images = images_behind(trial.result)
             reason = why_lost(trial.place, trial.params, trial.curve[:-1], images, sweep)
             if reason is not None:
                 sweep.finished[i] = self._settled(trial, reason)

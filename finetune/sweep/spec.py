@@ -11,13 +11,12 @@ from finetune.config import Config as Schema
 from finetune.config import flat, is_meaningful
 from finetune.errors import Refused, nearest
 from finetune.records.metric import metric_values
-from finetune.sweep.distribution import Distribution, number, read_distribution
+from finetune.sweep.distribution import Distribution, read_distribution
+from finetune.sweep.goal import followed_metric, read_metric
 from finetune.sweep.stopping import Hyperband, read_hyperband
 from finetune.sweep.yaml_file import read_document
 
 METHODS = ("grid", "random", "bayes")
-METRICS = ("val/acc_best", "val/acc", "val/loss", "train/acc", "train/loss")
-"""What a trial reports every epoch, and so what a sweep can optimise."""
 _MOST = 1_000_000
 """Values of a parameter in a grid, at the most."""
 _READ = ("name", "command", "method", "metric", "parameters", "run_cap", "early_terminate")
@@ -31,7 +30,6 @@ _ELSEWHERE = {
     "metrics": "a sweep here has one metric; use metric",
 }
 """What W&B's schema has and cannot be honoured here, with what to do instead."""
-_METRIC = {"name", "goal", "target", "impute", "impute_while_running"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     name, method = _name(path, raw), _method(path, raw)
 
     # 1. What is searched for, and for how long
-    metric, goal, target = _metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}), method)
+    metric, goal, target = read_metric(path, raw.get("metric", {"name": "val/acc_best", "goal": "maximize"}), method)
     stopping = None
     if "early_terminate" in raw:
         stopping = read_hyperband(f"{path}: early_terminate", raw["early_terminate"])
@@ -119,6 +117,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     refuse_reach((*from_command, *overrides))
     _refuse_climbing(path, from_command, parameters)
     _refuse_swept_and_fixed(path, overrides, parameters)
+    metric, goal = followed_metric(path, metric, goal, target, (*from_command, *overrides), parameters)
 
     return SweepSpec(
         name=name,
@@ -172,52 +171,6 @@ def _run_cap(path: Path, raw: Mapping[str, Any], trials: int | None, method: str
     if method != "grid" and cap is None:
         raise Refused(f"{path}: method {method} never ends by itself; add run_cap: NUMBER, or give --trials")
     return cap
-
-
-def _metric(path: Path, entry: Any, method: str) -> tuple[str, str, float | None]:
-    """Name, goal and target."""
-    if not isinstance(entry, dict) or not set(entry) <= _METRIC or "name" not in entry:
-        raise Refused(f"{path}: metric must be {{name: …, goal: maximize | minimize, target: NUMBER}} and nothing else")
-
-    name, goal = entry["name"], entry.get("goal", "minimize")  # W&B's default
-    if goal not in ("maximize", "minimize"):
-        raise Refused(f"{path}: metric.goal {goal!r} is not known; use maximize or minimize")
-    if name not in METRICS:
-        raise Refused(f"{path}: metric.name {name!r} is not reported; choose from {', '.join(METRICS)}")
-    refuse_wrong_goal(str(path), entry)
-
-    for key in ("impute", "impute_while_running"):
-        if method == "bayes" and entry.get(key, "false") != "false":
-            raise Refused(
-                f"{path}: metric.{key} {entry[key]!r} is not supported; remove it: method bayes learns from the trials "
-                "that reported a value"
-            )
-
-    target = entry.get("target")
-    return name, goal, None if target is None else number(f"{path}: metric", "target", target)
-
-
-def refuse_wrong_goal(where: str, metric: Mapping[str, Any]) -> None:
-    """Make sure that a sweep does not look for its worst trial.
-
-    Args:
-        where: The file or the sweep, for the message.
-        metric: Its `metric`; a name that no trial of ours reports may have any goal.
-
-    Raises:
-        Refused: an accuracy is to be minimized, as W&B means it where no goal is given, or a loss maximized.
-    """
-    name, goal = metric.get("name"), metric.get("goal")
-    if name not in METRICS:
-        return
-
-    meant = "minimize" if name.endswith("loss") else "maximize"
-    if (goal or "minimize") != meant:
-        without = "" if goal else "without a goal "
-        raise Refused(
-            f"{where}: metric {name} {without}would be {goal or 'minimize'}d, which keeps the worst trial; "
-            f"write metric: {{name: {name}, goal: {meant}}}"
-        )
 
 
 def _problems(raw: Mapping[str, Any], nested: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.records.metric import Incumbent, metric_values
 from finetune.records.ranking import REPEATED, Objective, best_trial, configurations
 from finetune.records.result import Result
-from finetune.report.bits import PER_IMAGE
+from finetune.report.bits import RACED
 from finetune.sweep.jobs import Job
 from finetune.sweep.repeats import Contender, Repeats
 from finetune.sweep.search import Observation, Params
@@ -154,10 +154,10 @@ class Sweep:
     def races(self) -> bool:
         """Whether trials are stopped that can hardly become the best of their depth.
 
-        Not where the file has a rule of its own, or says itself what is repeated; and a race compares accuracies.
+        Not where the file has a rule of its own, or says itself what is repeated; and a race compares no losses.
         """
         explores = self.objective.explored_by is not None
-        return explores and self.spec.stopping is None and self.spec.metric in PER_IMAGE
+        return explores and self.spec.stopping is None and self.spec.metric in RACED
 
     @property
     def has_repeats(self) -> bool:

@@ -13,7 +13,9 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
 from finetune.errors import Interrupted, Pruned
+from finetune.records.correct import effective_images
 from finetune.records.layout import HEARTBEAT, LAST, PROGRESS, STOP
+from finetune.records.metric import PLAIN, with_best
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.trial import signals
@@ -98,7 +100,8 @@ class TrialCallback(Callback):
 
         if self._unfinished is not None:
             start_in_epoch(trainer, self._unfinished.epoch)
-            _log_again(trainer, self._unfinished.values["history"])
+            assert isinstance(pl_module, FineTune)
+            _log_again(trainer, self._unfinished.values["history"], pl_module.metric)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """End here if the sweep says so.
@@ -161,11 +164,15 @@ class TrialCallback(Callback):
         assert isinstance(pl_module, FineTune)
         epoch = pl_module.history[-1]
         done, total = int(epoch["epoch"]) + 1, trainer.max_epochs
-        figures = (f"{name} {epoch[name]:.3f}" for name in ("train/loss", "train/acc", "val/loss", "val/acc"))
-        print(f"epoch {done}/{total}  {'  '.join(figures)}  best {pl_module.best_acc:.3f}", flush=True)
+        names = dict.fromkeys(("train/loss", "train/acc", "val/loss", "val/acc", pl_module.metric))
+        figures = (f"{name} {epoch[name]:.3f}" for name in names)
+        assert pl_module.best is not None
+        best = pl_module.best[pl_module.metric]
+        print(f"epoch {done}/{total}  {'  '.join(figures)}  best {best:.3f}", flush=True)
 
         assert trainer.val_dataloaders is not None
-        images = len(trainer.val_dataloaders.dataset)
+        labels = trainer.val_dataloaders.dataset.labels
+        images = len(labels) if pl_module.metric in PLAIN else effective_images(labels)
         progress = {"epochs": total, "history": pl_module.history, "images": images}
         write_durably(self._out / PROGRESS, json.dumps(progress).encode())
 
@@ -188,19 +195,17 @@ class TrialCallback(Callback):
         return max(self._save_every, saving / _SAVING_SHARE) if self._save_every else 0.0
 
 
-def _log_again(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
+def _log_again(trainer: pl.Trainer, history: list[dict[str, float]], metric: str) -> None:
     """Log the epochs that are done, to a file of metrics, which Lightning begins anew, and to another W&B run."""
     loggers = [
         logger
         for logger in trainer.loggers
         if isinstance(logger, CSVLogger) or (isinstance(logger, WandbLogger) and not _has_history(logger))
     ]
-    best = 0.0
-    for epoch in history:
-        best = max(best, epoch["val/acc"])
+    for epoch in with_best(history, metric):
         step = int(epoch["epoch"] + 1) * int(trainer.num_training_batches) - 1
         for logger in loggers:
-            logger.log_metrics({**epoch, "val/acc_best": best}, step)
+            logger.log_metrics(dict(epoch), step)
 
 
 def _has_history(logger: WandbLogger) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -12,44 +13,58 @@ from torch import Tensor, nn
 
 from finetune.network.network import Network
 from finetune.records.correct import pack
+from finetune.records.metric import sign_of, with_best
+from finetune.trial.metrics import measure
 
 
 class FineTune(pl.LightningModule):
     """A network that is trained, on batches of normalised images N x 3 x H x W, or of activations, and labels N.
 
-    Logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/acc_best`, `lr` and `test/acc` once an epoch;
-    accuracies are top-1, 0..1. `history` holds the same, one dict per epoch.
+    Logs `train/loss`, `train/acc`, `val/loss`, `val/acc`, `val/acc_best`, `lr` and `test/acc` once an epoch, and the
+    metric that it follows, where that is another; accuracies are top-1, 0..1. `history` holds the same, one dict per
+    epoch. The best epoch is the first that is best by that metric; `val/acc_best` is its accuracy.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
         network: Network,
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Network], torch.optim.Optimizer],
         schedule: Callable[[float], float] = lambda progress: 1.0,
         label_smoothing: float = 0.0,
         stored: frozenset[str] = frozenset(),
+        metric: str = "val/acc",
+        class_weights: list[float] | None = None,
+        rates: Mapping[str, float] = MappingProxyType({}),
     ):
         """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
 
         The batches of the `stored` splits, of `train`, `val` and `test`, are what the prefix would have made of them.
+        `metric`, one of `config.METRICS`, chooses the best epoch. `class_weights` are those of the training loss alone,
+        so that `val/loss` compares trials of any. `rates` are logged beside `lr`, as factors on it.
         """
         super().__init__()
         self.network = network
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
+        self.metric, self.rates = metric, rates
+        self.register_buffer(
+            "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
+        )
         self._logits = {
             split: network.after_cut if split in stored else network.forward for split in ("train", "val", "test")
         }
 
         self.train_figures, self.val_figures, self.test_figures = (_Figures() for _ in range(3))
         self.history: list[dict[str, float]] = []
-        self.best_acc, self.best_epoch = -1.0, -1
+        self.best_epoch = -1
         self.best_state: dict[str, Tensor] = {}
         self.best_probabilities = torch.empty(0)
         """The best epoch's, for the validation images in order: N x classes, float32, on the CPU."""
         self.correct: list[str] = []
         """Which validation images were right, in order, for each epoch of `history`, as `records.correct` packs it."""
         self._epoch_logits: list[Tensor] = []
-        self._epoch_correct: list[Tensor] = []
+        self._epoch_labels: list[Tensor] = []
         self._losses = _Losses()
         self._learning_rate = 0.0
 
@@ -66,7 +81,7 @@ class FineTune(pl.LightningModule):
         x, y = batch
         self._refuse_divergence()
         logits = self._logits["train"](x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, y, self.class_weights, label_smoothing=self.label_smoothing)
         self._losses.note(loss.detach())
         self.train_figures.update(loss.detach(), logits.detach(), y)
         return loss
@@ -81,13 +96,13 @@ class FineTune(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember the learning rate that the epoch's last step uses."""
-        self._learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        group = self.trainer.optimizers[0].param_groups[0]
+        self._learning_rate = float(group["lr"]) / group.get("lr_scale", 1.0)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Collect loss and accuracy, and which images are right."""
-        logits = self._evaluate("val", self.val_figures, batch)
-        self._epoch_logits.append(logits)
-        self._epoch_correct.append(logits.argmax(1) == batch[1])
+        """Collect loss and accuracy, and what is said of each image."""
+        self._epoch_logits.append(self._evaluate("val", self.val_figures, batch))
+        self._epoch_labels.append(batch[1])
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
@@ -96,15 +111,32 @@ class FineTune(pl.LightningModule):
             **self._pull("train", self.train_figures),
             **self._pull("val", self.val_figures),
             "lr": self._learning_rate,
+            **{name: factor * self._learning_rate for name, factor in self.rates.items()},
         }
+        logits, labels = torch.cat(self._epoch_logits), torch.cat(self._epoch_labels)
+        self._epoch_logits, self._epoch_labels = [], []
+        if self.metric not in epoch:
+            epoch[self.metric] = round(measure(self.metric, logits, labels), 7)
+
+        best = self.best
         self.history.append({"epoch": self.current_epoch, **epoch})
-        self.correct.append(pack(torch.cat(self._epoch_correct).cpu().numpy()))
-        if epoch["val/acc"] > self.best_acc:
-            self.best_acc, self.best_epoch = epoch["val/acc"], self.current_epoch
+        self.correct.append(pack((logits.argmax(1) == labels).cpu().numpy()))
+        if best is None or sign_of(self.metric) * epoch[self.metric] > sign_of(self.metric) * best[self.metric]:
+            self.best_epoch = self.current_epoch
             self.best_state = self.network.trained_state()
-            self.best_probabilities = torch.cat(self._epoch_logits).softmax(1).cpu()
-        self._epoch_logits, self._epoch_correct = [], []
-        self.log_dict({**epoch, "val/acc_best": self.best_acc})
+            self.best_probabilities = logits.softmax(1).cpu()
+        *_, logged = with_best(self.history, self.metric)
+        self.log_dict({name: value for name, value in logged.items() if name != "epoch"})
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The figures of the best epoch; None before the first."""
+        return next((epoch for epoch in self.history if epoch["epoch"] == self.best_epoch), None)
+
+    @property
+    def best_acc(self) -> float:
+        """The accuracy of the best epoch; -1 before the first."""
+        return -1.0 if self.best is None else self.best["val/acc"]
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collect loss and accuracy."""
@@ -116,7 +148,7 @@ class FineTune(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains and nothing else, with a per-step schedule."""
-        optimizer = self.build_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.build_optimizer(self.network)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -133,7 +165,6 @@ class FineTune(pl.LightningModule):
         values = {
             "history": self.history,
             "correct": self.correct,
-            "best_acc": self.best_acc,
             "best_epoch": self.best_epoch,
         }
         return tensors, {**values, "count": self.train_figures.count, "lr": self._learning_rate}
@@ -145,7 +176,7 @@ class FineTune(pl.LightningModule):
         self.train_figures.loss.copy_(tensors["loss"])
         self.train_figures.right.copy_(tensors["right"])
         self.train_figures.count = values["count"]
-        self.history, self.best_acc, self.best_epoch = values["history"], values["best_acc"], values["best_epoch"]
+        self.history, self.best_epoch = values["history"], values["best_epoch"]
         self.correct = values.get("correct", [])  # which older versions did not save
         self._learning_rate, self._losses = values["lr"], _Losses()
 

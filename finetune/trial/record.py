@@ -16,6 +16,8 @@ from finetune.network.backbone import backbone_shapes
 from finetune.network.device import Precision
 from finetune.network.freeze import Cut, depth_table
 from finetune.network.weights import Weights
+from finetune.records.correct import pack_labels
+from finetune.records.metric import PLAIN
 from finetune.records.result import Result
 from finetune.sharing.images import Images
 from finetune.sharing.prepare import Activations
@@ -83,6 +85,7 @@ def result_of(
         history=module.history,
         correct=module.correct if validated and len(module.correct) == len(module.history) else [],
         val_images=len(images.splits["val"].images),
+        val_labels="" if module.metric in PLAIN else pack_labels(images.splits["val"].labels),
         last={**last_epoch, **ending.test},
         classes=list(images.classes),
         seconds=seconds,

@@ -15,6 +15,7 @@ from torch import nn
 
 from finetune.config import Config, flat, trial_key
 from finetune.console import stages
+from finetune.data.balance import class_weights
 from finetune.data.batches import PixelData
 from finetune.errors import Interrupted, Pruned, Refused, one_line
 from finetune.gpu import is_out_of_memory
@@ -114,7 +115,8 @@ def _train(
 
     precision = Precision.of(config.trainer)
     network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
-    module = build_module(network, config.optim, frozenset(activations.rows))
+    balance = class_weights(config.data.class_weights, images.splits["train"].labels, images.classes)
+    module = build_module(network, config.optim, frozenset(activations.rows), config.trainer.metric, balance)
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop
     digests = digests_of(images, weights, cut, preprocess)

@@ -15,14 +15,15 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
-from torch import nn
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.errors import Interrupted
 from finetune.gpu import gpu_memory_mb
 from finetune.network.device import Precision
 from finetune.network.network import Network
+from finetune.records.metric import sign_of
 from finetune.trial.callback import TrialCallback
+from finetune.trial.groups import parameter_groups, rates
 from finetune.trial.module import FineTune, constant, cosine
 from finetune.trial.wandb_logger import PatientLogger
 
@@ -42,24 +43,41 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=expected)
 
 
-def build_optimizer(optim: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over `parameters`, in one kernel."""
+def build_optimizer(optim: OptimConfig, network: Network) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over what trains of `network`, in one kernel a group."""
+    groups = parameter_groups(network, optim)
     if optim.name == "sgd":
         return torch.optim.SGD(
-            parameters,
+            groups,
             optim.lr,
             optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.momentum > 0,
             fused=True,
         )
-    return torch.optim.AdamW(parameters, optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay, fused=True)
 
 
-def build_module(network: Network, optim: OptimConfig, stored: frozenset[str] = frozenset()) -> FineTune:
+def build_module(
+    network: Network,
+    optim: OptimConfig,
+    stored: frozenset[str] = frozenset(),
+    metric: str = "val/acc",
+    class_weights: list[float] | None = None,
+) -> FineTune:
     """The module that trains `network`; the batches of `stored` splits are activations."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
-    return FineTune(network, partial(build_optimizer, optim), schedule, optim.label_smoothing, stored)
+    optimizer = partial(build_optimizer, optim)
+    return FineTune(
+        network,
+        optimizer,
+        schedule,
+        optim.label_smoothing,
+        stored=stored,
+        metric=metric,
+        class_weights=class_weights,
+        rates=rates(network, optim),
+    )
 
 
 def build_trainer(
@@ -72,7 +90,11 @@ def build_trainer(
     terminal = sys.stdout.isatty()
     callbacks: list[Callback] = [callback]
     if settings.patience is not None:
-        callbacks.append(EarlyStopping("val/acc", mode="max", patience=settings.patience))
+        callbacks.append(
+            EarlyStopping(
+                settings.metric, mode="max" if sign_of(settings.metric) > 0 else "min", patience=settings.patience
+            )
+        )
     if terminal:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(

@@ -54,6 +54,13 @@ SETTINGS = {
     "sgd": [*EVERYTHING, "model.freeze_depth=0", "optim=sgd", "trainer.grad_clip=0.5", "optim.lr=0.01"],
     "partly frozen": [*EVERYTHING, "model.freeze_depth=7", "model.freeze_unit=tensor", "model.frozen_bn=stats"],
     "stored": ["model.freeze_depth=4", "cache.mode=on", "model.head.hidden=[8]", "trainer.save_every=0"],
+    "metric": [
+        *EVERYTHING,
+        "trainer.metric=val/f1",
+        "trainer.patience=1",
+        "data.class_weights=[1,2,3]",
+        "optim.lr=0.01",
+    ],
     "patience": [*EVERYTHING, "model.freeze_depth=all", "trainer.patience=1", "optim.lr=1e-12", "trainer.epochs=9"],
 }
 

@@ -11,6 +11,7 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.records.layout import REPORT
 from finetune.records.predictions import predictions_of
+from finetune.records.ranking import ACCURACY
 from finetune.records.repeat import repeat_command, repeat_overrides
 from finetune.records.result import Result
 from finetune.records.scores import Confusion
@@ -163,14 +164,14 @@ def test_a_learning_rate_that_was_no_override_has_its_cell() -> None:
     """Two sweeps in one report: one sweeps the rate, the other has the schema's."""
     swept = [record(4, 0.5, optim__lr=0.01), record(9, 0.7, optim__lr=0.01)]
     other = replace(record(4, 0.9), key="other", config={"optim.lr": 0.001})
-    (cells,) = rates_figure([*swept, other]).data
+    (cells,) = rates_figure([*swept, other], ACCURACY).data
     assert list(cells.y) == ["0.001", "0.01"]
     assert [list(row) for row in cells.z] == [[0.9, None], [0.5, 0.7]]
 
 
 def test_many_learning_rates_are_put_into_bands_that_hold_every_trial() -> None:
     rates = np.geomspace(1e-5, 1e-1, 30)
-    (cells,) = rates_figure([record(4, 0.5, optim__lr=float(rate)) for rate in rates]).data
+    (cells,) = rates_figure([record(4, 0.5, optim__lr=float(rate)) for rate in rates], ACCURACY).data
     assert len(cells.y) == 8
     assert all(row == [0.5] for row in map(list, cells.z))
 

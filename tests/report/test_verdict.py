@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
-from finetune.records.correct import pack
+from finetune.records.correct import pack, pack_labels
 from finetune.records.ranking import Objective
 from finetune.records.result import Result
+from finetune.report.bits import columns_of, images_behind, values_of
 from finetune.report.standing import compare_depths
 from finetune.report.table import tabulate
 from finetune.report.verdict import Conclusions, conclude, duration
@@ -201,6 +203,55 @@ def test_a_metric_that_is_no_mean_over_images_is_judged_by_seeds() -> None:
     found = conclude(records, tabulate(records, Objective("val/loss", "minimize")))
     assert any("Only seeds judge here" in sentence for sentence in found.sentences)
     assert any(sentence.startswith("Decided: take k=9") for sentence in found.sentences)
+
+
+RECALLS = {9: (0.98, 0.40), 4: (0.88, 0.90)}
+"""By depth, the recall of a class of 180 images and of one of 20."""
+LABELS = np.repeat([0, 1], [180, 20])
+
+
+def unbalanced() -> list[Result]:
+    """Depth 9 has the better accuracy and depth 4 the better recall of the small class."""
+    rng = np.random.default_rng(0)
+    records = []
+    for depth, recalls in RECALLS.items():
+        for seed in range(3):
+            right = rng.random(200) < np.take(recalls, LABELS)
+            balanced = balanced_accuracy_score(LABELS, np.where(right, LABELS, 1 - LABELS))
+            records.append(
+                replace(
+                    record(depth, float(right.mean()), seed, optim__lr=0.01),
+                    history=[{"epoch": 0, "val/acc": float(right.mean()), "val/balanced_acc": float(balanced)}],
+                    best_epoch=0,
+                    correct=[pack(right)],
+                    val_images=200,
+                    val_labels=pack_labels(LABELS),
+                )
+            )
+    return records
+
+
+def test_balanced_accuracy_chooses_another_winner_and_is_judged_image_by_image() -> None:
+    records, objective = unbalanced(), Objective("val/balanced_acc_best")
+    by_accuracy, balanced = tabulate(records), tabulate(records, objective)
+    assert by_accuracy.winner is not None
+    assert balanced.winner is not None
+    assert (by_accuracy.winner.freeze_depth, balanced.winner.freeze_depth) == (9, 4)
+
+    found = conclude(records, balanced)
+    assert found.by_image
+    assert any(sentence.startswith("Decided: take k=4") for sentence in found.sentences)
+    assert any(re.match(r"Expect val/balanced_acc 0\.[89]\d\d ± ", sentence) for sentence in found.sentences)
+    values = values_of(records[:3], objective, columns_of([records], objective))
+    assert values.mean(1) == pytest.approx([trial.history[0]["val/balanced_acc"] for trial in records[:3]])
+    assert images_behind(records[0]) == 72  # 4 / (1/180 + 1/20): the 20 decide
+
+
+def test_records_without_the_classes_are_judged_by_seeds() -> None:
+    records = [replace(trial, val_labels="") for trial in unbalanced()]
+    assert not conclude(records, tabulate(records, Objective("val/balanced_acc_best"))).by_image
+    damaged = [replace(trial, val_labels="x") for trial in unbalanced()]
+    assert not conclude(damaged, tabulate(damaged, Objective("val/balanced_acc_best"))).by_image
 
 
 def test_sizes_of_the_same_images_are_crossed_and_other_images_are_said_to_be_others() -> None:

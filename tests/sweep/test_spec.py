@@ -8,7 +8,8 @@ import yaml
 from finetune.compose import override, override_values
 from finetune.errors import Refused
 from finetune.sweep.distribution import Distribution
-from finetune.sweep.spec import _ELSEWHERE, _IGNORED, _METRIC, _READ, SweepSpec, find_sweep, read_sweep
+from finetune.sweep.goal import _METRIC
+from finetune.sweep.spec import _ELSEWHERE, _IGNORED, _READ, SweepSpec, find_sweep, read_sweep
 from finetune.sweep.stopping import _KEYS, Hyperband
 
 COMMAND = '["${env}", "${interpreter}", "-m", finetune.train, model=resnet50, seed=3, "${args_no_hyphens}"]'

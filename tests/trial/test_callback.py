@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from finetune.network.network import Network
@@ -12,6 +11,7 @@ from finetune.records.layout import HEARTBEAT
 from finetune.trial import callback
 from finetune.trial.callback import Heartbeat, TrialCallback
 from finetune.trial.module import FineTune
+from tests.models import adamw
 
 
 def test_it_changes_with_progress_and_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_saving_takes_at_most_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch
     trainer.fit_loop.epoch_loop.batch_progress = SimpleNamespace(is_last_batch=False)
     for weights, cost, expected in ((1000, 0.01, 5.0), (1000, 1.0, 50.0), (2_500_000, 0.01, 5.0)):
         network = Network(nn.Identity(), nn.Identity(), nn.Linear(weights, 1))
-        module = FineTune(network, torch.optim.AdamW)
+        module = FineTune(network, adamw)
         saves.clear()
         ours = TrialCallback(tmp_path, Heartbeat(tmp_path), {}, save_every=5.0)
         begun = now

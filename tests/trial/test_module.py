@@ -13,7 +13,7 @@ from finetune.network.network import Network, build_network
 from finetune.network.weights import read_weights
 from finetune.trial.module import FineTune, constant, cosine
 from finetune.trial.trainer import build_module
-from tests.models import plain_trainer
+from tests.models import adamw, plain_trainer
 
 X, Y = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 
@@ -127,7 +127,7 @@ def test_training_equals_a_plain_loop() -> None:
 def test_gradients_are_clipped_together_to_a_norm(limit: float | None, factor: float) -> None:
     head = nn.Linear(2, 2)
     head.weight.grad, head.bias.grad = torch.full((2, 2), 2.0), torch.tensor([3.0, 0.0])  # of norm 5
-    module = FineTune(Network(nn.Identity(), nn.Identity(), head), torch.optim.AdamW)
+    module = FineTune(Network(nn.Identity(), nn.Identity(), head), adamw)
     module.configure_gradient_clipping(torch.optim.SGD(head.parameters(), 0.1), limit)
     torch.testing.assert_close(head.weight.grad, torch.full((2, 2), 2.0 * factor))
     torch.testing.assert_close(head.bias.grad, torch.tensor([3.0 * factor, 0.0]))

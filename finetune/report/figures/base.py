@@ -1,5 +1,6 @@
 """What the pictures of a report have in common. Colours are Okabe and Ito's, or cividis: safe for the colour-blind."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from finetune.records.metric import sign_of
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
 from finetune.report.table import Table, label
 
@@ -32,6 +35,11 @@ class Picture:
     figure: go.Figure
 
 
+def share_format(objective: Objective) -> str:
+    """D3's format of an axis of what the sweep optimises: per cent, but for losses."""
+    return ".0%" if sign_of(objective.metric) > 0 else ""
+
+
 def empty_figure(x: str, y: str) -> go.Figure:
     """Axes titled `x` and `y`, accuracies as per cent, on the page's own background."""
     plot = go.Figure()
@@ -49,10 +57,11 @@ def empty_figure(x: str, y: str) -> go.Figure:
     return plot
 
 
-def accuracy_range(accuracies: Sequence[float]) -> list[float]:
-    """The ends of an axis of accuracies, with room around these."""
-    room = max(0.02, 0.15 * (max(accuracies) - min(accuracies)))
-    return [max(0.0, min(accuracies) - room), min(1.02, max(accuracies) + room)]
+def value_range(values: Sequence[float], objective: Objective) -> list[float]:
+    """The ends of an axis of what the sweep optimises, with room around these values."""
+    room = max(0.02, 0.15 * (max(values) - min(values)))
+    most = 1.02 if sign_of(objective.metric) > 0 else math.inf
+    return [max(0.0, min(values) - room), min(most, max(values) + room)]
 
 
 def bars(values: Mapping[str, float], title: str, color: str, form: str) -> go.Figure:
@@ -92,7 +101,7 @@ def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]
     return {
         "customdata": [record.key for record in records],
         "text": [f"{plain(label(record.params, table.swept))} seed={record.seed}" for record in records],
-        "hovertemplate": f"{first}<br>val/acc %{{y:.4f}}<br>%{{text}}<extra></extra>",
+        "hovertemplate": f"{first}<br>{table.objective.name} %{{y:.4f}}<br>%{{text}}<extra></extra>",
     }
 
 

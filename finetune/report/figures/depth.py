@@ -1,21 +1,24 @@
 """The main picture: accuracy against freeze depth, or of a few configurations where one depth was tried."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
 from finetune.errors import counted
+from finetune.records.metric import sign_of
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, unit_names
 from finetune.report.figures.base import (
     ORANGE,
     TICKS,
     TRIAL,
-    accuracy_range,
     empty_figure,
     hover,
     plain,
     row_layout,
+    share_format,
+    value_range,
     wrapped,
 )
 from finetune.report.figures.verdict import MARKS, by_standing
@@ -38,13 +41,13 @@ def depth_figure(
         depths: The best configuration of each depth, and how it stands.
         explored_by: The seed that explored, where others repeated.
     """
-    plot = empty_figure("freeze depth k", "best validation accuracy")
+    plot = empty_figure("freeze depth k", f"best {table.objective.words}")
     left = beside([depth.group.freeze_depth for depth in depths])
     for name, trials, marker in _kinds(complete, explored_by):
         shown = hover(trials, table, "%{fullData.name}")
         plot.add_scatter(
             x=[(record.freeze_depth or 0) - left for record in trials],
-            y=[record.accuracy for record in trials],
+            y=[table.objective.shown(record) for record in trials],
             mode="markers",
             name=name,
             marker=marker,
@@ -53,7 +56,7 @@ def depth_figure(
 
     plot.add_scatter(
         x=[depth.group.freeze_depth for depth in depths],
-        y=[depth.group.mean for depth in depths],
+        y=[table.mean_of(depth.group) for depth in depths],
         mode="lines",
         name="best configuration, mean of its seeds",
         line={"color": ORANGE, "width": 2.5},
@@ -63,14 +66,16 @@ def depth_figure(
     for standing, members in by_standing(depths).items():
         plot.add_scatter(
             x=[depth.group.freeze_depth for depth in members],
-            y=[depth.group.mean for depth in members],
+            y=[table.mean_of(depth.group) for depth in members],
             mode="markers",
             name=STANDINGS[standing],
             marker=MARKS[standing].plotly,
             text=[_hover_text(depth, table) for depth in members],
-            hovertemplate="k=%{x}<br>mean val/acc %{y:.4f}%{text}<extra></extra>",
+            hovertemplate=f"k=%{{x}}<br>mean {table.objective.name} %{{y:.4f}}%{{text}}<extra></extra>",
         )
-    plot.update_layout(yaxis_range=span(depths, complete), height=540)
+    plot.update_layout(
+        yaxis={"range": span(depths, complete, table), "tickformat": share_format(table.objective)}, height=540
+    )
     _name_depths(plot, [depth.group.freeze_depth for depth in depths], complete)
     return plot
 
@@ -80,30 +85,33 @@ def configurations_figure(table: Table, complete: Sequence[Result], configuratio
     rows = {key: wrapped(one.name) for one in configurations for key in one.group.keys}
     shown = [record for record in complete if record.key in rows]
 
-    plot = empty_figure("best validation accuracy", "")
+    plot = empty_figure(f"best {table.objective.words}", "")
     plot.add_scatter(
-        x=[record.accuracy for record in shown],
+        x=[table.objective.shown(record) for record in shown],
         y=[rows[record.key] for record in shown],
         mode="markers",
         name="trial",
         marker=RING,
-        **{**hover(shown, table, ""), "hovertemplate": "val/acc %{x:.4f}<br>%{text}<extra></extra>"},
+        **{
+            **hover(shown, table, ""),
+            "hovertemplate": f"{table.objective.name} %{{x:.4f}}<br>%{{text}}<extra></extra>",
+        },
     )
     for standing, members in by_standing(configurations).items():
         mark = MARKS[standing]
         plot.add_scatter(
-            x=[one.group.mean for one in members],
+            x=[table.mean_of(one.group) for one in members],
             y=[wrapped(one.name) for one in members],
             mode="markers",
             name=STANDINGS[standing],
             marker=mark.plotly,
             error_x=_interval(members) | {"color": mark.color},
             text=[_hover_text(one, table) for one in members],
-            hovertemplate="mean val/acc %{x:.4f}%{text}<extra></extra>",
+            hovertemplate=f"mean {table.objective.name} %{{x:.4f}}%{{text}}<extra></extra>",
         )
 
     plot.update_layout(
-        xaxis={"range": span(configurations, shown), "tickformat": ".0%"},
+        xaxis={"range": span(configurations, shown, table), "tickformat": share_format(table.objective)},
         **row_layout([one.name for one in configurations]),
     )
     return plot
@@ -114,18 +122,20 @@ def beside(depths: Sequence[int]) -> float:
     return 0.016 * (max(depths) - min(depths) + 1)
 
 
-def span(depths: Sequence[Depth], complete: Sequence[Result]) -> list[float]:
-    """The ends of the axis of accuracies: all trials, and the intervals as far as these are no wider than 40 points.
+def span(depths: Sequence[Depth], complete: Sequence[Result], table: Table) -> list[float]:
+    """The ends of the axis: all trials, and the intervals as far as these are no wider than 40 points.
 
     That of two or three seeds alone can be wider than everything else.
     """
     ends = [
-        depth.group.mean + side * depth.half_width
+        table.mean_of(depth.group) + side * depth.half_width
         for depth in depths
         if depth.half_width is not None and depth.half_width < 0.2
         for side in (-1, 1)
     ]
-    return accuracy_range([*(record.accuracy for record in complete), *(min(1.0, max(0.0, end)) for end in ends)])
+    most = 1.0 if sign_of(table.objective.metric) > 0 else math.inf
+    shown = [table.objective.shown(record) for record in complete]
+    return value_range([*shown, *(min(most, max(0.0, end)) for end in ends)], table.objective)
 
 
 def _kinds(

@@ -52,21 +52,21 @@ def _of_verdict(
 ) -> Iterator[Picture]:
     depths = conclusions.depths
     one_depth = len({depth.group.freeze_depth for depth in depths}) == 1
-    by = "" if table.objective == ACCURACY else f" by {table.objective.name}"
-    interval = _interval(conclusions, table)
+    title = _title(table)
+    interval = _interval(conclusions)
 
     if one_depth and len(depths) > 1:
         yield Picture(
             "configurations",
-            "Accuracy of the best configurations",
-            f"Points are trials; a mark is the mean of a configuration's seeds, the best{by} on top{interval}.",
+            f"{title} of the best configurations",
+            f"Points are trials; a mark is the mean of a configuration's seeds, the best on top{interval}.",
             configurations_figure(table, complete, depths),
         )
     else:
         yield Picture(
             "depth",
-            "Accuracy against freeze depth",
-            f"Points are trials; the line joins the best configuration of each depth{by}{interval}. Above: share of "
+            f"{title} against freeze depth",
+            f"Points are trials; the line joins the best configuration of each depth{interval}. Above: share of "
             "the parameters, and of the forward pass at 224 px, that is frozen.",
             depth_figure(table, complete, depths, explored_by),
         )
@@ -84,11 +84,16 @@ def _of_verdict(
         )
 
 
-def _interval(conclusions: Conclusions, table: Table) -> str:
+def _title(table: Table) -> str:
+    """`Accuracy`, or the name of what the sweep optimises."""
+    return "Accuracy" if table.objective == ACCURACY else table.objective.name
+
+
+def _interval(conclusions: Conclusions) -> str:
     """What a caption says of the intervals of accuracies; nothing where there are none."""
     if all(depth.half_width is None for depth in conclusions.depths):
         return ""
-    if conclusions.judged and conclusions.by_image and table.objective == ACCURACY:
+    if conclusions.judged and conclusions.by_image:
         return ", with the 95 % interval of its mean for new seeds and new images"
     return ", with the 95 % interval of its mean over seeds"
 
@@ -98,7 +103,7 @@ def _of_cost(
 ) -> Iterator[Picture]:
     yield Picture(
         "time",
-        "Accuracy against cost",
+        f"{_title(table)} against cost",
         "The line is the Pareto front: no trial is both faster and better.",
         pareto_figure(complete, table),
     )
@@ -113,7 +118,8 @@ def _of_cost(
 
 def _of_settings(complete: Sequence[Result], table: Table) -> Iterator[Picture]:
     if "optim.lr" in table.swept:
-        yield Picture("rates", "Learning rate × depth", "Mean accuracy of each cell's trials.", rates_figure(complete))
+        note = f"Mean {table.objective.words} of each cell's trials."
+        yield Picture("rates", "Learning rate × depth", note, rates_figure(complete, table.objective))
 
     yield Picture(
         "parallel",

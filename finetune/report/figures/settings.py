@@ -8,8 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from finetune.records.metric import sign_of
+from finetune.records.ranking import Objective
 from finetune.records.result import Result
-from finetune.report.figures.base import BLUE, SCALE, TICKS, bars, empty_figure, plain
+from finetune.report.figures.base import BLUE, SCALE, TICKS, bars, empty_figure, plain, share_format
 from finetune.report.importance import importance
 from finetune.report.table import Table, label, setting, short, value_text
 
@@ -21,15 +23,15 @@ _SAME = 1e-6
 """Relative difference of learning rates that are one and the same, read from different files."""
 
 
-def rates_figure(complete: Sequence[Result]) -> go.Figure:
-    """Mean accuracy by learning rate and depth; many different rates are put into bands."""
+def rates_figure(complete: Sequence[Result], objective: Objective) -> go.Figure:
+    """The mean of what the sweep optimises by learning rate and depth; many different rates are put into bands."""
     bands = _bands(sorted({_rate(record) for record in complete}))
     depths = sorted({record.freeze_depth for record in complete if record.freeze_depth is not None})
 
     def mean(band: tuple[float, float], depth: int) -> float | None:
         low, high = band[0] * (1 - _SAME), band[1] * (1 + _SAME)
-        accuracies = [r.accuracy for r in complete if r.freeze_depth == depth and low <= _rate(r) <= high]
-        return sum(accuracies) / len(accuracies) if accuracies else None
+        values = [objective.shown(r) for r in complete if r.freeze_depth == depth and low <= _rate(r) <= high]
+        return sum(values) / len(values) if values else None
 
     plot = empty_figure("freeze depth k", "learning rate")
     plot.add_heatmap(
@@ -37,10 +39,11 @@ def rates_figure(complete: Sequence[Result]) -> go.Figure:
         y=[f"{low:.3g}" if low == high else f"{low:.1g}–{high:.1g}" for low, high in bands],
         z=[[mean(band, depth) for depth in depths] for band in bands],
         colorscale=SCALE,
+        reversescale=sign_of(objective.metric) < 0,
         texttemplate="%{z:.3f}" if len(depths) <= 10 else None,
-        hovertemplate="k=%{x}, lr %{y}<br>mean val/acc %{z:.4f}<extra></extra>",
+        hovertemplate=f"k=%{{x}}, lr %{{y}}<br>mean {objective.name} %{{z:.4f}}<extra></extra>",
         hoverongaps=False,
-        colorbar={"thickness": 12, "tickformat": ".0%"},
+        colorbar={"thickness": 12, "tickformat": share_format(objective)},
     )
     plot.update_layout(xaxis_type="category", yaxis={"type": "category", "tickformat": ""})
     return plot
@@ -65,11 +68,11 @@ def parallel_figure(complete: Sequence[Result], table: Table) -> go.Figure:
     """Every trial as a line over its settings and its accuracy, drawn in eight bands of accuracy."""
     axes: dict[str, list[Any]] = {"k": [record.freeze_depth for record in complete]}
     axes |= {short(key): [setting(record, key) for record in complete] for key in table.swept}
-    axes["val/acc"] = [record.accuracy for record in complete]
+    axes[table.objective.name] = [table.objective.shown(record) for record in complete]
 
     plot = empty_figure("", "")
     heights = [_heights(values) for values in axes.values()]
-    order = sorted(range(len(complete)), key=lambda i: complete[i].accuracy)
+    order = sorted(range(len(complete)), key=lambda i: table.objective.score_of(complete[i]))
     colors = sample_colorscale(SCALE, [band / (_BANDS - 1) for band in range(_BANDS)])
     for band, color in enumerate(colors):
         members = order[len(order) * band // _BANDS : len(order) * (band + 1) // _BANDS]
@@ -114,7 +117,7 @@ def _add_band(
         showlegend=False,
         customdata=keys,
         text=texts,
-        meta=[trial.accuracy for trial in trials],
+        meta=[table.objective.shown(trial) for trial in trials],
         hovertemplate="%{text}<extra></extra>",
     )
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from finetune.records.metric import of_an_epoch
 from finetune.records.result import Result
-from finetune.report.figures.base import GREY, ORANGE, SCALE, TRIAL, empty_figure, hover
+from finetune.report.figures.base import GREY, ORANGE, SCALE, TRIAL, empty_figure, hover, share_format
 from finetune.report.table import Group, Table
 
 _CURVES = 60
@@ -16,10 +17,10 @@ _CURVES = 60
 
 def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
     """Accuracy against the seconds of a trial."""
-    plot = empty_figure("seconds of a trial", "best validation accuracy")
+    plot = empty_figure("seconds of a trial", f"best {table.objective.words}")
     plot.add_scatter(
         x=[record.total_seconds for record in complete],
-        y=[record.accuracy for record in complete],
+        y=[table.objective.shown(record) for record in complete],
         mode="markers",
         name="trial",
         marker={
@@ -31,10 +32,11 @@ def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
         },
         **hover(complete, table, "k=%{marker.color}, %{x:.1f} s"),
     )
-    front = pareto_front([(record.total_seconds, record.accuracy) for record in complete])
+    plot.update_yaxes(tickformat=share_format(table.objective))
+    front = pareto_front([(record.total_seconds, table.objective.score_of(record)) for record in complete])
     plot.add_scatter(
         x=[seconds for seconds, _ in front],
-        y=[accuracy for _, accuracy in front],
+        y=[table.objective.score(score) for _, score in front],
         mode="lines",
         name="Pareto front",
         line={"color": ORANGE, "width": 2, "shape": "hv"},
@@ -57,11 +59,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def curves_figure(complete: Sequence[Result], table: Table) -> go.Figure:
-    """Validation accuracy after each epoch."""
-    plot = empty_figure("epoch", "validation accuracy")
+    """What the sweep optimises, after each epoch."""
+    plot = empty_figure("epoch", table.objective.words)
+    plot.update_yaxes(tickformat=share_format(table.objective))
     best = table.best_per_depth
     best_keys = {key for group in best for key in group.keys}
-    _add_grey_curves(plot, [record for record in complete if record.key not in best_keys][:_CURVES])
+    metric = of_an_epoch(table.objective.metric)
+    _add_grey_curves(plot, [record for record in complete if record.key not in best_keys][:_CURVES], metric)
 
     shares = [0.2 + 0.7 * i / max(1, len(best) - 1) for i in range(len(best))]  # its ends do not show on every page
     colors = sample_colorscale(SCALE, shares)
@@ -69,29 +73,29 @@ def curves_figure(complete: Sequence[Result], table: Table) -> go.Figure:
     by_key = {record.key: record for record in complete}
     for group, color, dash in zip(best, colors, dashes, strict=False):
         line = {"color": color, "width": 2.5, "dash": dash}
-        _add_curves(plot, group, [by_key[key] for key in group.keys], line)
+        _add_curves(plot, group, [by_key[key] for key in group.keys], line, metric)
     return plot
 
 
-def _add_grey_curves(plot: go.Figure, records: Sequence[Result]) -> None:
+def _add_grey_curves(plot: go.Figure, records: Sequence[Result], metric: str) -> None:
     """Add the curves of trials that are only there to compare with, as one trace with gaps."""
     x: list[float | None] = []
     y: list[float | None] = []
     for record in records:
         x += [*(epoch["epoch"] + 1 for epoch in record.history), None]
-        y += [*(epoch["val/acc"] for epoch in record.history), None]
+        y += [*(epoch.get(metric) for epoch in record.history), None]
 
     line = {"color": GREY, "width": 1}
     plot.add_scatter(x=x, y=y, mode="lines", name="other trials", line=line, opacity=0.35, hoverinfo="skip")
 
 
-def _add_curves(plot: go.Figure, group: Group, records: Sequence[Result], line: dict[str, object]) -> None:
+def _add_curves(plot: go.Figure, group: Group, records: Sequence[Result], line: dict[str, object], metric: str) -> None:
     """Add a curve for each seed of a configuration, under one entry of the legend."""
     name = f"k={group.freeze_depth}"
     for i, record in enumerate(records):
         plot.add_scatter(
             x=[epoch["epoch"] + 1 for epoch in record.history],
-            y=[epoch["val/acc"] for epoch in record.history],
+            y=[epoch.get(metric) for epoch in record.history],
             mode="lines",
             name=name,
             legendgroup=name,
@@ -108,10 +112,11 @@ def order_figure(complete: Sequence[Result], table: Table, ended: Mapping[str, f
     start = min((ended.get(record.key, 0.0) - record.total_seconds for record in ordered), default=0.0)
     minutes = [(ended.get(record.key, start) - start) / 60 for record in ordered]
 
-    plot = empty_figure("minutes since the first trial began", "best validation accuracy")
+    plot = empty_figure("minutes since the first trial began", f"best {table.objective.words}")
+    plot.update_yaxes(tickformat=share_format(table.objective))
     plot.add_scatter(
         x=minutes,
-        y=[record.accuracy for record in ordered],
+        y=[table.objective.shown(record) for record in ordered],
         mode="markers",
         name="trial",
         marker=TRIAL,
@@ -119,7 +124,7 @@ def order_figure(complete: Sequence[Result], table: Table, ended: Mapping[str, f
     )
     plot.add_scatter(
         x=minutes,
-        y=list(itertools.accumulate((record.accuracy for record in ordered), max)),
+        y=[table.objective.score(best) for best in itertools.accumulate(map(table.objective.score_of, ordered), max)],
         mode="lines",
         name="best so far",
         line={"color": ORANGE, "width": 2, "shape": "hv"},

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 import re
 from pathlib import Path, PurePath
 from string import Template
@@ -10,6 +11,8 @@ from string import Template
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.config import METRICS
+from finetune.records.bootstrap import estimate
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
 from finetune.records.scores import Confusion, calibration
@@ -44,6 +47,7 @@ def winner_section(record: Result, predictions: Predictions, table: Table) -> tu
         if won
         else "the best single trial, which is not of the winning configuration",
         right=predictions.right,
+        figures=_figures(predictions),
         images=len(predictions.labels),
         which_confusions=_which_confusions(confusion, shown),
         confusions="" if shown is confusion else _confusions(confusion),
@@ -53,6 +57,16 @@ def winner_section(record: Result, predictions: Predictions, table: Table) -> tu
         mistakes=_mistakes(predictions, record),
     )
     return section, figures
+
+
+def _figures(predictions: Predictions) -> str:
+    """Every metric of these predictions, with its interval."""
+    parts = []
+    for metric in METRICS:
+        value, low, high = estimate(metric, predictions)
+        if not math.isnan(value):  # of a single class there is no ROC curve
+            parts.append(f"{metric.removeprefix('val/')} {value:.3f} [{low:.3f}..{high:.3f}]")
+    return ", ".join(parts)
 
 
 def most_confused(confusion: Confusion) -> list[int]:

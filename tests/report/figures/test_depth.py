@@ -73,10 +73,11 @@ def test_without_intervals_none_are_drawn() -> None:
 
 def test_the_axis_has_room_for_intervals_unless_they_are_wider_than_everything() -> None:
     (depth,) = standing([record(4, 0.6)], k4="best")
-    low, high = span([replace(depth, half_width=0.1)], [record(4, 0.6)])
+    table = tabulate([record(4, 0.6)])
+    low, high = span([replace(depth, half_width=0.1)], [record(4, 0.6)], table)
     assert low < 0.5
     assert high > 0.7
-    assert span([replace(depth, half_width=0.6)], [record(4, 0.6)]) == pytest.approx([0.58, 0.62])
+    assert span([replace(depth, half_width=0.6)], [record(4, 0.6)], table) == pytest.approx([0.58, 0.62])
 
 
 def test_the_axis_names_the_units_and_what_they_freeze() -> None:

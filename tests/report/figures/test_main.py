@@ -90,11 +90,21 @@ def test_the_caption_says_which_interval_it_is(records: list[Result], interval: 
     assert interval in drawn(records)["depth"].note
 
 
-def test_an_interval_of_another_metric_is_not_said_to_be_one_of_the_accuracy() -> None:
-    records = [replace(r, history=[{"epoch": 0, "val/acc": r.accuracy}]) for r in EXPLORED]
-    found = drawn(records, Objective("val/acc", "maximize"))
+def test_pictures_are_of_what_the_sweep_optimises() -> None:
+    records = [replace(r, history=[{"epoch": 0, "val/acc": r.accuracy, "val/loss": 2 - r.accuracy}]) for r in EXPLORED]
+    found = drawn(records, Objective("val/loss", "minimize"))
     assert "lead" in found
-    assert "by val/acc, with the 95 % interval of its mean over seeds." in found["depth"].note
+    assert "the best configuration of each depth, with the 95 % interval of its mean over seeds." in found["depth"].note
+    assert found["depth"].title == "val/loss against freeze depth"
+    assert found["time"].title == "val/loss against cost"
+
+    complete = [r for r in records if r.status == "complete"]
+    plot = found["depth"].figure
+    assert sorted(plot.data[0].y) == pytest.approx(sorted(2 - r.accuracy for r in complete))
+    assert plot.layout.yaxis.title.text == "best val/loss"
+    assert plot.layout.yaxis.tickformat == ""
+    front = next(trace for trace in found["time"].figure.data if trace.name == "Pareto front")
+    assert list(front.y) == sorted(front.y, reverse=True)  # less is better
 
 
 def test_of_one_depth_the_configurations_are_shown() -> None:
