@@ -3,6 +3,8 @@
 import os
 import sys
 
+__version__ = "0.1.0"
+
 if sys.argv[:1] == ["-m"] and any(word.startswith("finetune.") for word in sys.orig_argv):
     # `python -m finetune.train` looks for modules in the current folder first, where a user's own `random.py` would be
     # run in place of the library. (While Python looks for such a module, `sys.argv` holds `-m`.)

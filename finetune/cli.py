@@ -1,7 +1,6 @@
 """The `finetune` command. Every subcommand imports what it needs when it runs."""
 
 import errno
-import importlib.metadata
 import io
 import signal
 import sys
@@ -15,6 +14,8 @@ from finetune.commands import inspect, model, predict, report, sweep, wandb
 from finetune.commands.sweep import this_command
 from finetune.console import console
 from finetune.errors import Interrupted, Refused
+from finetune.storage.system import END_CODES
+from finetune.version import full_version
 
 app = typer.Typer(
     help="How deep should a pretrained network stay frozen, with which learning rate and which head?",
@@ -36,7 +37,7 @@ One trial is `python -m finetune.train KEY=VALUE…`. --debug shows where an err
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        console.print(f"finetune {importlib.metadata.version('finetune')}")
+        console.print(f"finetune {full_version()}")
         raise typer.Exit
 
 
@@ -69,7 +70,7 @@ def main() -> int:
     """The console script; returns the exit code, which docs/reliability.md explains."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in END_CODES.keys() - {signal.SIGINT}:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _on_sigterm)
     if isinstance(sys.stdout, io.TextIOWrapper):

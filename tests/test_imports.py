@@ -63,6 +63,7 @@ def room(module: str) -> str:
 
 MAY_USE = {
     "errors": (),
+    "version": (),
     "config": (),
     "visible_gpus": (),
     "gpu": ("errors", "config", "visible_gpus"),
@@ -86,7 +87,7 @@ def test_the_walk_sees_imports_at_the_top_in_functions_and_for_types() -> None:
     assert {"finetune.errors", "typer"} <= AT_START["cli"]
     assert "finetune.sweep.run" in ALL["commands.sweep"] - AT_START["commands.sweep"]
     assert {"finetune.train", "torch"} <= ALL["sweep.launch"] - AT_START["sweep.launch"]
-    assert {room(module) for module in SOURCES} == {*MAY_USE, "commands", "cli", ""}
+    assert {room(module) for module in SOURCES} == {*MAY_USE, "commands", "cli", "__main__", ""}
 
 
 def test_imports_have_no_cycle() -> None:
@@ -123,7 +124,8 @@ TORCH = {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "safetenso
 
 
 @pytest.mark.parametrize(
-    "start", ["cli", "commands", "config", "compose", "errors", "console", "storage", "records", "sweep", "report"]
+    "start",
+    ["__main__", "cli", "commands", "config", "compose", "errors", "console", "storage", "records", "sweep", "report"],
 )
 def test_what_a_person_waits_for_starts_without_torch(start: str) -> None:
     reached: set[str] = set()

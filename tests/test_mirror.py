@@ -11,6 +11,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 ELSEWHERE = {
+    "__main__": "test_version.py",
     "commands/display": "test_cli.py",
     "commands/inspect": "data/test_check.py",
     "commands/model": "commands/test_predict.py",
@@ -58,6 +59,7 @@ ELSEWHERE = {
     "sharing/requests": "sharing/test_activations.py",
     "storage/cache": "storage/test_store.py",
     "storage/faults": "faults/test_points.py",
+    "storage/permissions": "storage/test_system.py",
     "storage/parallel": "sharing/test_activations.py",
     "sweep/attempts": "faults/test_coordinator.py",
     "sweep/children": "faults/test_coordinator.py",
@@ -68,6 +70,7 @@ ELSEWHERE = {
     "sweep/preload": "sweep/test_run.py",
     "sweep/prepare": "sweep/test_run.py",
     "sweep/state": "sweep/test_run.py",
+    "sweep/worker": "test_without_posix.py",
     "sweep/yaml_file": "sweep/test_spec.py",
     "trial/record": "test_train.py",
     "trial/run": "test_train.py",

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from finetune.data.levels import DEFAULT_LEVELS, Levels
 from finetune.errors import counted
 from finetune.storage.durable import sealed, unsealed, write_durably
 from finetune.storage.parallel import in_order
-from finetune.storage.store import refuse_shared_writing
+from finetune.storage.permissions import refuse_shared_writing
+from finetune.storage.system import usable_cores
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def find_extremes(files: Mapping[Path, Content], cache: Path, threads: int | Non
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _parsed(folder.read_bytes())
 
-    extremes = _measured(deep, threads or os.cpu_count() or 1)
+    extremes = _measured(deep, threads or usable_cores())
     if extremes is not None:
         with contextlib.suppress(OSError):  # a read-only cache, or a full disk: they are measured again
             write_durably(folder, sealed(vars(extremes)))

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +20,9 @@ from finetune.data.remembered import file_state
 from finetune.data.samples import Samples
 from finetune.errors import Refused, counted
 from finetune.storage.cache import locked, make_room
-from finetune.storage.parallel import free_memory, in_order
+from finetune.storage.parallel import in_order
 from finetune.storage.store import PickedRows, Rows, RowsInMemory, Store, StoreBuilder, open_store, store_bytes
+from finetune.storage.system import free_memory, usable_cores
 
 _BLOCK = 64
 """Images that are written, and checked, at once."""
@@ -158,7 +158,7 @@ def _decoder(
 
     def decoded(first: int) -> Generator[NDArray[np.uint8] | str, None, None]:
         items = list(zip(samples.paths, states, strict=True))[first:]
-        images = in_order(pixels, items, threads or os.cpu_count() or 1)
+        images = in_order(pixels, items, threads or usable_cores())
         with contextlib.closing(images):
             for done, image in enumerate(images, first + 1):
                 progress(done, len(samples))

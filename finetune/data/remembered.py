@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.config import digest_of
 from finetune.storage.durable import sealed, unsealed, write_durably
-from finetune.storage.store import refuse_shared_writing
+from finetune.storage.permissions import refuse_shared_writing
 
 _SETTLED = 3.0
 """Seconds since the last change of a file after which another change shows in its times: those of FAT are 2 s apart,

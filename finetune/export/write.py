@@ -82,9 +82,7 @@ def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
             verbose=False,
         )
     except ImportError as error:
-        raise Refused(
-            f"export writes ONNX with {error.name}, which is missing; pip install 'finetune[export]'"
-        ) from error
+        raise Refused(f"export writes ONNX with {error.name}, which is missing; pip install onnx onnxscript") from error
     assert program is not None
 
     model = program.model_proto

@@ -22,8 +22,9 @@ from finetune.network.device import Precision
 from finetune.network.parts import SharedPrefix
 from finetune.sharing.cost import Costs, cumulative, measure_disk
 from finetune.storage.cache import locked
-from finetune.storage.parallel import free_memory, in_order
+from finetune.storage.parallel import in_order
 from finetune.storage.store import Rows, Store, StoreBuilder, open_store
+from finetune.storage.system import free_memory
 
 VERSION = 4
 """Part of every store's name; changes when the same input would give other activations."""

@@ -1,12 +1,13 @@
 """Does a store of activations pay? Bytes to write and read against compute to repeat. Imports no torch."""
 
-import contextlib
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from finetune.storage.system import drop_from_page_cache
 
 _TRIAL_BYTES = 32 << 20
 
@@ -91,8 +92,7 @@ def measure_disk(cache: Path) -> Disk:
 
             written = _timed(write)
             hot = min(once() for _ in range(3))
-            with contextlib.suppress(AttributeError, OSError):  # not on every system
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            drop_from_page_cache(file.fileno())
             cold = once()
     except OSError:
         return Disk(1.0, 1.0, 1.0)

@@ -1,7 +1,6 @@
 """The folder of all stores: locks, so that one process builds each, and eviction. Imports no torch."""
 
 import contextlib
-import fcntl
 import shutil
 import sys
 import time
@@ -11,7 +10,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from finetune.storage.durable import move
-from finetune.storage.store import MANIFEST, refuse_shared_writing
+from finetune.storage.permissions import refuse_shared_writing
+from finetune.storage.store import MANIFEST
+from finetune.storage.system import alone
 
 KINDS = ("pixels", "activations")
 """The folders of a cache that hold stores."""
@@ -124,8 +125,7 @@ def _exclusive_use(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.with_name(f"{name}.lock"), blocking=False)  # its Timeout is an OSError
     with lock, contextlib.ExitStack() as stack:
         if (folder / MANIFEST).is_file():
-            manifest = stack.enter_context((folder / MANIFEST).open("r+b"))  # NFS locks no file opened for reading
-            fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(alone(folder / MANIFEST))
         yield
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.errors import Refused
 from finetune.storage.faults import reach
+from finetune.storage.system import is_alive, replace, sync
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -32,13 +33,13 @@ def write_durably(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
 
         reach("rename", path)
-        temporary.replace(path)
+        replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
     reach("sync", path)
-    _sync(path.parent)  # the folder is what holds the new name
+    sync(path.parent)  # the folder is what holds the new name
 
 
 def refuse_unwritable(path: Path, name: str, remedy: str = "give another place") -> None:
@@ -79,13 +80,13 @@ def publish_folder(finished: Path, folder: Path) -> None:
     """Rename a filled folder to `folder`, a neighbour of it, once all of it is on the disk."""
     reach("fsync", folder)
     for file in finished.rglob("*"):
-        _sync(file)
-    _sync(finished)
+        sync(file)
+    sync(finished)
 
     move(finished, folder)
 
     reach("sync", folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def move(source: Path, target: Path) -> None:
@@ -155,7 +156,7 @@ def remove_leftovers(root: Path, depth: int = 2) -> None:
         for leftover in root.glob("*/" * level + ".*.tmp"):
             owner = _TEMPORARY.fullmatch(leftover.name)
             # of another host's processes nothing can be known here
-            if owner is None or owner["host"] != _HOST or _is_alive(int(owner["pid"])):
+            if owner is None or owner["host"] != _HOST or is_alive(int(owner["pid"])):
                 continue
 
             if leftover.is_dir():
@@ -170,21 +171,3 @@ _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0 is not sent: it asks whether it could be
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, so it is there
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,13 +6,13 @@ lists the points reached while `arms` is there, which may be empty.
 """
 
 import errno
-import fcntl
 import fnmatch
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 _FOLDER = os.environ.get("FINETUNE_FAULTS")
 
@@ -37,8 +37,10 @@ def _reach(folder: Path, point: str, path: Path) -> None:
     except FileNotFoundError:
         return
 
-    with (folder / "reached").open("a+") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)  # processes share the count
+    from filelock import FileLock
+
+    # processes share the count
+    with FileLock(folder / "reached.lock"), (folder / "reached").open("a+") as log:
         log.seek(0)
         reached = [*log.read().splitlines(), f"{point} {path}"]
         log.write(f"{reached[-1]}\n")
@@ -52,7 +54,7 @@ def _reach(folder: Path, point: str, path: Path) -> None:
 
 
 def _kill(_: str) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    psutil.Process().kill()
 
 
 def _raise(text: str) -> None:

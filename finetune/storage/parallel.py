@@ -1,11 +1,9 @@
-"""Work in threads whose results come in order, and how much memory there is for them."""
+"""Work in threads whose results come in order."""
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 Input = TypeVar("Input")
@@ -50,13 +48,3 @@ def in_order(
                 yield output
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def free_memory() -> float:
-    """Bytes that the page cache may take: half of what is available, or 4 GiB where Linux does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                kibibytes = float(line.split()[1])
-                return kibibytes * 1024 / 2
-    return float(4 << 30)

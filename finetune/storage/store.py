@@ -6,11 +6,9 @@ FOLDER.part, which an interrupted build leaves behind and the next one continues
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
-import stat
 import sys
 import weakref
 import zlib
@@ -23,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.errors import Refused
 from finetune.storage.durable import AppendOnlyFile, move, publish_folder, sealed, unsealed, write_durably
+from finetune.storage.permissions import refuse_shared_writing
+from finetune.storage.system import open_to_read, read_at, share
 
 MANIFEST = "manifest.json"
 _ROWS = "rows.bin"
@@ -82,7 +81,7 @@ class Rows:
 
         if self._descriptor is None:
             # opened by the process that reads: a descriptor does not travel to another one
-            self._descriptor = os.open(self.file, os.O_RDONLY)
+            self._descriptor = open_to_read(self.file)
             weakref.finalize(self, os.close, self._descriptor)
 
         target = out.reshape(-1).view(np.uint8).data
@@ -96,8 +95,7 @@ class Rows:
     def _read_into(self, part: memoryview, offset: int) -> None:
         assert self._descriptor is not None
         while part:
-            # preadv keeps no position in the file, so threads may share the descriptor
-            count = os.preadv(self._descriptor, [part], offset)
+            count = read_at(self._descriptor, part, offset)
             if count == 0:
                 raise OSError(f"{self.file} is truncated; remove its folder, and it is built anew")
             part = part[count:]
@@ -169,7 +167,7 @@ def open_store(folder: Path, verify: bool = True) -> Store | None:
         return None
 
     with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        share(lock)
     with contextlib.suppress(OSError):  # a store that others may only read
         os.utime(folder / MANIFEST)  # eviction takes the least recently used first
 
@@ -195,7 +193,7 @@ def stores_in_use(folders: Iterable[Path]) -> Iterator[None]:
         for folder in folders:
             with contextlib.suppress(OSError):  # gone, or a file system without locks
                 manifest = stack.enter_context((folder / MANIFEST).open("rb"))
-                fcntl.flock(manifest, fcntl.LOCK_SH)
+                share(manifest.fileno())
         yield
 
 
@@ -307,31 +305,3 @@ def _is_whole(rows: Rows, blocks: Sequence[tuple[int, int]]) -> bool:
 
         is_at_end = not file.read(1)
         return is_at_end and sum(count for count, _ in blocks) == len(rows)
-
-
-def refuse_shared_writing(folder: Path) -> None:
-    """Make sure that nobody else can put other bytes in place of a store's, or a link in place of its lock.
-
-    Args:
-        folder: The store's, in `CACHE/KIND`; what is not there yet is no danger.
-
-    Raises:
-        Refused: all may write to the store or its kind's folder, to the cache (where only its owner may remove a file,
-            as in /tmp, the cache itself may be open), or the store's lock is a link.
-    """
-    lock = folder.with_name(f"{folder.name}.lock")
-    if lock.is_symlink():
-        raise Refused(f"{lock} is a link, through which another file would be written; remove it")
-
-    kind = folder.parent
-    cache = kind.parent
-    for place, sticky_will_do in ((folder, False), (kind, False), (cache, True)):
-        try:
-            mode = place.stat().st_mode
-        except OSError:
-            continue
-        if mode & stat.S_IWOTH and not (sticky_will_do and mode & stat.S_ISVTX):
-            raise Refused(
-                f"{place} can be written by everybody, who could change what trials train on; "
-                f"`chmod o-w {place}`, or set cache.dir to a folder of your own"
-            )

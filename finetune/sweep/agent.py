@@ -20,7 +20,7 @@ from finetune.config import trial_key
 from finetune.errors import Refused
 from finetune.records.layout import LOG, STOP, TRIALS
 from finetune.storage.durable import write_durably
-from finetune.sweep.children import CONTEXT, end_with_parent
+from finetune.sweep.children import CONTEXT, end_with_parent, start_child
 from finetune.sweep.goal import refuse_wrong_goal
 from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
@@ -63,7 +63,7 @@ def run_agents(
     ]
     try:
         for agent in agents:
-            agent.start()
+            start_child(agent)
         for agent in agents:
             agent.join()
     finally:

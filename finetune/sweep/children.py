@@ -1,29 +1,46 @@
-"""Child processes: the server they are forked from, their output, and their end with their parent."""
+"""Child processes: how they start, their output, and their end with their parent."""
 
 import contextlib
 import multiprocessing
 import os
-import signal
 import site
 import threading
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
+from finetune.storage.system import interrupts_blocked, unblock_interrupts
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+"""Whether children are forked from a server that has torch already; on Windows each starts as a new interpreter."""
+CONTEXT = cast("ForkServerContext", multiprocessing.get_context("forkserver" if FORKS else "spawn"))
+if FORKS:
+    CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
+
+
+def start_child(child: BaseProcess) -> None:
+    """Start a process of `CONTEXT`'s."""
+    if FORKS:
+        ready_server()
+        child.start()
+    else:
+        with no_imports_from_here():
+            child.start()
 
 
 def ready_server() -> None:
     """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
+    from multiprocessing import forkserver, resource_tracker
+
     with no_imports_from_here():
         resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # passed on to it
-        try:
+        with interrupts_blocked():  # passed on to it
             forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -58,7 +75,7 @@ def log_to(file: Path) -> None:
 
 def end_with_parent() -> None:
     """End this child process when its parent ends, however that happens; a Ctrl-C reaches it from now on."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    unblock_interrupts()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -67,14 +84,3 @@ def end_with_parent() -> None:
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def is_stopped(pid: int | None) -> bool:
-    """Whether a process of this machine was stopped, as by Ctrl-Z, and may yet be continued."""
-    if pid is None:
-        return False
-    try:
-        state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state in ("T", "t")

@@ -1,6 +1,7 @@
 """Trials as processes of this machine, forked from a server that has imported torch and Lightning already.
 
-Imports no torch itself; the functions that do run in the children.
+Where nothing can be forked, the trials of each worker share a process. Imports no torch itself; the functions that do
+run in the children.
 """
 
 import os
@@ -8,24 +9,31 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune.compose import override
 from finetune.config import TRIALS_PER_GPU
 from finetune.errors import Refused
 from finetune.records.layout import LOG
 from finetune.records.metric import Incumbent
-from finetune.sweep.children import end_with_parent, log_to, ready_server
+from finetune.storage.system import usable_cores
+from finetune.sweep.children import CONTEXT, FORKS, end_with_parent, log_to, start_child
 from finetune.sweep.jobs import Job
+from finetune.sweep.worker import SharedTrial, Worker
 from finetune.visible_gpus import show_gpu
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess as _Process
+else:
+    _Process = CONTEXT.Process
 
 _WAIT = 0.25
 """Seconds from one look at the children to the next, at the most."""
 
 
-class TrialProcess(ForkServerProcess):
-    """A trial as a child of this process."""
+class TrialProcess(_Process):
+    """A trial as a child of this process, which runs nothing else."""
 
     waits = False
     """It runs from the start: there is no queue."""
@@ -54,8 +62,10 @@ class LocalLauncher:
         """`environment` is added to every child's; `shared` is what `check_and_prepare` found out."""
         self._slots = {slot.name(i): slot for i, slot in enumerate(slots)}
         self._environment, self._shared = dict(environment or {}), shared
-        self._children: dict[str, TrialProcess] = {}
+        self._children: dict[str, TrialProcess | SharedTrial] = {}
         """The last trial of each slot."""
+        self._workers: dict[str, Worker] = {}
+        """The process of each slot whose trials share one."""
 
     @property
     def capacity(self) -> int:
@@ -69,26 +79,30 @@ class LocalLauncher:
 
     def start(
         self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None
-    ) -> list[TrialProcess]:
-        """Fork a child for each trial, in the first free slot."""
-        return [self._fork(overrides, folder, incumbent) for overrides, folder in trials]
+    ) -> list[TrialProcess | SharedTrial]:
+        """Start each trial in the first free slot."""
+        return [self._start(overrides, folder, incumbent) for overrides, folder in trials]
 
-    def _fork(self, overrides: Sequence[str], folder: Path, incumbent: Incumbent | None) -> TrialProcess:
+    def _start(self, overrides: Sequence[str], folder: Path, incumbent: Incumbent | None) -> TrialProcess | SharedTrial:
         name = self._free_slot()
         slot = self._slots[name]
         arguments = [*overrides, override("out", str(folder))]
         folder.mkdir(parents=True, exist_ok=True)
 
-        ready_server()
-        child = TrialProcess(
-            target=_run_trial,
-            name=name,
-            args=(arguments, folder / LOG, slot, self._environment, self._shared, incumbent),
-            daemon=True,
-        )
-        child.start()
-        self._children[name] = child
+        trial = arguments, folder / LOG, slot, self._environment, self._shared, incumbent
+        self._children[name] = self._fork(name, *trial) if FORKS else self._share(name, *trial)
+        return self._children[name]
+
+    def _fork(self, name: str, *trial: Any) -> TrialProcess:
+        child = TrialProcess(target=_run_alone, name=name, args=trial, daemon=True)
+        start_child(child)
         return child
+
+    def _share(self, name: str, *trial: Any) -> SharedTrial:
+        last = self._children.get(name)
+        if last is None or last.exitcode != 0:
+            self._workers[name] = Worker(name)
+        return self._workers[name].run(_run_trial, *trial)
 
     def _free_slot(self) -> str:
         """A slot without a running trial: the first whose last trial went well, else the first."""
@@ -98,7 +112,7 @@ class LocalLauncher:
 
     def worker(self, job: Job) -> str:
         """The name of the slot."""
-        return job.name if isinstance(job, TrialProcess) else ""
+        return job.name if isinstance(job, TrialProcess | SharedTrial) else ""
 
     def set_aside(self, worker: str) -> None:
         """Take a slot away."""
@@ -106,12 +120,12 @@ class LocalLauncher:
 
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return as soon as one of the children ends."""
-        wait([job.sentinel for job in jobs if isinstance(job, TrialProcess)], timeout=_WAIT)
+        wait([job.sentinel for job in jobs if isinstance(job, TrialProcess | SharedTrial)], timeout=_WAIT)
 
 
 def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 1) -> list[Slot]:
     """Room for trials here: `per_gpu` a GPU; without GPUs one a core and four at the most; `workers` overrules both."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     count = workers or len(gpus) * per_gpu or min(cores, 4)
     threads = max(1, cores // count)
     gpu_of_slot = [gpus[i % len(gpus)] if gpus else None for i in range(count)]
@@ -135,10 +149,14 @@ def chosen_gpus(present: Sequence[str], choice: str) -> list[str]:
     return names
 
 
+def _run_alone(*trial: Any) -> None:
+    end_with_parent()
+    sys.exit(_run_trial(*trial))
+
+
 def _run_trial(
     arguments: list[str], log: Path, slot: Slot, environment: dict[str, str], shared: str, incumbent: Incumbent | None
-) -> None:
-    end_with_parent()
+) -> int:
     log_to(log)
     os.environ.update(environment)
     show_gpu(slot.gpu or "")
@@ -150,4 +168,4 @@ def _run_trial(
     from finetune import train
 
     torch.set_num_threads(slot.threads)
-    sys.exit(train.run_trial(arguments, shared, incumbent))
+    return train.run_trial(arguments, shared, incumbent)

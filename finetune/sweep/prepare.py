@@ -12,7 +12,7 @@ from typing import Any
 from finetune.errors import Refused
 from finetune.storage.parallel import Progress, no_progress
 from finetune.sweep.attempts import RETRIES
-from finetune.sweep.children import CONTEXT, end_with_parent, ready_server
+from finetune.sweep.children import CONTEXT, end_with_parent, start_child
 from finetune.visible_gpus import show_gpu, visible_gpus
 
 
@@ -97,9 +97,8 @@ def _ask_child(
 ) -> tuple[int | None, _Answer | None]:
     """A child's exit code, and its answer, or None where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
-    ready_server()
     child = CONTEXT.Process(target=work, args=(sender, *arguments), daemon=True)
-    child.start()
+    start_child(child)
     sender.close()
     answer: _Answer | None = None
     try:

@@ -5,9 +5,7 @@ import signal
 from types import FrameType
 
 from finetune.errors import Interrupted
-
-_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGHUP: 143}
-"""The exit code that each asks for."""
+from finetune.storage.system import END_CODES
 
 
 class _State:
@@ -24,7 +22,7 @@ def listen() -> None:
 
     A second Ctrl-C ends the process at once: files are whole at any moment.
     """
-    for number in _CODES:
+    for number in END_CODES:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script, or under nohup
             signal.signal(number, _on_signal)
     _state.listening, _state.deferred, _state.code = True, False, None
@@ -51,7 +49,7 @@ def requested() -> int | None:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _state.code = _state.code or _CODES[signal.Signals(number)]
+    _state.code = _state.code or END_CODES[signal.Signals(number)]
     if not _state.deferred:
         raise Interrupted(_state.code)
     if number == signal.SIGINT:

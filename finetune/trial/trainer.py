@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from finetune.gpu import gpu_memory_mb
 from finetune.network.device import Precision
 from finetune.network.network import Network
 from finetune.records.metric import sign_of
+from finetune.storage.system import peak_resident
 from finetune.trial.callback import TrialCallback
 from finetune.trial.groups import parameter_groups, rates
 from finetune.trial.module import FineTune, constant, cosine
@@ -154,7 +154,4 @@ def device_name(device: torch.device) -> str:
 def peak_memory_mb(device: torch.device) -> float:
     """MiB at the most: the GPU's, or this process's resident set."""
     of_gpu = gpu_memory_mb(device)
-    if of_gpu is not None:
-        return of_gpu
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    return round(peak_resident() / 2**20, 1) if of_gpu is None else of_gpu

@@ -13,9 +13,9 @@ from finetune.config import key_of
 from finetune.errors import Refused
 from finetune.records.layout import HEARTBEAT
 from finetune.records.result import Result, outcome
+from finetune.storage.system import is_stopped
 from finetune.sweep import jobs, state
 from finetune.sweep import run as run_module
-from finetune.sweep.children import is_stopped
 from finetune.sweep.launch import Slot
 from finetune.sweep.records import heartbeat_of, trial_settings
 from finetune.sweep.run import run_sweep
