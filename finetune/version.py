@@ -36,16 +36,18 @@ def _output(command: list[str]) -> str:
 
 
 def is_newer(version: str) -> bool:
-    """Whether a release, as files name what wrote them, is newer than this one.
+    """Whether a release, as files name what wrote them, may write what this one does not know.
 
-    >>> is_newer("99.0.0"), is_newer("0.1.0")
-    (True, False)
+    The third number of a release says nothing of that: what it changes is mended, not new.
+
+    >>> is_newer("99.0.0"), is_newer("0.1.0"), is_newer("")
+    (True, False, False)
     """
     return _numbers(version) > _numbers(__version__)
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def mixed_packages() -> str:

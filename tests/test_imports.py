@@ -70,7 +70,7 @@ MAY_USE = {
     "console": ("storage",),
     "compose": ("errors", "config"),
     "storage": ("errors",),
-    "records": ("errors", "config", "compose", "storage"),
+    "records": ("version", "errors", "config", "compose", "storage"),
     "data": ("errors", "config", "storage", "gpu"),
     "network": ("errors", "config", "storage", "gpu"),
     "sharing": ("errors", "config", "storage", "gpu", "data", "network"),

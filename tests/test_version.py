@@ -30,8 +30,9 @@ def test_a_checkout_says_its_commit_and_whether_it_was_changed(tmp_path: Path, m
 
 def test_newer_releases_are_told_from_this_one() -> None:
     major, minor, patch = map(int, __version__.split(".")[:3])
-    assert is_newer(f"{major}.{minor}.{patch + 1}")
     assert is_newer(f"{major}.{minor + 10}.0")
+    assert is_newer(f"{major + 1}.0.0")
+    assert not is_newer(f"{major}.{minor}.{patch + 1}")
     assert not is_newer(__version__)
     assert not is_newer("0.0.9")
 

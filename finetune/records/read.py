@@ -3,9 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune import __version__
 from finetune.errors import Refused
-from finetune.records.layout import RECORD, TRIALS
+from finetune.records.layout import RECORD, SWEEP, TRIALS
 from finetune.records.result import Result
+from finetune.storage.durable import unsealed
+from finetune.version import is_newer
+
+
+def refuse_newer(folder: Path) -> None:
+    """Make sure that no newer release has written the sweep in `folder`: what it means by a setting is not known here.
+
+    Raises:
+        Refused: one has; the message names both.
+    """
+    try:
+        release = str(unsealed((folder / SWEEP).read_bytes()).get("finetune", ""))
+    except (OSError, ValueError):
+        return  # no sweep, or a file that its readers complain of
+
+    if is_newer(release):
+        raise Refused(
+            f"{folder} was written by finetune {release}, and this is {__version__}; update this one, or give another "
+            "folder"
+        )
 
 
 def finished_record(trial: Path) -> Result | None:
@@ -27,8 +48,9 @@ def read_records(folder: Path) -> list[Result]:
     """Every record under `folder/trials`, of whatever status, in order of their keys.
 
     Raises:
-        Refused: there is none.
+        Refused: there is none, or a newer release has written them.
     """
+    refuse_newer(folder)
     records = []
     for file in sorted((folder / TRIALS).glob(f"*/{RECORD}")):
         try:

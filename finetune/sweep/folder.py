@@ -10,10 +10,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from finetune import __version__
 from finetune.config import PLACES
 from finetune.errors import Refused
 from finetune.records.layout import LOCK, SWEEP
 from finetune.records.ranking import Objective
+from finetune.records.read import refuse_newer
 from finetune.storage.durable import sealed, unsealed, write_durably
 from finetune.sweep.identity import VERSION, difference, identity_of, without_race
 from finetune.sweep.spec import SweepSpec
@@ -51,13 +53,14 @@ def refuse_another(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str]
         data: Digests of its images and weights, once they are known.
 
     Raises:
-        Refused: it holds another, or something else; the message says old and new.
+        Refused: it holds another, something else, or what a newer release wrote; the message says old and new.
     """
     if not (folder / SWEEP).is_file():
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise Refused(f"{folder} holds other files and no sweep; give --out another folder")
         return
 
+    refuse_newer(folder)
     try:
         old = unsealed((folder / SWEEP).read_bytes())
         version = old.get("version", 1)  # which was not written at first
@@ -132,7 +135,8 @@ def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials:
         judged = {key: before[key] for key in ("margin", "explored_by") if key in before}
     if objective.explored_by is not None:
         judged = {"margin": objective.margin, "explored_by": objective.explored_by}
-    write_durably(folder / SWEEP, sealed({**identity_of(spec, seed, data), **judged, "trials": trials}))
+    identity = identity_of(spec, seed, data)
+    write_durably(folder / SWEEP, sealed({**identity, **judged, "trials": trials, "finetune": __version__}))
 
 
 def is_running(folder: Path) -> bool:

@@ -349,7 +349,7 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         "sweep/cluster.py": "logs",
         "export/write.py": "into a folder that the helper publishes",
         "storage/store.py": "os.open for reading",
-        "storage/cache.py": "a manifest that is locked, and not written",
+        "storage/system.py": "a manifest that is locked, and not written; os.open to read and to sync; the helper's rename",
         "sharing/cost.py": "measures the disk",
         "export/card.py": "code that a model card shows",
     }
@@ -360,11 +360,16 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         if writes.search(line) and not line.strip().startswith(("#", '"'))
     }
     assert not found.keys() - allowed, found
-    assert found["storage/cache.py"].startswith('manifest = stack.enter_context((folder / MANIFEST).open("r+b"))')
-    store = (PACKAGE / "storage" / "store.py").read_text()
-    assert set(re.findall(r"os\.open\([^)]*\)", store)) <= {
-        "os.open(self.file, os.O_RDONLY)",
+    opened = {
+        opening
+        for name in ("store", "system")
+        for opening in re.findall(r"(?:os|file)\.open\(.*", (PACKAGE / "storage" / f"{name}.py").read_text())
+    }
+    assert opened - {'file.open("rb") as file:'} == {
         "os.open(folder / MANIFEST, os.O_RDONLY)",
+        'os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))',
+        "os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)",
+        'file.open("r+b") as opened:  # NFS locks no file opened for reading',
     }
 
 

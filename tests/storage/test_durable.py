@@ -96,7 +96,7 @@ def test_every_file_of_a_folder_reaches_the_disk_before_its_name(
     def record(path: Path) -> None:
         synced.append((path.name, folder.exists()))
 
-    monkeypatch.setattr(durable, "_sync", record)
+    monkeypatch.setattr(durable, "sync", record)
     with published_folder(folder) as building:
         (building / "inner").mkdir()
         (building / "inner" / "file").write_bytes(b"data")
