@@ -34,7 +34,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def probabilities(file: Path) -> dict[str, list[float]]:
-    rows = list(csv.reader(file.open()))
+    rows = list(csv.reader(file.read_text().splitlines()))
     return {row[0]: [float(value) for value in row[-3:]] for row in rows[1:]}
 
 

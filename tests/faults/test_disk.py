@@ -349,7 +349,7 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         "sweep/cluster.py": "logs",
         "export/write.py": "into a folder that the helper publishes",
         "storage/store.py": "os.open for reading",
-        "storage/system.py": "a manifest that is locked, and not written; os.open to read and to sync; the helper's rename",
+        "storage/system.py": "the helper's rename; a manifest that is locked, not written; reading, syncing",
         "sharing/cost.py": "measures the disk",
         "export/card.py": "code that a model card shows",
     }
