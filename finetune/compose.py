@@ -81,6 +81,12 @@ def checked(cfg: DictConfig) -> Config:
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "
             "set model.freeze_depth=0 or name the weights"
         )
+    if config.model.head.init == "probe" and (config.model.weights == "none" or config.model.rest == "scratch"):
+        cause = "model.weights=none" if config.model.weights == "none" else "model.rest=scratch"
+        raise Refused(
+            f"model.head.init=probe with {cause} would fit the head to features of random layers; set "
+            "model.head.init=random, or start from pretrained weights"
+        )
     if config.trainer.refit and config.trainer.patience is not None:
         raise Refused(
             f"trainer.patience={config.trainer.patience} stops by {config.trainer.metric}, which says nothing with "

@@ -31,6 +31,9 @@ class HeadConfig:
     dropout: float = _number(0.0, low=0, high=0.95)
     """Share of features dropped before every dense layer, 0..0.95."""
     activation: str = _one_of("relu", ("relu", "gelu", "silu", "tanh"))
+    init: str = _one_of("random", ("random", "probe"))
+    """How the head starts: at random, or fitted to the features of the pretrained network (linear probing, then
+    fine-tuning), which takes seconds."""
 
 
 @dataclass
@@ -111,6 +114,12 @@ class AugmentConfig:
     """Largest relative change of brightness, contrast and saturation."""
     erase: float = _number(0.0, low=0, high=1)
     """Probability of a rectangle of 2 to 20 % of the area being blanked."""
+    mixup: float = _number(0.0, low=0)
+    """Mix the images of a batch, and their labels, in a share drawn from Beta(mixup, mixup); 0 is off. With `cutmix`,
+    each batch gets one of the two."""
+    cutmix: float = _number(0.0, low=0)
+    """Paste a rectangle of another image of the batch, of a share of the area drawn from Beta(cutmix, cutmix), and mix
+    the labels alike; 0 is off."""
 
 
 @dataclass
@@ -243,6 +252,9 @@ ADDED = (
     "optim.head_lr",
     "optim.layer_decay",
     "optim.decay_norms",
+    "model.head.init",
+    "augment.mixup",
+    "augment.cutmix",
 )
 """Keys that the first release did not have; at its default none of them is part of a trial's key, which so stays."""
 

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "report/decision": "report/test_verdict.py",
     "report/seeds_only": "report/test_verdict.py",
     "report/standing": "report/test_verdict.py",
+    "sharing/features": "trial/test_probe.py",
     "sharing/images": "sharing/test_activations.py",
     "sharing/plan": "sharing/test_activations.py",
     "sharing/prepare": "sharing/test_activations.py",

@@ -1,7 +1,8 @@
 """Random changes to a batch on the training device: each image has its own, fixed by (seed, epoch, image)."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Augment:
     @classmethod
     def from_config(cls, config: AugmentConfig) -> "Augment":
         """The augmentation of a composed config."""
-        return cls(**{name: float(value) for name, value in asdict(config).items()})
+        return cls(**{field.name: float(getattr(config, field.name)) for field in fields(cls)})
 
     @property
     def random(self) -> bool:
@@ -119,6 +120,23 @@ class Augment:
 
 
 NO_AUGMENTATION = Augment(flip=0, min_area=1, rotate=0, color=0, erase=0)
+
+
+def build_mix(config: AugmentConfig, classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+    """Mixup and CutMix as torchvision defines them; None where neither is asked for.
+
+    A batch of images N x 3 x H x W and labels N becomes mixed images and, N x classes, the share of each class in them
+    (Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899). What is drawn comes from torch's global
+    generator on the CPU. Mixing is linear, so it does not matter that images are normalised before.
+    """
+    from torchvision.transforms import v2
+
+    mixes = [
+        kind(alpha=alpha, num_classes=classes)
+        for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+        if alpha > 0
+    ]
+    return v2.RandomChoice(mixes) if mixes else None
 
 
 class Preprocess:

@@ -11,7 +11,7 @@ SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
-_ADDED = ("val_images", "val_labels")
+_ADDED = ("val_images", "val_labels", "probe_val_acc")
 """Fields that records of older versions lack."""
 _LONG = 100_000
 """Characters of `Result.correct` beyond which it lies beside the record."""
@@ -58,11 +58,13 @@ class Result:
     val_labels: str = ""
     """The classes of the validation images, as `records.correct.unpack_labels` reads them; empty where the trial
     follows accuracy or the loss, which do not ask for them."""
+    probe_val_acc: float | None = None
+    """With `model.head.init=probe`: the accuracy of the fitted head before anything else was trained."""
     last: dict[str, float] = field(default_factory=dict)
     """The last epoch's figures, and `test/acc` where there is a test set."""
     classes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase: `data`, `setup`, `train`, `total`."""
+    """By phase: `data`, `setup`, `train`, `total`, and `probe`, with the features that it needs."""
     images_per_second: float | None = None
     """Training images over the time of the training phase, validation included."""
     peak_memory_mb: float | None = None
@@ -96,6 +98,7 @@ class Result:
             "peak_memory_mb": self.peak_memory_mb,
             "trained_parameters": self.trained_parameters,
             FREEZE_DEPTH: self.freeze_depth,
+            **({} if self.probe_val_acc is None else {"probe/val_acc": self.probe_val_acc}),
         }
 
     def save(self, folder: Path) -> None:

@@ -137,7 +137,7 @@ def _build_absent(
 
         first = min(building.done for building in builds.values())
         row_bytes = sum(building.row_bytes for building in builds.values())
-        for done, blocks, block_seconds in _computed(prefix, source, cuts, first, precision, row_bytes):
+        for done, blocks, block_seconds in compute_rows(prefix, source, cuts, first, precision, row_bytes):
             for building, rows in zip(builds.values(), blocks, strict=True):
                 if building.done < done:  # an interrupted build may have got further at one cut than at another
                     building.append(rows)
@@ -168,7 +168,7 @@ def _seconds_per_image(costs: Costs, modules: int, deepest: int, seconds: float,
     return share * seconds / images
 
 
-def _computed(
+def compute_rows(
     prefix: SharedPrefix, source: Source, cuts: Sequence[int], first: int, precision: Precision, row_bytes: int
 ) -> Iterator[tuple[int, list[NDArray[Any]], float]]:
     """The number of images done, rows at each of the cuts, and seconds: block by block from image `first` on.

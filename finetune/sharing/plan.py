@@ -85,7 +85,7 @@ def _decide_and_build(
     choices, stores, seconds = dict[str, StoreChoice](), list[Store](), 0.0
     prefix: SharedPrefix | None = None
     try:
-        prefix = _shared_prefix(deepest)
+        prefix = shared_prefix(deepest)
         batch_size = deepest.config.data.batch_size
         costs = measure_costs(prefix, deepest.source, deepest.precision, deepest.cache, batch_size)
         planned, choices = _choose(requests, prefix, costs)
@@ -114,7 +114,7 @@ def _decide_and_build(
     return choices, stores, seconds
 
 
-def _shared_prefix(request: StoreRequest) -> SharedPrefix:
+def shared_prefix(request: StoreRequest) -> SharedPrefix:
     """The frozen units of a request's network, as they run on its device."""
     model, precision = request.config.model, request.precision
     network = build_network(model, request.weights, request.cut, classes=2)

@@ -9,7 +9,7 @@ from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, WeightFacts, weights_key
 from finetune.sharing.images import Images, images_key, open_images, pixel_folder
 from finetune.sharing.plan import UNWRITTEN, build_stores
-from finetune.sharing.requests import StoreRequest, preprocess_of, requests_of
+from finetune.sharing.requests import StoreRequest, feature_requests, is_mixed, preprocess_of, requests_of
 from finetune.storage.parallel import Progress, no_progress
 from finetune.storage.store import PickedRows, Rows, Store, open_store
 
@@ -51,7 +51,11 @@ def prepare(trials: Iterable[tuple[Config, int]], stores: bool, progress: Progre
         if not stores or not count:
             continue
 
-        for request in requests_of(config, images, weights, cut, preprocess_of(config, weights)):
+        preprocess = preprocess_of(config, weights)
+        wanted = requests_of(config, images, weights, cut, preprocess)
+        if config.model.head.init == "probe":
+            wanted += feature_requests(config, images, weights, preprocess)
+        for request in wanted:
             before = requests.get(request.key, replace(request, passes=0.0, loads=0.0))
             passes, loads = before.passes + request.passes * count, before.loads + request.loads * count
             requests[request.key] = replace(request, passes=passes, loads=loads)
@@ -94,10 +98,11 @@ def open_activations(
             share = len(rows[split][0]) / len(whole[0].rows)
             saves[split] = share * _saved_a_pass(whole) / views[0].precision.threads
 
+    mixed = any(is_mixed(request.config) for request in requests)
     reasons = [choices[request.key].reason for request in requests]
     unwritten = sorted({reason for reason in reasons if reason.startswith(UNWRITTEN)})
     of_train = [choices[request.key].reason for request in requests if "train" in request.splits]
-    return Activations(rows, saves, _reason(cut, of_train), tuple(unwritten), built.seconds)
+    return Activations(rows, saves, _reason(cut, of_train, mixed), tuple(unwritten), built.seconds)
 
 
 def _saved_a_pass(views: Sequence[Store]) -> float:
@@ -105,8 +110,10 @@ def _saved_a_pass(views: Sequence[Store]) -> float:
     return sum(len(store.rows) * float(store.about["seconds_per_image"]) for store in views) / len(views)
 
 
-def _reason(cut: Cut, reasons: Sequence[str]) -> str:
+def _reason(cut: Cut, reasons: Sequence[str], mixed: bool) -> str:
     """Why the training images have stores, or none."""
     if cut.modules == 0:
         return "nothing before the cut is frozen for good"
+    if mixed:
+        return "images are mixed anew in each batch (augment.mixup, augment.cutmix)"
     return reasons[0] if reasons else "augmented anew each epoch; cache.views=V would store V views"

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.config import Config, digest_of
+from finetune.config import AugmentConfig, Config, digest_of
 from finetune.data.augment import Augment, Preprocess
 from finetune.data.samples import DataSet
 from finetune.network.backbone import backbone_shapes
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, cut_of, depth_table
+from finetune.network.freeze import Cut, cut_of, depth_table, find_cut
 from finetune.network.weights import Weights
 from finetune.sharing.activations import Source, store_key
 from finetune.sharing.images import Images, find_data, images_key
@@ -95,11 +95,34 @@ def requests_of(
     return list(requests.values())
 
 
+def feature_requests(config: Config, images: Images, weights: Weights, preprocess: Preprocess) -> list[StoreRequest]:
+    """The stores of what the whole pretrained network makes of the training and validation images as they are.
+
+    They are small, and stored wherever stores are allowed.
+    """
+    cut = find_cut(backbone_shapes(config.model.backbone), "all", config.model.freeze_unit)
+    once = replace(
+        config,
+        augment=AugmentConfig(),
+        trainer=replace(config.trainer, epochs=1),
+        cache=replace(config.cache, mode="off" if config.cache.mode == "off" else "on"),
+    )
+    splits = {split: images.splits[split] for split in ("train", "val")}
+    return requests_of(once, replace(images, splits=splits), weights, cut, preprocess)
+
+
+def is_mixed(config: Config) -> bool:
+    """Whether training images are mixed with others of their batch."""
+    return config.augment.mixup > 0 or config.augment.cutmix > 0
+
+
 def _passes(config: Config) -> dict[str, dict[int | None, int]]:
     """How often a trial goes through each view of each split that could be stored; None is the images as they are."""
     epochs, count = config.trainer.epochs, config.cache.views
     train: dict[int | None, int] = {None: epochs}
-    if Augment.from_config(config.augment).random:
+    if is_mixed(config):  # and what the frozen layers make of a mixture is no mixture of what they make of its parts
+        train = {}
+    elif Augment.from_config(config.augment).random:
         train = {} if count is None else {view: len(range(view, epochs, count)) for view in range(min(count, epochs))}
     return {"train": train, "val": {None: epochs}, "test": {None: 1}}
 

@@ -90,6 +90,8 @@ class Search:
 
 def decides_store(key: str) -> bool:
     """Whether trials that differ in this key may use other stores of activations, or use them more often."""
+    if key == "model.head.init":  # which reads the features of all images
+        return True
     if key.startswith("model.head.") or key in ("data.batch_size", "data.workers"):
         return False
     return key.startswith(("model.", "data.", "augment.", "cache.", "trainer.")) or key == "seed"

@@ -16,6 +16,9 @@ from finetune.records.correct import pack
 from finetune.records.metric import sign_of, with_best
 from finetune.trial.metrics import measure
 
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images and labels to mixed ones, as `data.augment.build_mix` builds it."""
+
 
 class FineTune(pl.LightningModule):
     """A network that is trained, on batches of normalised images N x 3 x H x W, or of activations, and labels N.
@@ -37,17 +40,19 @@ class FineTune(pl.LightningModule):
         metric: str = "val/acc",
         class_weights: list[float] | None = None,
         rates: Mapping[str, float] = MappingProxyType({}),
+        mix: Mix | None = None,
     ):
         """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
 
         The batches of the `stored` splits, of `train`, `val` and `test`, are what the prefix would have made of them.
         `metric`, one of `config.METRICS`, chooses the best epoch. `class_weights` are those of the training loss alone,
         so that `val/loss` compares trials of any. `rates` are logged beside `lr`, as factors on it.
+        `mix` makes of a training batch another, whose labels are shares of the classes, N x classes.
         """
         super().__init__()
         self.network = network
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
-        self.metric, self.rates = metric, rates
+        self.metric, self.rates, self._mix = metric, rates, mix
         self.register_buffer(
             "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
         )
@@ -80,10 +85,12 @@ class FineTune(pl.LightningModule):
         """
         x, y = batch
         self._refuse_divergence()
+        if self._mix is not None:
+            x, y = self._mix(x, y)
         logits = self._logits["train"](x)
         loss = F.cross_entropy(logits, y, self.class_weights, label_smoothing=self.label_smoothing)
         self._losses.note(loss.detach())
-        self.train_figures.update(loss.detach(), logits.detach(), y)
+        self.train_figures.update(loss.detach(), logits.detach(), y if y.ndim == 1 else y.argmax(1))
         return loss
 
     def configure_gradient_clipping(

@@ -22,6 +22,7 @@ from finetune.records.result import Result
 from finetune.sharing.images import Images
 from finetune.sharing.prepare import Activations
 from finetune.trial.module import FineTune
+from finetune.trial.probe import Probe
 from finetune.trial.trainer import device_name, peak_memory_mb
 
 
@@ -51,6 +52,7 @@ def result_of(
     seconds: dict[str, float],
     ending: Ending,
     warnings: list[str],
+    probe: Probe | None = None,
 ) -> Result:
     """What a trial leaves, at whatever point it ended.
 
@@ -66,6 +68,7 @@ def result_of(
         seconds: By phase.
         ending: How training ended.
         warnings: Sentences.
+        probe: What fitting the head came to, where it was fitted.
     """
     validated = bool(module.history) and not config.trainer.refit
     last_epoch = module.history[-1] if module.history else {}
@@ -86,6 +89,7 @@ def result_of(
         correct=module.correct if validated and len(module.correct) == len(module.history) else [],
         val_images=len(images.splits["val"].images),
         val_labels="" if module.metric in PLAIN else pack_labels(images.splits["val"].labels),
+        probe_val_acc=None if probe is None else probe.val_acc,
         last={**last_epoch, **ending.test},
         classes=list(images.classes),
         seconds=seconds,

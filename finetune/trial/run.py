@@ -15,6 +15,7 @@ from torch import nn
 
 from finetune.config import Config, flat, trial_key
 from finetune.console import stages
+from finetune.data.augment import build_mix
 from finetune.data.balance import class_weights
 from finetune.data.batches import PixelData
 from finetune.errors import Interrupted, Pruned, Refused, one_line
@@ -29,6 +30,7 @@ from finetune.records.metric import Incumbent
 from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
 from finetune.sharing.facts import Facts
+from finetune.sharing.features import pretrained_features
 from finetune.sharing.images import Images, open_images
 from finetune.sharing.prepare import open_activations
 from finetune.sharing.requests import preprocess_of, requests_of
@@ -38,6 +40,7 @@ from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.callback import Heartbeat, TrialCallback
 from finetune.trial.module import FineTune
+from finetune.trial.probe import fit_head
 from finetune.trial.record import Ending, cache_account, digests_of, result_of, summary_of
 from finetune.trial.resume import Unfinished
 from finetune.trial.trainer import (
@@ -113,10 +116,25 @@ def _train(
     print(f"activations: {activations.reason}")
     clock.stop("data")
 
+    balance = class_weights(config.data.class_weights, images.splits["train"].labels, images.classes)
+    probe = None
+    if config.model.head.init == "probe":
+        features = pretrained_features(config, images, weights, preprocess, facts)
+        labels = {split: torch.from_numpy(images.splits[split].labels) for split in features}
+        probe = fit_head(network.head, features, labels, balance, config.optim.label_smoothing)
+        print(f"head fitted to pretrained features in {probe.seconds:.1f} s: val/acc {probe.val_acc:.4f}")
+        clock.stop("probe")
+
     precision = Precision.of(config.trainer)
     network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
-    balance = class_weights(config.data.class_weights, images.splits["train"].labels, images.classes)
-    module = build_module(network, config.optim, frozenset(activations.rows), config.trainer.metric, balance)
+    module = build_module(
+        network,
+        config.optim,
+        frozenset(activations.rows),
+        metric=config.trainer.metric,
+        class_weights=balance,
+        mix=build_mix(config.augment, len(images.classes)),
+    )
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop
     digests = digests_of(images, weights, cut, preprocess)
@@ -165,6 +183,7 @@ def _train(
         seconds=clock.seconds,
         ending=ending,
         warnings=[*warnings, *logger_warnings(trainer)],
+        probe=probe,
     )
     result.save(out)
     if ending.status != "interrupted":

@@ -24,7 +24,7 @@ from finetune.records.metric import sign_of
 from finetune.storage.system import peak_resident
 from finetune.trial.callback import TrialCallback
 from finetune.trial.groups import parameter_groups, rates
-from finetune.trial.module import FineTune, constant, cosine
+from finetune.trial.module import FineTune, Mix, constant, cosine
 from finetune.trial.wandb_logger import PatientLogger
 
 EXPECTED_WARNINGS = (
@@ -64,6 +64,7 @@ def build_module(
     stored: frozenset[str] = frozenset(),
     metric: str = "val/acc",
     class_weights: list[float] | None = None,
+    mix: Mix | None = None,
 ) -> FineTune:
     """The module that trains `network`; the batches of `stored` splits are activations."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
@@ -76,6 +77,7 @@ def build_module(
         stored=stored,
         metric=metric,
         class_weights=class_weights,
+        mix=mix,
         rates=rates(network, optim),
     )
 

@@ -1,12 +1,17 @@
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision.transforms.functional as vision
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from finetune.compose import compose_config
 from finetune.config import AugmentConfig
-from finetune.data.augment import Augment
+from finetune.data.augment import Augment, build_mix
+from finetune.records.result import outcome
+from finetune.trial.run import train
 
 NEUTRAL = Augment(flip=0.0, min_area=1.0, rotate=0.0, color=0.0, erase=0.0)
 ALL = Augment(flip=0.5, min_area=0.3, rotate=25.0, color=0.4, erase=0.5)
@@ -176,3 +181,51 @@ def test_a_digest_names_the_settings() -> None:
     digests = {augment.digest for augment in (ALL, NEUTRAL, *changed)}
     assert len(digests) == 7
     assert Augment(**asdict(ALL)).digest == ALL.digest
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixed_images_have_mixed_labels(name: str) -> None:
+    """Each image is so much of itself and so much of the image before it, as its label says."""
+    x, y = pictures(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    mix = build_mix(AugmentConfig(**{name: 1.0}), classes=3)
+    assert mix is not None
+    for seed in range(5):
+        torch.manual_seed(seed)
+        mixed, labels = mix(x, y)
+        share = float(labels[0, 0])
+        other = x.roll(1, 0)
+        torch.testing.assert_close(labels, share * one_hot(y, 3) + (1 - share) * one_hot(y.roll(1), 3))
+        if name == "mixup":
+            torch.testing.assert_close(mixed, share * x + (1 - share) * other)
+        else:
+            own = (mixed == x).all(1)
+            assert torch.equal(own | (mixed == other).all(1), torch.ones_like(own))
+            assert float(own.float().mean()) == pytest.approx(share, abs=1e-6)
+
+
+def test_with_both_each_batch_gets_one_and_with_none_there_is_none() -> None:
+    assert build_mix(AugmentConfig(flip=0.5), 3) is None
+    both = build_mix(AugmentConfig(mixup=1.0, cutmix=1.0), 3)
+    assert both is not None
+    torch.manual_seed(0)
+    x, y = pictures(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    pasted = [bool(((mixed == x) | (mixed == x.roll(1, 0))).all()) for mixed, _ in (both(x, y) for _ in range(20))]
+    assert 3 < sum(pasted) < 17
+
+
+def test_mixing_changes_no_digest_of_what_is_stored() -> None:
+    assert Augment.from_config(AugmentConfig(mixup=0.2, cutmix=1.0)) == NEUTRAL
+
+
+def test_mixed_training_images_have_no_store_and_cached_trials_equal_uncached_ones(
+    small: list[str], tmp_path: Path
+) -> None:
+    """Validation images have one all the same: what the frozen layers make of a mixture is not what is stored."""
+    words = [*small, "model.freeze_depth=3", "augment.mixup=0.2", "augment.cutmix=1", "data.class_weights=[1,2,3]"]
+    stored, computed = (
+        train(compose_config([*words, f"cache.mode={mode}", f"cache.dir={tmp_path}", f"out={tmp_path / mode}"]), words)
+        for mode in ("on", "off")
+    )
+    assert outcome(stored) == outcome(computed)
+    assert (stored.cache["train"], stored.cache["val"]) == ("computed", "stored")
+    assert stored.cache["reason"] == "images are mixed anew in each batch (augment.mixup, augment.cutmix)"
