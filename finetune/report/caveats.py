@@ -12,6 +12,7 @@ from finetune.config import limits
 from finetune.errors import counted
 from finetune.records.metric import followed_by, sign_of
 from finetune.records.predictions import Predictions
+from finetune.records.ranking import fold_of
 from finetune.records.result import Result
 from finetune.records.scores import wilson_interval
 from finetune.report.stats import REPEATS
@@ -225,8 +226,9 @@ def _mixed(records: Sequence[Result]) -> Iterator[str]:
     sizes = {str(r.config.get("data.size")) for r in complete}
     for name, things in (("dataset", "images"), ("split", "splits"), ("weights", "pretrained weights")):
         digests = {r.digests[name] for r in complete if r.digests.get(name)}
-        explained = name == "dataset" and len(sizes) > 1  # a swept size makes other pixels of the same images
-        if len(digests) > 1 and not explained:
+        # a swept size makes other pixels of the same images, and folds are splits that are meant
+        explained = {"dataset": len(sizes), "split": len({fold_of(r) for r in complete})}.get(name, 1)
+        if len(digests) > explained:
             yield f"The trials used {len(digests)} different {things}: their accuracies compare only within each."
 
     units = sorted({r.freeze_unit for r in complete})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from finetune.report.stats import Name
 from finetune.report.variance import USUAL_SPREAD, Bits, Variance, error_of, moderated
 
-_LEAST_SEEDS = 0.25
+_LEAST_SEEDS = 0.5
 """Share of the variance from repeat to repeat that is not of the images, at the least: it is itself only estimated."""
 
 

@@ -39,28 +39,26 @@ def plan_repeats(
 ) -> Repeats[Name]:
     """What to repeat next.
 
-    First, three new seeds for every configuration within reach of the best: whose lead may be chance. Then five, then
-    eight, where these would decide. The seed that explored chose the configurations, so it does not judge those that
-    have new ones; unless all that were tried are repeated, for then it chose none.
+    First, two new seeds for every configuration that may be better than the best by more than the margin. Then three,
+    five and eight, where these would decide. The seed that explored chose the configurations, so it does not judge
+    those that have new ones; unless all that were tried are repeated, for then it chose none.
 
     >>> rng = np.random.default_rng(0)
     >>> explored = {k: rng.random((1, 400)) < share for k, share in ((4, 0.5), (9, 0.8), (14, 0.8))}
     >>> plan_repeats(explored, {}, margin=0.02, most=18, tried=18).wanted
-    {9: 3, 14: 3}
+    {9: 2, 14: 2}
 
     Args:
         explored: The best configuration of each depth as the first seed found it, 1 x images.
         repeated: Of these, each repeat in order of its seed, 1 x images; None for one that failed.
         margin: The difference that is worth having, 0..1.
-        most: Repeats at the most, but for the first three of each.
+        most: Repeats at the most, but for the first of each; those nearest to the best come first.
         tried: Configurations from which the best of each depth were chosen.
     """
     leader = leader_of(explored)
     comparisons = compare(explored, leader, margin)
-    within_reach = [
-        name for name in explored if name == leader or comparisons[name].lead <= comparisons[name].half_width
-    ]
-    wanted = dict.fromkeys(within_reach, LOOKS[0])
+    within_reach = [name for name, row in comparisons.items() if row.lead + margin <= row.half_width]
+    wanted = {name: LOOKS[0] for name in explored if name == leader or name in within_reach}
 
     while all(len(repeated.get(name, ())) >= seeds for name, seeds in wanted.items()):
         explorer_judges = len(wanted) == tried
@@ -71,11 +69,28 @@ def plan_repeats(
         leader = leader_of(judged)
         comparisons = compare(judged, leader, margin)
 
-        more = {**wanted, **next_looks({name: wanted.get(name, 0) for name in explored}, comparisons, leader)}
-        if more == wanted or sum(more.values()) > most:
+        asked = next_looks({name: wanted.get(name, 0) for name in explored}, comparisons, leader)
+        more = _nearest_first(wanted, asked, comparisons, leader, most)
+        if more == wanted:
             return Repeats(wanted, True, leader, comparisons)
         wanted = more
     return Repeats(wanted, False, leader, comparisons)
+
+
+def _nearest_first(
+    wanted: Mapping[Name, int],
+    asked: Mapping[Name, int],
+    comparisons: Mapping[Name, Comparison],
+    leader: Name,
+    most: int,
+) -> dict[Name, int]:
+    """What is wanted, with as many of those asked for as make no more than the `most` repeats."""
+    granted = dict(wanted)
+    for name in sorted(asked.keys() - {leader}, key=lambda name: comparisons[name].lead):
+        more = {**granted, name: asked[name], leader: max(granted.get(leader, 0), asked[name])}
+        if sum(more.values()) <= most:
+            granted = more
+    return granted
 
 
 def _judging(explored: Bits, repeats: Sequence[Bits | None], explorer_judges: bool) -> Bits:

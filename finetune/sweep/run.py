@@ -20,7 +20,7 @@ from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
-from finetune.sweep.race import rate_of
+from finetune.sweep.race import race_order
 from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
 from finetune.sweep.spec import SweepSpec
@@ -110,7 +110,7 @@ def _in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]
     if spec.method == "bayes":
         return ()
     if sweep.races:  # which go by the next deeper cut, and by the larger learning rates
-        return sorted(planned_trials(spec, seed), key=lambda params: (sharing_order(params), -rate_of(params)))
+        return sorted(planned_trials(spec, seed), key=lambda params: (sharing_order(params), race_order(params)))
     if spec.target is not None or budget is not None:  # then it must not end lopsided
         return planned_trials(spec, seed, may_end_early=True)
     return sorted(planned_trials(spec, seed), key=sharing_order)

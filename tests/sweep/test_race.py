@@ -2,18 +2,18 @@
 
 import pytest
 
-from finetune.sweep.race import Ended, fell_behind, lost_deeper
+from finetune.sweep.race import Ended, fell_behind, lost_deeper, race_order
 
 CURVE = [0.50, 0.70, 0.80]
 WHOLE = [(0.01, CURVE)]
 
 
 def test_a_trial_is_granted_the_largest_gain_of_the_whole_trials_of_its_rate() -> None:
-    assert fell_behind([0.55], 0.01, WHOLE, images=10_000) is None, "0.55 + 0.30 is above 0.80"
+    assert fell_behind([0.57], 0.01, WHOLE, images=10_000) is None, "0.57 + 0.8 * 0.30 is above 0.80"
     behind = fell_behind([0.40], 0.01, WHOLE, images=10_000)
     assert behind is not None
-    assert (behind.epoch, behind.value) == (1, pytest.approx(0.70))
-    assert behind.threshold == pytest.approx(0.80 - 1.5 * ((0.7 * 0.3 + 0.8 * 0.2) / 10_000) ** 0.5)
+    assert (behind.epoch, behind.value) == (1, pytest.approx(0.64))
+    assert behind.threshold == pytest.approx(0.80 - 1.5 * ((0.64 * 0.36 + 0.8 * 0.2) / 10_000) ** 0.5)
     slow_starter = (0.01, [0.10, 0.20, 0.75])
     assert fell_behind([0.40], 0.01, [*WHOLE, slow_starter], images=10_000) is None, "one like that gained 0.65"
 
@@ -28,16 +28,16 @@ def test_a_trial_is_granted_the_gain_of_the_next_larger_rate_and_of_no_smaller_o
 
 
 def test_a_difference_that_may_be_chance_ends_no_trial() -> None:
-    assert fell_behind([0.45], 0.01, WHOLE, images=100) is None
-    assert fell_behind([0.45], 0.01, WHOLE, images=10_000) is not None
+    assert fell_behind([0.50], 0.01, WHOLE, images=100) is None
+    assert fell_behind([0.50], 0.01, WHOLE, images=10_000) is not None
     assert fell_behind([0.45], 0.01, WHOLE, images=0) is None, "of older records one does not know how many images"
 
 
 def test_the_first_epoch_that_tells_is_named_however_many_there_are() -> None:
-    behind = fell_behind([0.50, 0.45, 0.40], 0.01, WHOLE, images=10_000)
+    behind = fell_behind([0.57, 0.45, 0.40], 0.01, WHOLE, images=10_000)
     assert behind is not None
     assert behind.epoch == 2
-    assert fell_behind([0.50, 0.45], 0.01, WHOLE, images=10_000) == behind
+    assert fell_behind([0.57, 0.45], 0.01, WHOLE, images=10_000) == behind
 
 
 def test_the_first_of_a_depth_is_never_behind() -> None:
@@ -80,3 +80,9 @@ def test_only_the_next_deeper_cut_and_the_same_settings_count() -> None:
     assert lost(11, 0.1, heads, head=1) == 14
     assert lost_deeper(11, {"model.freeze_depth": 11}, [ended(14, 0.1, 0.5)]) is None, "no rate is swept"
     assert lost(11, 0.1, [ended(14, 0.1, 0.5, stopped=True)]) is None, "nothing was better there"
+
+
+def test_large_rates_come_first_and_small_heads_whatever_the_files_order() -> None:
+    trials = [{"optim.lr": rate, "model.head.hidden": head} for head in ([64, 32], [], [128]) for rate in (0.1, 0.3)]
+    ordered = [(trial["optim.lr"], trial["model.head.hidden"]) for trial in sorted(trials, key=race_order)]
+    assert ordered == [(0.3, []), (0.3, [64, 32]), (0.3, [128]), (0.1, []), (0.1, [64, 32]), (0.1, [128])]
