@@ -22,7 +22,7 @@ from floor import BATCH, epoch
 from finetune.compose import override
 from finetune.data.batches import PixelData
 from finetune.network.backbone import backbone_shapes
-from finetune.network.freeze import depth_table
+from finetune.network.depths import depth_table
 from finetune.records.result import Result
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare

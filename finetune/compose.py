@@ -72,10 +72,16 @@ def checked(cfg: DictConfig) -> Config:
     _check_class_weights(config.data.class_weights)
 
     depth = config.model.freeze_depth
+    in_shares = config.model.freeze_unit == "share"
     try:
         freeze_depth_number(depth)
     except ValueError as error:
         raise Refused(f"model.freeze_depth={depth!r} is not a depth; give a whole number or all") from error
+    if isinstance(depth, float) and not in_shares:
+        raise Refused(
+            f"model.freeze_depth={depth} is not a depth in {config.model.freeze_unit}s; give a whole number or all, "
+            "or set model.freeze_unit=share"
+        )
     if config.model.weights == "none" and depth != 0:
         raise Refused(
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "

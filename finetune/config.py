@@ -8,8 +8,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, cast
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "narrow_resnet50", "cnn5")
-FREEZE_UNITS = ("block", "stage", "layer", "tensor")
 METRICS = ("val/acc", "val/balanced_acc", "val/f1", "val/auroc", "val/loss")
+FREEZE_UNITS = ("block", "stage", "layer", "tensor", "share")
 TRIALS_PER_GPU = "FINETUNE_TRIALS_PER_GPU"
 """Environment variable: how many trials share this one's GPU; a sweep sets it."""
 
@@ -43,7 +43,7 @@ class ModelConfig:
     backbone: str = _one_of("resnet50", BACKBONES)
     weights: str = "IMAGENET1K_V1"
     """A weight name (torchvision's, or SHAPES60_V1 for narrow_resnet50), a .pth or .safetensors path, or `none`."""
-    freeze_depth: int | str = "all"
+    freeze_depth: int | float | str = "all"
     """Units frozen, counted from the input: 0 trains everything, the maximum or `all` trains the head alone."""
     freeze_unit: str = _one_of("block", FREEZE_UNITS)
     rest: str = _one_of("pretrained", ("pretrained", "scratch"))
@@ -209,19 +209,19 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
 
-def freeze_depth_number(freeze_depth: int | str, deepest: float = math.inf) -> float:
+def freeze_depth_number(freeze_depth: int | float | str, deepest: float = math.inf) -> float:
     """A freeze depth as a number to compare and sort by: `all` is the `deepest`, wherever that lies.
 
     >>> freeze_depth_number("all", deepest=17), freeze_depth_number(4)
     (17, 4)
 
     Raises:
-        ValueError: it is neither a whole number nor `all`.
+        ValueError: it is neither a number nor `all`.
     """
     if freeze_depth == "all":
         return deepest
     if isinstance(freeze_depth, str):
-        raise ValueError(f"{freeze_depth!r} is neither a whole number nor all")
+        raise ValueError(f"{freeze_depth!r} is neither a number nor all")
     return freeze_depth
 
 

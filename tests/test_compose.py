@@ -79,7 +79,7 @@ REFUSED = {
     "augment.flip=true": "augment.flip=true: value 'True' of type 'bool' could not be converted to Float",
     "model.head.hidden=3": "model.head.hidden=3: invalid value assigned: int is not a ListConfig, list or tuple.",
     "model.head.hidden=[a]": "model.head.hidden=[a]: value 'a' of type 'str' could not be converted to Integer",
-    "model.freeze_depth=1.5": "model.freeze_depth=1.5: value '1.5' of type 'float' is incompatible with",
+    "model.freeze_depth=1.5": "model.freeze_depth=1.5 is not a depth in blocks; give a whole number or all, or set",
     "optim.lr=0": "optim.lr=0.0 is out of range; it must be above 0",
     "optim.lr=-1": "optim.lr=-1.0 is out of range; it must be above 0",
     "seed=-1": "seed=-1 is out of range; it must be at least 0",

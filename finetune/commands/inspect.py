@@ -99,14 +99,14 @@ def depths(
         if value not in known:
             raise Refused(f"{name} {value!r} is not known; {nearest(value, known)}")
 
-    from finetune.network.backbone import build_backbone
-    from finetune.network.freeze import depth_table
+    from finetune.network.backbone import backbone_shapes
+    from finetune.network.depths import depth_table
 
     others = [other for other in FREEZE_UNITS if other != unit]
     table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
     for name in ("k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)):
         table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=name != "last frozen")
-    for row in depth_table(build_backbone(backbone), unit, size):
+    for row in depth_table(backbone_shapes(backbone, size), unit, size):
         table.add_row(
             str(row.k),
             row.name,

@@ -72,13 +72,14 @@ def _trained(path: Path, about: dict[str, str]) -> Classifier:
     network, classes = load_checkpoint(path)
     model = model_config(json.loads(about["model"]))
 
-    backbone = build_backbone(model.backbone)
+    preprocessing = InputSpec.parse(about["preprocessing"])
+    backbone = build_backbone(model.backbone, preprocessing.size)
     trained = [*network.prefix.children(), *network.suffix.children()]
     for module, source in zip(backbone.modules, trained, strict=True):
         module.load_state_dict(source.state_dict())
 
     head = cast(nn.Sequential, network.head)
-    return Classifier(backbone, head, model, classes, InputSpec.parse(about["preprocessing"]))
+    return Classifier(backbone, head, model, classes, preprocessing)
 
 
 def _exported(path: Path, about: dict[str, str]) -> Classifier:
@@ -90,10 +91,10 @@ def _exported(path: Path, about: dict[str, str]) -> Classifier:
     if checksum_noted != checksum(state, about):
         raise ValueError("its checksum differs")
 
-    backbone = build_backbone(model.backbone)
+    preprocessing = InputSpec.parse(about["preprocessing"])
+    backbone = build_backbone(model.backbone, preprocessing.size)
     settings = model.head
     head = build_head(backbone.width, settings.hidden, len(classes), settings.dropout, settings.activation)
-    preprocessing = InputSpec.parse(about["preprocessing"])
     classifier = Classifier(backbone, head, model, classes, preprocessing, bool(known.get("refit")))
     _fill(classifier, state)
     return classifier

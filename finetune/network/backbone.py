@@ -1,16 +1,15 @@
-"""Pretrained networks as units in forward order, and the weights they start from."""
+"""A network as units in forward order: what a freeze depth counts."""
 
 import functools
-import itertools
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
+
+from finetune.errors import Refused
+from finetune.network.catalog import cannot_take, create, create_empty, create_shapes, default_size
+from finetune.network.trace import Division, NotCuttable, NoValues, divide, refresh
 
 
 @dataclass(frozen=True)
@@ -23,73 +22,99 @@ class Backbone:
     units: Mapping[str, nn.Module]
     """The network's parts by name, in forward order; they share `model`'s modules."""
     pool: nn.Module
-    """Last unit's output, N x C x H x W, to features, N x width."""
+    """Last unit's output to features, N x width."""
     width: int
     """Features per image."""
     classifier: str = "fc"
-    """What torchvision calls the layers that the head replaces; weight files may hold them."""
+    """What the network calls the layer that the head replaces; weight files may hold it."""
 
     @property
     def modules(self) -> list[nn.Module]:
         """The units and then the pooling: what a cut lies between."""
         return [*self.units.values(), self.pool]
 
+    @functools.cached_property
+    def unit_parameters(self) -> Mapping[str, list[str]]:
+        """The names of each unit's parameters, in `model`'s order; one that several units use is the first one's."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        owners = dict[str, str]()
+        for unit, module in self.units.items():
+            for parameter in module.parameters():
+                owners.setdefault(names[id(parameter)], unit)
+        return {unit: [name for name in names.values() if owners.get(name) == unit] for unit in self.units}
 
-class NarrowResNet50(ResNet):
-    """ResNet50 at a quarter of the width: the same stem and 16 blocks, 1.5 M parameters, 512 features."""
+    @functools.cached_property
+    def parameter_names(self) -> list[str]:
+        """The parameters in forward order, unit by unit: what `freeze_unit=tensor` counts along."""
+        return [name for unit in self.units for name in self.unit_parameters[unit]]
 
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(16)
-        self.fc = nn.Linear(512, 1000)
+    def state_names(self, modules: Iterable[nn.Module]) -> set[str]:
+        """The names of what these modules hold, parameters and buffers, as `model` and weight files have them."""
+        held = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+        own = self.model.state_dict(keep_vars=True)
+        return {name for name, tensor in own.items() if id(tensor) in held}
 
-    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        if planes == 64:
-            self.inplanes = 16
-        layer: nn.Sequential = super()._make_layer(block, planes // 4, blocks, stride, dilate)
-        return layer
+    def refresh(self) -> None:
+        """Have the units hold what `model` holds, after parameters were replaced."""
+        for module in self.modules:
+            refresh(module, self.model)
 
 
-def build_backbone(name: str) -> Backbone:
-    """A randomly initialised backbone; `name` is one of `config.BACKBONES`."""
-    if name == "cnn5":
-        return _cnn5()
+def build_backbone(name: str, size: int | None = None, empty: bool = False) -> Backbone:
+    """A backbone, randomly initialised.
 
-    model: ResNet = NarrowResNet50() if name == "narrow_resnet50" else torchvision.models.get_model(name, weights=None)
-    width = int(model.fc.in_features)
-    model.fc = nn.Identity()
+    >>> build_backbone("resnet18").width
+    512
 
-    stem = nn.Sequential(OrderedDict((part, getattr(model, part)) for part in ("conv1", "bn1", "relu", "maxpool")))
-    stages = {part: getattr(model, part) for part in ("layer1", "layer2", "layer3", "layer4")}
-    blocks = {f"{stage}.{b}": block for stage, layer in stages.items() for b, block in enumerate(layer)}
-    return Backbone(name, model, {"stem": stem, **blocks}, nn.Sequential(model.avgpool, nn.Flatten(1)), width)
+    Args:
+        name: A network, as `network.catalog.create` takes it.
+        size: Height and width of its images, pixels; None is what its weights were trained with.
+        empty: Leave parameters and buffers on the meta device, for others to put values there.
+
+    Raises:
+        Refused: there is no such network, it does not take such images, or it cannot be cut.
+    """
+    size = size or default_size(name)
+    with torch.random.fork_rng(devices=[]):  # what is drawn below does not depend on whether this is known already
+        division = _division(name, size)
+    return _assembled(name, create_empty(name, size) if empty else create(name, size), division)
 
 
 @functools.cache
-def backbone_shapes(name: str) -> Backbone:
+def backbone_shapes(name: str, size: int | None = None) -> Backbone:
     """A backbone without values, to look at."""
-    with torch.device("meta"):
-        return build_backbone(name)
+    size = size or default_size(name)
+    division = _division(name, size)
+    return _assembled(name, create_shapes(name, size), division)
 
 
-def _cnn5() -> Backbone:
-    """Five 3 x 3 convolutions, each followed by BatchNorm, ReLU and 2 x 2 max pooling: the study's baseline."""
-    channels = (3, 32, 64, 128, 256, 256)
-    units: OrderedDict[str, nn.Module] = OrderedDict(
-        (
-            f"conv{i}",
-            nn.Sequential(
-                OrderedDict(
-                    conv=nn.Conv2d(before, after, 3, padding=1, bias=False),
-                    bn=nn.BatchNorm2d(after),
-                    relu=nn.ReLU(inplace=True),
-                    pool=nn.MaxPool2d(2, ceil_mode=True),
-                )
-            ),
-        )
-        for i, (before, after) in enumerate(itertools.pairwise(channels), start=1)
-    )
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    return Backbone("cnn5", nn.Sequential(units), units, pool, channels[-1])
+@functools.cache
+def _division(name: str, size: int) -> Division:
+    """How the network is divided; found once a process."""
+    try:
+        try:
+            return divide(create_shapes(name, size).eval(), size)
+        except NoValues:
+            with torch.device("cpu"):
+                return divide(create(name, size).eval(), size)
+    except NotCuttable as problem:
+        own = default_size(name)
+        if size != own and _can_be_cut(name, own):
+            raise cannot_take(name, size, problem) from problem
+        raise Refused(f"model.backbone={name} cannot be cut: {problem}; choose another network") from problem
+
+
+def _can_be_cut(name: str, size: int) -> bool:
+    try:
+        _division(name, size)
+    except Refused:
+        return False
+    return True
+
+
+def _assembled(name: str, model: nn.Module, division: Division) -> Backbone:
+    if division.classifier:
+        model.set_submodule(division.classifier, nn.Identity())
+
+    units = {part.name: part.of(model) for part in division.units}
+    return Backbone(name, model, units, division.rest.of(model), division.width, division.classifier or "fc")

@@ -100,10 +100,11 @@ def load_checkpoint(path: Path) -> tuple[Network, tuple[str, ...]]:
             raise ValueError("its checksum differs: the file was damaged")
         classes = tuple(json.loads(about["classes"]))
         model = model_config(json.loads(about["model"]))
+        size = InputSpec.parse(about["preprocessing"]).size
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"{path} is not a checkpoint of finetune ({error}); give a best.safetensors file") from error
 
-    backbone = backbone_shapes(model.backbone)
+    backbone = backbone_shapes(model.backbone, size)
     weights = read_weights(backbone, model.weights)
     cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
     frozen_digest = weights.digest_of(cut.frozen_part)
@@ -113,7 +114,7 @@ def load_checkpoint(path: Path) -> tuple[Network, tuple[str, ...]]:
             f"{frozen_digest[:12]}; restore the weights it was trained on"
         )
 
-    network = build_network(model, weights, cut, len(classes))
+    network = build_network(model, weights, cut, len(classes), size=size)
     network.load_trained_state(state)
     return network.eval(), classes
 

@@ -1,7 +1,5 @@
 """One network: a backbone that is cut at its freeze depth, with a new head."""
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +64,13 @@ class Network(nn.Module):
 
 
 def build_network(
-    model: ModelConfig, weights: Weights, cut: Cut, classes: int, seed: int = 0, with_prefix: bool = True
+    model: ModelConfig,
+    weights: Weights,
+    cut: Cut,
+    classes: int,
+    seed: int = 0,
+    with_prefix: bool = True,
+    size: int | None = None,
 ) -> Network:
     """Build, load and cut the network of a composed config.
 
@@ -77,18 +81,18 @@ def build_network(
         classes: Logits of the head.
         seed: Of torch's global generator, set anew before the random layers and again before the head.
         with_prefix: Load the frozen units too; without, they have shapes but no values, and cannot run.
+        size: Height and width of its images, pixels; None is what the network has by itself.
 
     Raises:
         Refused: weights that are no longer there, or cannot be read.
     """
     pretrained = model.rest == "pretrained" and model.weights != "none"
     torch.manual_seed(seed)
-    with torch.device("meta") if pretrained else contextlib.nullcontext():
-        backbone = build_backbone(model.backbone)
+    backbone = build_backbone(model.backbone, size, empty=pretrained)
 
     state = weights.state
     if not state:
-        needed = None if with_prefix else backbone.model.state_dict().keys() - cut.prefix
+        needed = None if with_prefix else {*backbone.model.state_dict()} - cut.prefix
         state = read_weights(backbone, model.weights, weights.digests, needed).state
     load_state(backbone, state, only=None if pretrained else cut.frozen_part)
     prefix, suffix = split_at(backbone, cut)

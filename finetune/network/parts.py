@@ -1,5 +1,7 @@
 """The parts of a cut network: the frozen prefix, the trained suffix, and how both lie in memory."""
 
+import contextlib
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -44,9 +46,9 @@ class SharedPrefix(FrozenPrefix):
         With `bf16` the weights of its convolutions are rounded here, once. Autocast would round them in each pass, for
         it remembers only those with a gradient; what comes out is the same to the bit.
         """
-        folded = cls(*(fuse(unit) for unit in prefix)).requires_grad_(False)
+        folded = cls(*map(_folded, prefix)).requires_grad_(False)
         for module in folded.modules() if bf16 else ():
-            if isinstance(module, nn.Conv2d):
+            if type(module) is nn.Conv2d:  # others may compute with their weights
                 module.to(torch.bfloat16)
         arrange_in_memory(folded, first_contiguous)
         folded.train()
@@ -74,6 +76,15 @@ class SharedPrefix(FrozenPrefix):
         return activations
 
 
+def _folded(unit: nn.Module) -> nn.Module:
+    """A copy of a frozen unit, its BatchNorms folded into the convolutions before them where it can be traced."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in unit.modules()):
+        with contextlib.suppress(Exception):  # whatever the unit's own code makes of a trace
+            folded: nn.Module = fuse(unit)
+            return folded
+    return copy.deepcopy(unit)
+
+
 def _filled(x: Tensor, count: int) -> Tensor:
     """`x` with images of zeros behind its own, `count` in all."""
     if len(x) == count:
@@ -87,7 +98,7 @@ def _filled(x: Tensor, count: int) -> Tensor:
 
 
 class Suffix(nn.Sequential):
-    """The trained units; BatchNorms of a partly frozen block, given as `pinned`, stay in eval mode."""
+    """The trained units; frozen modules among them, given as `pinned`, stay in eval mode."""
 
     def __init__(self, *parts: nn.Module, pinned: frozenset[nn.Module] = frozenset()):
         super().__init__(*parts)
@@ -95,10 +106,10 @@ class Suffix(nn.Sequential):
         self.train()
 
     def train(self, mode: bool = True) -> "Suffix":
-        """Set the mode of all but the pinned BatchNorms."""
+        """Set the mode of all but the pinned modules."""
         super().train(mode)
         for module in self.pinned:
-            module.eval()
+            module.training = False
         return self
 
 
@@ -145,7 +156,7 @@ def first_contiguous(name: str, size: int, precision: Precision) -> int | None:
     heavy = list[bool]()
     x = torch.empty(1, 3, size, size, device="meta")
     with torch.no_grad():
-        for unit in backbone_shapes(name).units.values():
+        for unit in backbone_shapes(name, size).units.values():
             x = unit.eval()(x)
             weights = sum(parameter.numel() for parameter in unit.parameters())
             heavy.append(weights >= max(_MANY_WEIGHTS, _WEIGHTS_PER_VALUE * x.numel()))

@@ -102,9 +102,10 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[
     counters = {
         name: torch.zeros_like(value, device="cpu")
         for name, value in own.items()
-        if value.is_meta and value.dtype == torch.int64
+        if value.is_meta and name.endswith("num_batches_tracked")
     }
     backbone.model.load_state_dict(counters | chosen, strict=False, assign=True)
+    backbone.refresh()
 
 
 def _as_single(path: Path, value: Tensor) -> Tensor:

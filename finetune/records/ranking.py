@@ -123,7 +123,7 @@ def configurations(records: Iterable[Result], objective: Objective = ACCURACY) -
     explored_by = exploring_seed(records, objective)
     groups = [_judging(trials, explored_by) for trials in members.values()]
 
-    def rank(trials: Sequence[Result]) -> tuple[bool, int, float, int, str]:
+    def rank(trials: Sequence[Result]) -> tuple[bool, int, float, float, str]:
         explored_only = explored_by is not None and trials[0].seed == explored_by
         return explored_only, -folds_behind(trials), *_rank(trials, objective)
 
@@ -181,7 +181,7 @@ def best_trial(trials: Sequence[Result], objective: Objective = ACCURACY) -> Res
     return max(trials, key=objective.score_of)
 
 
-def _rank(trials: Sequence[Result], objective: Objective) -> tuple[float, int, str]:
+def _rank(trials: Sequence[Result], objective: Objective) -> tuple[float, float, str]:
     mean = sum(objective.score_of(trial) for trial in trials) / len(trials)
     return (-mean, -(trials[0].freeze_depth or 0), min(trial.key for trial in trials))
 

@@ -35,8 +35,9 @@ class Result:
     """One of `STATUSES`."""
     reason: str
     """Why the trial did not end well; empty otherwise."""
-    freeze_depth: int | None
-    """k as a number, also where `all` was asked for; None when the trial died before it was known."""
+    freeze_depth: float | None
+    """k as a number, also where `all` was asked for; a whole one but where shares are counted. None when the trial
+    died before it was known."""
     freeze_unit: str
     seed: int
     val_acc_best: float | None

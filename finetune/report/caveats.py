@@ -132,7 +132,7 @@ def _few_trials(records: Sequence[Result], table: Table, judged: bool) -> Iterat
         )
 
 
-def _depth_names(depths: Sequence[int]) -> str:
+def _depth_names(depths: Sequence[float]) -> str:
     names = [f"k={depth}" for depth in depths]
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
 

@@ -15,7 +15,7 @@ from finetune.report.verdict import duration
 class Row:
     """The best configurations of one freeze depth."""
 
-    freeze_depth: int
+    freeze_depth: float
     a: Group | None
     b: Group | None
     ahead: Difference | None

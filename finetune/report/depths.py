@@ -27,6 +27,14 @@ class Depths:
     """Share of the backbone's parameters frozen, 0..1."""
     flops: tuple[float, ...]
     """Share of the forward pass before the cut, 0..1."""
+    in_shares: bool = False
+    """Whether depths are shares of these, 0..1, instead of their number."""
+
+    def place(self, depth: float) -> int | None:
+        """The entry that a depth stands for; None where there are not so many."""
+        last = len(self.names) - 1
+        place = round(depth * last) if self.in_shares else int(depth)
+        return place if place <= last else None
 
 
 def depths_of(backbone: str, unit: str) -> Depths | None:
@@ -35,8 +43,9 @@ def depths_of(backbone: str, unit: str) -> Depths | None:
     >>> depths_of("resnet18", "stage").names
     ('(nothing)', 'stem', 'layer1', 'layer2', 'layer3', 'layer4')
     """
-    row = _tables().get(backbone, {}).get(unit)
-    return row and Depths(tuple(row["names"]), tuple(row["parameters"]), tuple(row["flops"]))
+    in_shares = unit == "share"
+    row = _tables().get(backbone, {}).get("block" if in_shares else unit)
+    return row and Depths(tuple(row["names"]), tuple(row["parameters"]), tuple(row["flops"]), in_shares)
 
 
 def common_depths(records: Sequence[Result]) -> Depths | None:
@@ -47,11 +56,19 @@ def common_depths(records: Sequence[Result]) -> Depths | None:
 
 def unit_names(records: Sequence[Result]) -> str:
     """What k counts in these trials: `blocks`."""
-    return ", ".join(sorted({f"{record.freeze_unit}s" for record in records}))
+    names = {"share of the blocks" if r.freeze_unit == "share" else f"{r.freeze_unit}s" for r in records}
+    return ", ".join(sorted(names))
+
+
+def margin(records: Sequence[Result]) -> float:
+    """How far an axis of freeze depths goes beyond the last one."""
+    return 0.05 if {record.freeze_unit for record in records} == {"share"} else 0.5
 
 
 def deepest(backbone: str, unit: str) -> int | None:
     """The freeze depth that leaves only the head to train; None for an unknown backbone."""
+    if unit == "share":
+        return 1
     depths = depths_of(backbone, unit)
     return None if depths is None else len(depths.names) - 1
 

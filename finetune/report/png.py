@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.records.metric import sign_of
 from finetune.records.ranking import Objective
 from finetune.records.result import Result
-from finetune.report.depths import common_depths, unit_names
+from finetune.report.depths import common_depths, margin, unit_names
 from finetune.report.figures.base import BLUE, ORANGE, TICKS
 from finetune.report.figures.depth import beside, span
 from finetune.report.figures.verdict import MARKS, by_standing
@@ -144,16 +144,19 @@ def _plot_trials(axes: "Axes", complete: Sequence[Result], objective: Objective,
         )
 
 
-def _name_depths(axes: "Axes", depths: Sequence[int], complete: Sequence[Result]) -> None:
+def _name_depths(axes: "Axes", depths: Sequence[float], complete: Sequence[Result]) -> None:
     """Put the depths under the axis, each with the name of the last unit that it freezes where there is room."""
-    axes.set_xlim(min(depths) - 0.5, max(depths) + 0.5)
+    room = margin(complete)
+    axes.set_xlim(min(depths) - room, max(depths) + room)
     if len(depths) > TICKS:
         return
 
     known = common_depths(complete)
-    if known is None or max(depths) >= len(known.names) or len(depths) > _NAMED:
+    places = [None if known is None else known.place(depth) for depth in depths]
+    if known is None or None in places or len(depths) > _NAMED:
         axes.set_xticks(depths)
         return
 
-    labels = [f"{depth}\n{known.names[depth].strip('()')}" for depth in depths]
+    rows = [(depth, place) for depth, place in zip(depths, places, strict=True) if place is not None]
+    labels = [f"{depth}\n{known.names[place].strip('()')}" for depth, place in rows]
     axes.set_xticks(depths, labels)

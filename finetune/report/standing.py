@@ -75,8 +75,8 @@ def compare_depths(records: Sequence[Result], table: Table, best: Group) -> Stan
 
 
 def _judged(
-    entrants: Mapping[int | str, Group],
-    trials: Mapping[int | str, Sequence[Result]],
+    entrants: Mapping[float | str, Group],
+    trials: Mapping[float | str, Sequence[Result]],
     objective: Objective,
     best: Group,
     columns: Columns | None,
@@ -104,7 +104,7 @@ def _standing(row: Comparison | None) -> str:
     return "behind" if row.standing == "within" and row.loss <= 0 else row.standing
 
 
-def _over_seeds(entrants: Mapping[int | str, Group], table: Table, best: Group) -> tuple[Depth, ...]:
+def _over_seeds(entrants: Mapping[float | str, Group], table: Table, best: Group) -> tuple[Depth, ...]:
     """By t tests.
 
     Depth matters only if an analysis of variance over all depths says so at 5 %; then each depth is worse than the best
@@ -119,7 +119,7 @@ def _over_seeds(entrants: Mapping[int | str, Group], table: Table, best: Group) 
     overall = any_difference([group.scores for name, group in entrants.items() if group == best or name in p], step)
     depth_matters = overall is not None and overall < ALPHA
 
-    def standing(name: int | str, group: Group) -> str:
+    def standing(name: float | str, group: Group) -> str:
         if group == best:
             return "best"
         if name not in p:
@@ -132,6 +132,6 @@ def _over_seeds(entrants: Mapping[int | str, Group], table: Table, best: Group) 
     )
 
 
-def name_of(contender: int | str) -> str:
+def name_of(contender: float | str) -> str:
     """A freeze depth as `k=9`, settings as they are."""
-    return f"k={contender}" if isinstance(contender, int) else contender
+    return f"k={contender}" if not isinstance(contender, str) else contender

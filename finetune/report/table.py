@@ -25,7 +25,7 @@ from finetune.report.stats import half_width
 class Group:
     """The trials of one configuration: they differ in their seed alone, or in settings that change no result."""
 
-    freeze_depth: int
+    freeze_depth: float
     params: dict[str, Any]
     """Their overrides without the seed and the fold."""
     accuracies: tuple[float, ...]
@@ -52,7 +52,7 @@ class Group:
         return dict(zip(names, self.other_scores or self.accuracies, strict=True))
 
     @property
-    def rank(self) -> tuple[bool, int, float, int]:
+    def rank(self) -> tuple[bool, int, float, float]:
         """Less is better: the order of `ranking.configurations`."""
         return self.explored_only, -len(self.folds), -self.score, -self.freeze_depth
 
@@ -84,13 +84,13 @@ class Table:
     """Trials by status."""
     objective: Objective = ACCURACY
     """What the configurations are ranked by."""
-    complete_at: Mapping[int, int] = field(default_factory=dict)
+    complete_at: Mapping[float, int] = field(default_factory=dict)
     """By freeze depth, its complete trials: also those of the seed that explored, where new ones judge."""
 
     @property
     def best_per_depth(self) -> tuple[Group, ...]:
         """The best configuration of each freeze depth, by its score, in order of depth."""
-        first: dict[int, Group] = {}
+        first: dict[float, Group] = {}
         for group in self.groups:
             first.setdefault(group.freeze_depth, group)
         return tuple(first.values())
@@ -109,7 +109,7 @@ class Table:
         """The score of every trial that is compared."""
         return [score for group in self.groups for score in group.scores.values()]
 
-    def trials_at(self, freeze_depth: int) -> int:
+    def trials_at(self, freeze_depth: float) -> int:
         """How many complete trials have this depth."""
         return self.complete_at.get(freeze_depth, 0)
 
@@ -133,7 +133,7 @@ def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Tabl
         swept=_swept(records),
         counts={status: statuses.count(status) for status in STATUSES if status in statuses},
         objective=objective,
-        complete_at=Counter(int(record.freeze_depth or 0) for record in ranked(records)),
+        complete_at=Counter(record.freeze_depth or 0 for record in ranked(records)),
     )
 
 
@@ -141,12 +141,12 @@ _MOST_CONFIGURATIONS = 8
 """So many are compared where freeze depth is not swept."""
 
 
-def best_of_each(table: Table) -> dict[int | str, Group]:
+def best_of_each(table: Table) -> dict[float | str, Group]:
     """What a verdict compares: the best configuration of each freeze depth; of one depth alone, the best few.
 
     The name is the freeze depth, or the settings in words.
     """
-    per_depth: dict[int | str, Group] = {group.freeze_depth: group for group in table.best_per_depth}
+    per_depth: dict[float | str, Group] = {group.freeze_depth: group for group in table.best_per_depth}
     if len(per_depth) != 1:
         return per_depth
 

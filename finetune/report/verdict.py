@@ -161,13 +161,13 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
     return [f"The head alone (k={deepest_depth}) is {gap} behind, {how}, in {time} of the best's time."]
 
 
-def head_only_depth(records: Sequence[Result]) -> int | None:
+def head_only_depth(records: Sequence[Result]) -> float | None:
     """The freeze depth that leaves only the head to train; None where the records do not tell."""
     depths = {_deepest(record) for record in records if record.status == "complete"}
     return depths.pop() if len(depths) == 1 else None
 
 
-def _deepest(record: Result) -> int | None:
+def _deepest(record: Result) -> float | None:
     if freeze_depth_number(record.config.get("model.freeze_depth") or 0) == math.inf:
         return record.freeze_depth
     return deepest(str(record.config.get("model.backbone")), record.freeze_unit)
@@ -200,7 +200,7 @@ def _cost_of_grid(records: Sequence[Result], explored_by: int | None) -> float:
     return sum(sum(of_depth) / len(of_depth) for r in explored if (of_depth := seconds[r.freeze_depth]))
 
 
-def _depths(records: Sequence[Result]) -> set[int | None]:
+def _depths(records: Sequence[Result]) -> set[float | None]:
     return {record.freeze_depth for record in records}
 
 

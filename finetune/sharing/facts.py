@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.config import ModelConfig
+from finetune.config import Config
 from finetune.data.levels import Levels
 from finetune.data.remembered import file_state
 from finetune.network.backbone import backbone_shapes
@@ -136,19 +136,21 @@ def _split_facts(raw: Mapping[str, Any]) -> SplitFacts:
     return SplitFacts(raw["digest"], tuple(raw["labels"]), None if positions is None else tuple(positions))
 
 
-def weights_key(model: ModelConfig) -> str:
-    """Equal where the same weights are meant, from a file that has not changed."""
-    return f"{model.backbone} {model.weights} {file_state(Path(model.weights).expanduser())}"
+def weights_key(config: Config) -> str:
+    """Equal where the same weights are meant, from a file that has not changed, for images of the same size."""
+    model = config.model
+    return f"{model.backbone} {config.data.size} {model.weights} {file_state(Path(model.weights).expanduser())}"
 
 
-def find_weights(model: ModelConfig, facts: Facts) -> Weights:
-    """The weights of a network: as `facts` knows them, without values, or read and checked.
+def find_weights(config: Config, facts: Facts) -> Weights:
+    """The weights of a trial's network: as `facts` knows them, without values, or read and checked.
 
     Raises:
         Refused: weights that cannot be used.
     """
-    known = facts.weights.get(weights_key(model))
+    known = facts.weights.get(weights_key(config))
     if known is None:
-        weights = read_weights(backbone_shapes(model.backbone), model.weights)
+        model = config.model
+        weights = read_weights(backbone_shapes(model.backbone, config.data.size), model.weights)
         return Weights({}, weights.mean, weights.std, weights.digests, weights.note)
     return Weights({}, known.mean, known.std, known.digests, known.note)

@@ -59,7 +59,7 @@ def open_images(config: Config, facts: Facts, progress: Progress = no_progress) 
     images = None if known is None else _reopen(config, known)
     data = find_data(config) if images is None else None
 
-    weights = find_weights(config.model, facts)
+    weights = find_weights(config, facts)
     cut = cut_of(config)
 
     if images is None:

@@ -117,7 +117,7 @@ def _decide_and_build(
 def shared_prefix(request: StoreRequest) -> SharedPrefix:
     """The frozen units of a request's network, as they run on its device."""
     model, precision = request.config.model, request.precision
-    network = build_network(model, request.weights, request.cut, classes=2)
+    network = build_network(model, request.weights, request.cut, classes=2, size=request.config.data.size)
     assert isinstance(network.prefix, FrozenPrefix)
     first = first_contiguous(model.backbone, request.config.data.size, precision)
     prefix = SharedPrefix.of(network.prefix, first, precision.bf16)

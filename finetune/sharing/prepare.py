@@ -75,7 +75,7 @@ def _with(facts: Facts, config: Config, images: Images, weights: Weights) -> Fac
     return replace(
         facts,
         images={**facts.images, key: images.facts},
-        weights={**facts.weights, weights_key(config.model): known_weights},
+        weights={**facts.weights, weights_key(config): known_weights},
         folders=folders,
     )
 

@@ -13,8 +13,9 @@ from finetune.config import AugmentConfig, Config, digest_of
 from finetune.data.augment import Augment, Preprocess
 from finetune.data.samples import DataSet
 from finetune.network.backbone import backbone_shapes
+from finetune.network.depths import depth_table
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, cut_of, depth_table, find_cut
+from finetune.network.freeze import Cut, cut_of, find_cut
 from finetune.network.weights import Weights
 from finetune.sharing.activations import Source, store_key
 from finetune.sharing.images import Images, find_data, images_key
@@ -100,7 +101,7 @@ def feature_requests(config: Config, images: Images, weights: Weights, preproces
 
     They are small, and stored wherever stores are allowed.
     """
-    cut = find_cut(backbone_shapes(config.model.backbone), "all", config.model.freeze_unit)
+    cut = find_cut(backbone_shapes(config.model.backbone, config.data.size), "all", config.model.freeze_unit)
     once = replace(
         config,
         augment=AugmentConfig(),
@@ -143,7 +144,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
         stored_as, images = _stored_as(data_sets[pixels])
         sizes[f"pixels, {size} px"][pixels] = store_bytes(sum(images.values()), (size, size, 3), 1)
 
-        backbone, precision = backbone_shapes(model.backbone), Precision.of(config.trainer)
+        backbone, precision = backbone_shapes(model.backbone, size), Precision.of(config.trainer)
         cut = cut_of(config)
         if cut.modules == 0:
             continue

@@ -194,7 +194,7 @@ def unrecorded(
         key=trial.name,
         status=status,
         reason=reason,
-        freeze_depth=depth if isinstance(depth, int) else None,  # what `all` means was not found out
+        freeze_depth=depth if isinstance(depth, int | float) else None,  # what `all` means was not found out
         freeze_unit=known.get("model.freeze_unit", ""),
         seed=seed if isinstance(seed, int) else 0,
         val_acc_best=None,

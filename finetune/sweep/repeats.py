@@ -13,7 +13,7 @@ from finetune.report.judge import LOOKS, Comparison, compare, leader_of, next_lo
 from finetune.report.stats import Name
 from finetune.report.variance import Bits
 
-Contender = int | str
+Contender = float | str
 """A freeze depth, or the settings of a configuration where freeze depth is not swept."""
 
 

@@ -13,8 +13,9 @@ from finetune.compose import override_values
 from finetune.config import Config, flat, trial_key
 from finetune.data.augment import Preprocess
 from finetune.network.backbone import backbone_shapes
+from finetune.network.depths import depth_row
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, depth_table
+from finetune.network.freeze import Cut
 from finetune.network.weights import Weights
 from finetune.records.correct import pack_labels
 from finetune.records.metric import PLAIN
@@ -142,8 +143,8 @@ def cache_account(
 
 def summary_of(config: Config, cut: Cut, result: Result) -> dict[str, Any]:
     """What a dashboard shows of a run besides its metrics: its cost, and its row of the depth table."""
-    table = depth_table(backbone_shapes(config.model.backbone), config.model.freeze_unit, config.data.size)
-    row = table[cut.freeze_depth]
+    backbone = backbone_shapes(config.model.backbone, config.data.size)
+    row = depth_row(backbone, cut.freeze_depth, config.model.freeze_unit, config.data.size)
     return {
         **result.figures(),
         "frozen/last": row.name,

@@ -108,7 +108,8 @@ def _train(
 
         # 2. What it trains
         with_prefix = images.splits.keys() != activations.rows.keys()
-        network = build_network(config.model, weights, cut, len(images.classes), config.seed, with_prefix)
+        classes, size = len(images.classes), config.data.size
+        network = build_network(config.model, weights, cut, classes, config.seed, with_prefix, size)
 
     warnings = [*images.warnings, *([weights.note] if weights.note else []), *activations.warnings]
     for warning in warnings:
@@ -273,7 +274,7 @@ def _save_best(
     module: FineTune,
     images: Images,
     weights: Weights,
-    freeze_depth: int,
+    freeze_depth: int | float,
     frozen_digest: str,
 ) -> None:
     """Write the checkpoint of the best epoch, and what that said of the validation images."""

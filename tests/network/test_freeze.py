@@ -5,10 +5,10 @@ import torch
 import torchvision
 from torch import nn
 
-from finetune.config import FREEZE_UNITS
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
-from finetune.network.freeze import boundaries, depth_table, find_cut
+from finetune.network.depths import boundaries
+from finetune.network.freeze import find_cut
 from finetune.network.parts import split_at
 from finetune.network.weights import load_state
 from tests.network.test_backbone import scrambled
@@ -27,7 +27,7 @@ def resnet50() -> tuple[Backbone, nn.Module]:
     return backbone, theirs.eval()
 
 
-@pytest.mark.parametrize("unit", FREEZE_UNITS)
+@pytest.mark.parametrize("unit", RANGES)
 def test_suffix_of_prefix_is_torchvisions_forward_for_every_k(resnet50: tuple[Backbone, nn.Module], unit: str) -> None:
     backbone, theirs = resnet50
     x = torch.randn(1, 3, 32, 32)
@@ -43,7 +43,7 @@ def test_suffix_of_prefix_is_torchvisions_forward_for_every_k(resnet50: tuple[Ba
     assert len(seen) == len({find_cut(backbone, k, unit).modules for k in range(RANGES[unit] + 1)})
 
 
-@pytest.mark.parametrize("unit", FREEZE_UNITS)
+@pytest.mark.parametrize("unit", RANGES)
 def test_ranges_of_resnet50(resnet50: tuple[Backbone, nn.Module], unit: str) -> None:
     backbone, _ = resnet50
     assert len(boundaries(backbone, unit)) - 1 == RANGES[unit]
@@ -102,26 +102,6 @@ def test_frozen_batchnorm_policies(resnet50: tuple[Backbone, nn.Module]) -> None
     assert cuts["stats"].frozen == cuts["eval"].frozen
     freed = cuts["eval"].frozen - cuts["train"].frozen
     assert freed == {f"{norm}.{part}" for norm in cuts["eval"].pinned for part in ("weight", "bias")}
-
-
-def test_depth_table_of_resnet50(resnet50: tuple[Backbone, nn.Module]) -> None:
-    rows = depth_table(build_backbone("resnet50"), "block", 224)
-    assert [row.k for row in rows] == list(range(18))
-    everything = sum(p.numel() for p in torchvision.models.resnet50().parameters())
-    assert rows[-1].parameters == everything - (2048 + 1) * 1000
-    # shares of forward multiply-adds and sizes of activations as in the design's measurements
-    at = {row.name: row for row in rows}
-    shares = {"stem": 0.03, "layer1.2": 0.19, "layer2.3": 0.44, "layer3.5": 0.80, "layer4.2": 1.0}
-    assert {name: round(at[name].flop_share, 2) for name in shares} == shares
-    assert [at[name].shape for name in ("stem", "layer1.2", "layer3.5", "layer4.2")] == [
-        (64, 56, 56),
-        (256, 56, 56),
-        (1024, 14, 14),
-        (2048,),
-    ]
-    assert at["layer2.3"].same == {"block": "8", "stage": "3", "layer": "24", "tensor": "72"}
-    hundred = depth_table(build_backbone("resnet50"), "tensor", 224)[100]
-    assert (hundred.name, hundred.same["block"]) == ("layer3.2.conv3.weight", "10+")
 
 
 def test_a_cut_names_what_its_prefix_holds(resnet50: tuple[Backbone, nn.Module]) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from finetune.config import BACKBONES, FREEZE_UNITS
 from finetune.network.backbone import build_backbone
-from finetune.network.freeze import depth_table
+from finetune.network.depths import depth_table
 from finetune.report.depths import SIZE, deepest, depths_of
 
 

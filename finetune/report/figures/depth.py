@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from finetune.errors import counted
 from finetune.records.metric import sign_of
 from finetune.records.result import Result
-from finetune.report.depths import common_depths, unit_names
+from finetune.report.depths import common_depths, margin, unit_names
 from finetune.report.figures.base import (
     ORANGE,
     TICKS,
@@ -117,9 +117,9 @@ def configurations_figure(table: Table, complete: Sequence[Result], configuratio
     return plot
 
 
-def beside(depths: Sequence[int]) -> float:
+def beside(depths: Sequence[float]) -> float:
     """How far the trials lie to the left of their depth, where the mean has its interval and would hide them."""
-    return 0.016 * (max(depths) - min(depths) + 1)
+    return 0.016 * (max(depths) - min(depths) + (1 if max(depths) > 1 else 0.1))
 
 
 def span(depths: Sequence[Depth], complete: Sequence[Result], table: Table) -> list[float]:
@@ -164,20 +164,23 @@ def _hover_text(depth: Depth, table: Table) -> str:
     return f"{width}<br>{settings}, {counted(len(depth.group.accuracies), 'seed')}: {STANDINGS[depth.standing]}"
 
 
-def _name_depths(plot: go.Figure, depths: Sequence[int], complete: Sequence[Result]) -> None:
+def _name_depths(plot: go.Figure, depths: Sequence[float], complete: Sequence[Result]) -> None:
     """Write the units' names under the axis, and the shares that they freeze above the plot."""
-    ends = [min(depths) - 0.5, max(depths) + 0.5]
+    room = margin(complete)
+    ends = [min(depths) - room, max(depths) + room]
     plot.update_xaxes(title=f"freeze depth k ({unit_names(complete)})", range=ends)
     if len(depths) > TICKS:
         return
 
     plot.update_xaxes(tickvals=list(depths))
     known = common_depths(complete)
-    if known is None or max(depths) >= len(known.names):
+    places = [None if known is None else known.place(depth) for depth in depths]
+    if known is None or None in places:
         return
 
-    names = [f"<b>{depth}</b><br>{known.names[depth].strip('()')}" for depth in depths]
-    shares = [f"{known.parameters[depth]:.0%}<br>{known.flops[depth]:.0%}" for depth in depths]
+    rows = [(depth, place) for depth, place in zip(depths, places, strict=True) if place is not None]
+    names = [f"<b>{depth}</b><br>{known.names[place].strip('()')}" for depth, place in rows]
+    shares = [f"{known.parameters[place]:.0%}<br>{known.flops[place]:.0%}" for _, place in rows]
     plot.update_layout(
         xaxis_ticktext=names,
         xaxis2={

@@ -28,7 +28,7 @@ def rates_figure(complete: Sequence[Result], objective: Objective) -> go.Figure:
     bands = _bands(sorted({_rate(record) for record in complete}))
     depths = sorted({record.freeze_depth for record in complete if record.freeze_depth is not None})
 
-    def mean(band: tuple[float, float], depth: int) -> float | None:
+    def mean(band: tuple[float, float], depth: float) -> float | None:
         low, high = band[0] * (1 - _SAME), band[1] * (1 + _SAME)
         values = [objective.shown(r) for r in complete if r.freeze_depth == depth and low <= _rate(r) <= high]
         return sum(values) / len(values) if values else None

@@ -164,14 +164,14 @@ _ROOM = 0.04
 """Share of the longest bar that has room for a number, on a phone too."""
 
 
-def spent(records: Sequence[Result], explored_by: int | None) -> dict[str, dict[int, list[float]]]:
+def spent(records: Sequence[Result], explored_by: int | None) -> dict[str, dict[float, list[float]]]:
     """The seconds of each trial by what it was for, one of `SPENT`, and by freeze depth; without one it is left out.
 
     Args:
         records: All of a sweep's.
         explored_by: The seed that explored; None where there are no repeats.
     """
-    seconds: dict[str, dict[int, list[float]]] = {purpose: {} for purpose in SPENT}
+    seconds: dict[str, dict[float, list[float]]] = {purpose: {} for purpose in SPENT}
     for record in records:
         if record.freeze_depth is not None:
             seconds[_purpose(record, explored_by)].setdefault(record.freeze_depth, []).append(record.total_seconds)
@@ -186,7 +186,7 @@ def _purpose(record: Result, explored_by: int | None) -> str:
     return "explored whole" if record.status == "complete" else "stopped or not started"
 
 
-def spent_figure(seconds: Mapping[str, Mapping[int, Sequence[float]]]) -> go.Figure:
+def spent_figure(seconds: Mapping[str, Mapping[float, Sequence[float]]]) -> go.Figure:
     """A bar a freeze depth: how long its trials took, by what they were for; the numbers in it count them."""
     depths = sorted({depth for of_depth in seconds.values() for depth in of_depth})
     longest = max(sum(sum(of_depth.get(depth, ())) for of_depth in seconds.values()) for depth in depths)

@@ -1,0 +1,207 @@
+"""Where networks come from: this package, torchvision, timm, and whoever registers one. Builds them; knows no cuts."""
+
+import functools
+import importlib.util
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from finetune.errors import Refused, nearest
+
+TIMM = "timm/"
+"""What the names of timm's networks begin with here."""
+_GOOGLE: dict[str, Any] = {"aux_logits": False, "init_weights": True, "transform_input": True}
+_OPTIONS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
+"""As torchvision builds them for their pretrained weights, without the classifiers that only scratch training uses."""
+
+
+class NarrowResNet50(ResNet):
+    """ResNet50 at a quarter of the width: the same stem and 16 blocks, 1.5 M parameters, 512 features."""
+
+    def __init__(self) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
+        self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(512, 1000)
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes = 16
+        layer: nn.Sequential = super()._make_layer(block, planes // 4, blocks, stride, dilate)
+        return layer
+
+
+def _cnn5() -> nn.Module:
+    """Five 3 x 3 convolutions, each followed by BatchNorm, ReLU and 2 x 2 max pooling: the study's baseline."""
+    channels = (3, 32, 64, 128, 256, 256)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        (
+            f"conv{i}",
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(before, after, 3, padding=1, bias=False),
+                    bn=nn.BatchNorm2d(after),
+                    relu=nn.ReLU(inplace=True),
+                    pool=nn.MaxPool2d(2, ceil_mode=True),
+                )
+            ),
+        )
+        for i, (before, after) in enumerate(itertools.pairwise(channels), start=1)
+    )
+    return nn.Sequential(layers | {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(1)})
+
+
+_OWN: Mapping[str, Callable[[], nn.Module]] = {"narrow_resnet50": NarrowResNet50, "cnn5": _cnn5}
+
+
+def create(name: str, size: int | None = None) -> nn.Module:
+    """A randomly initialised network, with or without its classifier.
+
+    Args:
+        name: One of this package, of torchvision's classification networks, or `timm/NAME` with or without a tag.
+        size: Height and width of the images, for networks whose parameters depend on it; None is what it has by itself.
+
+    Raises:
+        Refused: there is no such network, or it cannot take images of that size.
+    """
+    if name in _OWN:
+        return _OWN[name]()
+    if name.startswith(TIMM):
+        return _of_timm(name, size)
+    if name not in torchvision_names():
+        known = [*_OWN, *torchvision_names()]
+        raise Refused(f"model.backbone={name} is not known; {nearest(name, known)}")
+
+    options = _OPTIONS.get(name, {})
+    if name.startswith("vit_") and size is not None:
+        options = {"image_size": size}
+    return _built(name, size, lambda: torchvision.models.get_model(name, weights=None, **options))
+
+
+def _of_timm(name: str, size: int | None) -> nn.Module:
+    timm, bare = timm_package(name), name.removeprefix(TIMM)
+    if not timm.is_model(bare.partition(".")[0]):
+        names = timm.list_models()
+        raise Refused(f"model.backbone={name} is not known; {nearest(bare.partition('.')[0], names)}")
+
+    settings = timm_settings(name)
+    fixed = settings.get("fixed_input_size") and size not in (None, settings["input_size"][-1])
+    options = {"img_size": size} if fixed else {}
+    return _built(name, size, lambda: timm.create_model(bare, pretrained=False, num_classes=0, **options))
+
+
+def _built(name: str, size: int | None, build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, NotImplementedError):  # the meta device lacks something
+            raise
+        raise cannot_take(name, size, error) from error
+
+
+def cannot_take(name: str, size: int | None, error: BaseException) -> Refused:
+    """What to say of a size that a network refuses."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return Refused(
+        f"{name} cannot take images of {size} x {size} ({reason}); set data.size={default_size(name)}, its own"
+    )
+
+
+def timm_package(name: str) -> Any:
+    """The package timm.
+
+    Raises:
+        Refused: it is not installed.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise Refused(f"model.backbone={name} needs timm, which is missing; pip install 'finetune[timm]'")
+
+    import timm
+
+    return timm
+
+
+@functools.cache
+def timm_settings(name: str) -> Mapping[str, Any]:
+    """What timm knows of a network's pretrained weights: input size, mean, std and more.
+
+    Raises:
+        Refused: no weights have that tag; the message lists those there are.
+    """
+    timm_package(name)
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    bare = name.removeprefix(TIMM)
+    try:
+        settings = get_pretrained_cfg(bare, allow_unregistered=False)
+    except RuntimeError as error:
+        architecture = bare.partition(".")[0]
+        tags = [known.partition(".")[2] for known in list_pretrained(f"{architecture}.*")]
+        tags = [tag for tag in tags if tag]
+        raise Refused(f"model.backbone={name}: {architecture} has no such weights; {nearest(bare, tags)}") from error
+    return {} if settings is None else dict(settings.to_dict())
+
+
+@functools.cache
+def torchvision_names() -> tuple[str, ...]:
+    """torchvision's classification networks."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def default_size(name: str) -> int:
+    """Height and width that a network's weights were trained with, pixels; 224 where that is not known."""
+    if name.startswith(TIMM):
+        return int(timm_settings(name).get("input_size", (3, 224, 224))[-1])
+    if name in torchvision_names() and name not in _OWN:
+        weights = list(torchvision.models.get_model_weights(name))
+        return int(weights[0].transforms().crop_size[0]) if weights else 224
+    return 224
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves new parameters as they are: drawing them takes most of the time that building a network takes."""
+
+    _DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def create_empty(name: str, size: int | None = None) -> nn.Module:
+    """A network whose parameters and buffers, still to be read, are on the meta device; its other tables are there."""
+    try:
+        with torch.device("meta"):
+            model = create(name, size)
+    except NotImplementedError:  # it computes with values while it is built
+        return _create_undrawn(name, size)
+
+    kept = model.state_dict().keys()
+    tables = [buffer for path, buffer in model.named_buffers() if path not in kept]
+    return _create_undrawn(name, size) if tables else model
+
+
+def _create_undrawn(name: str, size: int | None) -> nn.Module:
+    with torch.device("cpu"), _Undrawn():
+        model = create(name, size)
+    empty = {path: value.to("meta") for path, value in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
+    return model
+
+
+def create_shapes(name: str, size: int | None = None) -> nn.Module:
+    """A network wholly on the meta device, to look at."""
+    try:
+        with torch.device("meta"):
+            return create(name, size)
+    except NotImplementedError:
+        return _create_undrawn(name, size).to("meta")
