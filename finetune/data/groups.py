@@ -59,7 +59,7 @@ def choose_groups(
     Groups are gone through in random order, and taken where that brings the shares nearer.
 
     >>> choose_groups([0, 0, 1, 1, 0, 1], ["a", "a", "b", "b", "c", "d"], 0.4, 0, ["ant", "bee"], "photos")
-    [4, 5]
+    [2, 3, 4]
 
     Args:
         labels: Class numbers.

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune import __version__
 from finetune.compose import compose_config
 from finetune.config import trial_key
 from finetune.errors import Refused
@@ -128,7 +129,7 @@ def test_a_folder_of_older_code_holds_the_same_sweep(tmp_path: Path, name: str) 
     data = ("pixels_labels", "weights")
     refuse_another(spec, folder, 7, data)
     claim(spec, folder, 7, data, trials=5, objective=ACCURACY)
-    expected = {**FOLDERS[name], "version": VERSION}
+    expected = {**FOLDERS[name], "version": VERSION, "finetune": __version__}
     if name == "race":  # a race is how any sweep may explore now
         expected |= {"digest": spec_digest(spec), "search": "grid, maximize val/acc_best, target None, stopping none"}
     assert unsealed((folder / SWEEP).read_bytes()) == expected
