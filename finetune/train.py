@@ -23,6 +23,8 @@ from finetune.sharing.prepare import prepare as prepare_sharing
 from finetune.storage.durable import refuse_unwritable, remove_leftovers
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
+from finetune.trial.calibration import Calibration
+from finetune.trial.calibration import calibrate as measure
 from finetune.trial.run import train
 from finetune.visible_gpus import show_gpu
 
@@ -40,6 +42,15 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
     for cache in {config.cache.dir for config, _ in trials}:
         remove_leftovers(Path(cache).expanduser())
     return prepare_sharing(trials, stores, progress)
+
+
+def calibrate(configs: Sequence[tuple[Sequence[str], int]]) -> Calibration:
+    """What kinds of trials cost here, given as overrides with the number of trials like them.
+
+    Raises:
+        Refused: a config, data set or weights that cannot be used.
+    """
+    return measure([(compose_config(overrides), count) for overrides, count in configs])
 
 
 def run_trial(

@@ -21,14 +21,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from finetune.sweep import estimate
 from finetune.sweep.children import CONTEXT, ready_server
 
 PRELOAD = ["finetune.sweep.preload", "tests.warm"]
 """What the server imports: what the product's own does, then what trials of tests use besides."""
+MEASURE = estimate.__dict__["_measured"]
+"""What measures this machine before a sweep."""
 
 
 def use_warm_server() -> None:
-    """Have all children of this process, trials of sweeps among them, forked from the warm server."""
+    """Have all children of this process, trials of sweeps among them, forked from the warm server.
+
+    Sweeps are not estimated before they run: that measures the machine for seconds, and is tested by itself.
+    """
+    estimate.__dict__["_measured"] = lambda asked, slots: []
     CONTEXT.set_forkserver_preload(PRELOAD)
     ForkServerProcess.__init__ = _remember_surroundings  # type: ignore[method-assign, assignment]
     ForkServerProcess.run = _run_there  # type: ignore[method-assign]

@@ -17,7 +17,9 @@ from finetune.errors import Interrupted, Refused, counted
 if TYPE_CHECKING:
     from finetune.config import Config
     from finetune.records.result import Result
-    from finetune.sweep.state import Sweep
+    from finetune.sweep.estimate import Estimate
+    from finetune.sweep.spec import SweepSpec
+    from finetune.sweep.state import Forecast, Sweep
     from finetune.sweep.stopping import Hyperband
 
 
@@ -73,11 +75,16 @@ def sweep(
     )
     try:
         with watching() as (watch, show):
-            ended = run_sweep(spec, folder, options, seed, watch, show)
+            ended = run_sweep(spec, folder, options, seed, watch, show, _announce)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + this_command())
         raise
     return _conclude(ended)
+
+
+def _announce(estimate: "Estimate", races: bool) -> None:
+    """Say what a sweep will take, in a line."""
+    console.print(estimate.lines(races)[0])
 
 
 def _conclude(ended: "Sweep") -> int:
@@ -103,6 +110,8 @@ def _conclude(ended: "Sweep") -> int:
         console.print(f"no trial succeeded; the first reason: {reason} (mended? --retry-failed runs them again)")
         return 4
 
+    if ended.forecast is not None and ended.forecast.estimated > 0:
+        _print_error(ended.forecast)
     _print_next_steps(ended, ended.best)
     failed = sum(result.status == "failed" for result in ended.results)
     if ended.out_of_time:
@@ -114,6 +123,17 @@ def _conclude(ended: "Sweep") -> int:
         )
         return 3
     return 0
+
+
+def _print_error(forecast: "Forecast") -> None:
+    """Say how far off the estimate was, for the epochs that were run; how many those would be nobody could know."""
+    from finetune.report.verdict import duration
+
+    off = forecast.took / forecast.estimated - 1
+    console.print(
+        f"time: the trials took {duration(forecast.took)}; what ran was estimated at {duration(forecast.estimated)} "
+        f"({off:+.0%})"
+    )
 
 
 def _print_next_steps(ended: "Sweep", best: "Result") -> None:
@@ -189,10 +209,12 @@ def plan(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Reckon with so many GPUs like the first one here.")] = None,
 ) -> int:
     """Check a sweep file; nothing is run.
 
-    Prints what it would run, here or under W&B's agents, and the first commands.
+    Prints what it would run, here or under W&B's agents, how large its stores would be and how long it would take, and
+    the first commands. The time is measured on this machine, in 20 seconds at the most.
     """
     from finetune.compose import compose_config
     from finetune.network.freeze import cut_of
@@ -215,6 +237,7 @@ def plan(
 
         for what, count in planned_stores(configs).items():
             console.print(f"  store: {what}: {count / 1e6:,.1f} MB")
+        _print_time(spec, seed, gpus, configs)
 
     search = Search(spec, seed)
     for _ in range(1 if spec.method == "bayes" else 3):  # what bayes proposes next depends on the first's outcome
@@ -224,6 +247,30 @@ def plan(
     for problem in spec.not_for_agents:
         console.print(f"W&B's own agents cannot run this file: {problem}")
     return 0
+
+
+def _print_time(spec: "SweepSpec", seed: int, gpus: int | None, configs: "Sequence[Config]") -> None:
+    """Measure, and say, how long a sweep would take on this machine.
+
+    Raises:
+        Refused: GPUs are to be reckoned with, and there is none to measure.
+    """
+    from finetune.sweep.estimate import estimate_sweep
+    from finetune.sweep.launch import local_slots
+    from finetune.sweep.prepare import usable_gpus
+    from finetune.sweep.run import races_by_default
+
+    here = [] if all(config.trainer.accelerator == "cpu" for config in configs) else list(usable_gpus())
+    if gpus is not None and not here:
+        raise Refused(f"--gpus {gpus}: there is no GPU here to measure; leave it out, or plan where one is")
+
+    slots = local_slots(here[:1] * gpus if gpus else here)
+    estimate = estimate_sweep(spec, slots, seed)
+    if estimate is None:
+        console.print("time: could not be measured here")
+        return
+    for line in estimate.lines(races_by_default(spec)):
+        console.print(line)
 
 
 def _stopping_line(hyperband: "Hyperband", configs: "Sequence[Config]") -> str:

@@ -81,7 +81,7 @@ def requests_of(
         return []
 
     precision = Precision.of(config.trainer)
-    passes = _passes(config)
+    passes = passes_of(config)
     requests = dict[str, StoreRequest]()
     for split, pixels in images.splits.items():
         share, positions = len(pixels.images) / len(pixels.images.whole), pixels.images.positions
@@ -117,7 +117,7 @@ def is_mixed(config: Config) -> bool:
     return config.augment.mixup > 0 or config.augment.cutmix > 0
 
 
-def _passes(config: Config) -> dict[str, dict[int | None, int]]:
+def passes_of(config: Config) -> dict[str, dict[int | None, int]]:
     """How often a trial goes through each view of each split that could be stored; None is the images as they are."""
     epochs, count = config.trainer.epochs, config.cache.views
     train: dict[int | None, int] = {None: epochs}
@@ -152,7 +152,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
         blocks = min(cut.modules, len(backbone.units))
         shape = depth_table(backbone, "block", size)[blocks].shape
         stores = sizes[f"activations after {blocks} blocks of {model.backbone}, {size} px"]
-        for split, views in _passes(config).items():
+        for split, views in passes_of(config).items():
             for view in views if split in stored_as else ():
                 stored = stored_as[split]
                 augmented = None if view is None else (view, config.seed, asdict(config.augment))

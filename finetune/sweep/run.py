@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from finetune.compose import compose_config
-from finetune.config import digest_of
-from finetune.records.ranking import REPEATED, Objective
+from finetune.config import digest_of, key_of
+from finetune.records.layout import RECORD, TRIALS
+from finetune.records.ranking import MARGIN, REPEATED, Objective
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress, no_progress
 from finetune.storage.store import stores_in_use
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.coordinator import Coordinator
+from finetune.sweep.estimate import Estimate, estimate_sweep
 from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse_unusable
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
@@ -24,7 +27,7 @@ from finetune.sweep.race import race_order
 from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
 from finetune.sweep.search import Params, Search, corners, decides_store, planned_trials, sharing_order, size
 from finetune.sweep.spec import SweepSpec
-from finetune.sweep.state import Options, Sweep
+from finetune.sweep.state import Forecast, Options, Sweep
 
 _AS_USUAL = Options()
 
@@ -36,6 +39,7 @@ def run_sweep(
     seed: int = 0,
     watch: Callable[[Sweep, Result | None], None] = lambda sweep, ended: None,
     show: Progress = no_progress,
+    announce: Callable[[Estimate, bool], None] | None = None,
 ) -> Sweep:
     """Run, or continue, a sweep until no trial is left; every trial leaves its record under `folder/trials/`.
 
@@ -52,6 +56,8 @@ def run_sweep(
         seed: The seed of the search, not of the trials.
         watch: Called a few times a second, and with each trial's record as it ends.
         show: Called while data and activations are prepared, with what, how much of it, and the total.
+        announce: Called first, with what the trials that are left will take, and whether they race; that is measured
+            for it in 20 seconds at the most. Not with a budget, nor on a cluster.
 
     Raises:
         Refused: bad values, data or weights, or another sweep in `folder`; nothing was written.
@@ -72,6 +78,16 @@ def run_sweep(
     gpus = [] if cluster else chosen_gpus(usable_gpus(), options.gpus)
     if gpus and not _on_gpus(spec):
         gpus = []
+    slots = local_slots(gpus, options.workers, options.trials_per_gpu)
+    objective = _objective(spec, settings_of, options.margin)
+    sweep = Sweep(spec, folder, size(spec), objective)
+    recorded = {file.parent.name for file in (folder / TRIALS).glob(f"*/{RECORD}")}
+    estimate = None
+    if announce is not None and cluster is None and options.budget is None:
+        estimate = estimate_sweep(spec, slots, seed, lambda params: key_of(settings_of(params)) not in recorded)
+        if estimate is not None:
+            announce(estimate, sweep.races)
+
     # under a budget each trial stores what it needs, for many may never be reached
     stores = cluster is None and options.budget is None
     prepared = check_and_prepare([*_to_prepare(spec, seed), *_other_folds(spec)], stores, show, gpus)
@@ -82,11 +98,6 @@ def run_sweep(
     refuse_unusable(folder)
 
     # 4. The trials
-    objective = Objective(spec.metric, spec.goal)
-    if options.margin is not None and not _repeats_itself(spec):
-        explored_by = int(settings_of(corners(spec)[0])["seed"])
-        objective = replace(objective, margin=options.margin, explored_by=explored_by)
-    sweep = Sweep(spec, folder, size(spec), objective)
     search = Search(spec, seed, _in_order(sweep, seed, options.budget))
     with alone(folder), stores_in_use(prepared.stores):
         remove_leftovers(folder)
@@ -95,13 +106,24 @@ def run_sweep(
         environment = {"WANDB_RUN_GROUP": spec.name}
         launcher: Launcher
         if cluster is None:
-            slots = local_slots(gpus, options.workers, options.trials_per_gpu)
             launcher = LocalLauncher(slots, environment, prepared.shared)
         else:
             launcher = ClusterLauncher(cluster, folder, environment, prepared.shared)
         reusable = ReusableRecords(spec, options.reuse, data) if options.reuse else None
+        started = time.monotonic()
         Coordinator(sweep, settings_of, search, launcher, options, watch, reusable, deadline).run()
+        if estimate is not None and not sweep.taken:
+            new = [(t.params, t.result) for t in sweep.finished if t.result.key not in recorded]
+            sweep.forecast = Forecast(estimate.of_those_that_ran(new), time.monotonic() - started)
     return sweep
+
+
+def _objective(spec: SweepSpec, settings_of: Callable[[Params], dict[str, Any]], margin: float | None) -> Objective:
+    """What a sweep optimises, and how its trials are judged."""
+    objective = Objective(spec.metric, spec.goal)
+    if margin is None or _repeats_itself(spec):
+        return objective
+    return replace(objective, margin=margin, explored_by=int(settings_of(corners(spec)[0])["seed"]))
 
 
 def _in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]:
@@ -137,6 +159,11 @@ def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
     only_checked = [(end, 0) for end in ends if end not in examples.values()]
     counted = [(params, counts[name]) for name, params in examples.items()]
     return [(spec.overrides(params), count) for params, count in [*only_checked, *counted]]
+
+
+def races_by_default(spec: SweepSpec) -> bool:
+    """Whether `finetune sweep` races with this file: it stops trials, and repeats what decides."""
+    return Sweep(spec, Path(), size(spec), _objective(spec, trial_settings(spec), margin=MARGIN)).races
 
 
 def _repeats_itself(spec: SweepSpec) -> bool:

@@ -109,6 +109,14 @@ class Finished:
         return cls(params, result, spec.curve(result.history), place, settled)
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of the trials that this call ran, all workers together."""
+
+    estimated: float
+    took: float
+
+
 @dataclass
 class Sweep:
     """The state of one sweep: what finished, what runs. Rebuilt from the records at every start."""
@@ -134,6 +142,8 @@ class Sweep:
     """What is repeated, and why; None while it explores, and where it repeats nothing."""
     capacity: int = 1
     """Trials at a time."""
+    forecast: Forecast | None = None
+    """What the trials that ran were to take, and took; None where nothing was measured before."""
 
     @property
     def results(self) -> list[Result]:
