@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune.compose import compose_config
 from finetune.config import digest_of, freeze_depth_number
@@ -21,9 +21,6 @@ from finetune.sweep.launch import Slot
 from finetune.sweep.search import DEPTH, Params, corners, decides_store, planned_trials, size
 from finetune.sweep.spec import SweepSpec
 from finetune.visible_gpus import show_gpu
-
-if TYPE_CHECKING:
-    from finetune.trial.calibration import Calibration
 
 _PATIENCE = 90.0
 """Seconds to wait for a calibration, which takes 20 at the most where nothing else is running."""
@@ -175,8 +172,8 @@ def _decides_cost(key: str) -> bool:
     return decides_store(key) or key == "data.batch_size"
 
 
-def _measured(asked: Sequence[tuple[list[str], int]], slots: Sequence[Slot]) -> "list[Calibration]":
-    """What a child of each slot measured, all at once; nothing where one of them failed."""
+def _measured(asked: Sequence[tuple[list[str], int]], slots: Sequence[Slot]) -> list[Any]:
+    """What a child of each slot measured, all at once: `Calibration`s; nothing where one of them failed."""
     ready_server()
     children, receivers = [], []
     for slot in slots:

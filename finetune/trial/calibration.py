@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import platform
 import time
 from collections import defaultdict
@@ -27,8 +26,8 @@ from finetune.sharing.cost import Costs, Disk, cumulative, decide, measure_disk
 from finetune.sharing.facts import Facts, find_weights
 from finetune.sharing.images import find_data, images_key
 from finetune.sharing.requests import passes_of
-from finetune.storage.parallel import free_memory
 from finetune.storage.store import store_bytes
+from finetune.storage.system import free_memory, usable_cores
 from finetune.trial.timing import Overhead, UnitSeconds, time_decoding, time_input, time_overhead, time_units
 
 BUDGET = 20.0
@@ -170,7 +169,7 @@ def _seconds_to_decode(kind: _Kind, data: DataSet) -> float:
     settings = kind.config.data
     transform = Transform(settings.size, settings.resize, settings.interpolation)
     an_image = time_decoding(data.splits["train"].paths, transform, _OF_DECODING)
-    return an_image * sum(kind.images.values()) / (settings.workers or cores())
+    return an_image * sum(kind.images.values()) / (settings.workers or usable_cores())
 
 
 def _views(kind: _Kind, split: str) -> tuple[int, float]:
@@ -235,18 +234,13 @@ def _storing(
     seconds = dict[Any, float]()
     written = dict[Any, int]()
     for kind, of_kind in zip(kinds, stored, strict=True):
-        at_once = cores() if kind.precision.device.type == "cpu" else 1
+        at_once = usable_cores() if kind.precision.device.type == "cpu" else 1
         for split in (split for split, is_stored in of_kind.items() if is_stored):
             rows, source = kind.images[split] * _views(kind, split)[0], _source(kind, split)
             computing = rows * measured[kind.network].frozen(kind.cut.modules) / at_once
             seconds[source] = max(seconds.get(source, 0.0), computing)
             written[source, kind.cut.modules] = rows * kind.row_bytes
     return sum(seconds.values()) + sum(written.values()) / disk.write
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine(precision: Precision, threads: int) -> str:

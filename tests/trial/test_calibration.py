@@ -36,7 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         "time_decoding": lambda paths, transform, budget: 0.2,
         "measure_disk": lambda cache: Disk(1e9, 1e9, 1e9),
         "_seconds_to_build": lambda kind, weights: 1.0,
-        "cores": lambda: 2,
+        "usable_cores": lambda: 2,
     }
     for name, substitute in substitutes.items():
         monkeypatch.setattr(calibration, name, substitute)
