@@ -25,8 +25,10 @@ class Observation:
 
     params: Params
     value: float | None
-    """Its metric; None while it runs or when it failed."""
+    """Its metric, of a stopped one the last; None while it runs, when it failed, or was stopped before it had one."""
     running: bool = False
+    stopped_after: int | None = None
+    """Epochs after which it was stopped for being behind; its metric is no match for that of whole trials."""
 
 
 def size(spec: SweepSpec) -> int:
@@ -177,14 +179,25 @@ def _suggestion(spec: SweepSpec, seed: int, observed: Sequence[Observation]) -> 
     )
     study = optuna.create_study(direction=optuna.study.StudyDirection[spec.goal.upper()], sampler=sampler)
 
-    states = optuna.trial.TrialState
     for trial in observed:
-        state = states.RUNNING if trial.running else states.FAIL if trial.value is None else states.COMPLETE
         shares = {key: _share(spec.parameters[key], value) for key, value in trial.params.items()}
-        study.add_trial(optuna.create_trial(state=state, value=trial.value, params=shares, distributions=space))
+        study.add_trial(optuna.create_trial(**_outcome(trial), params=shares, distributions=space))
 
     suggested = study.ask(space).params
     return {key: _value(distribution, suggested[key]) for key, distribution in spec.parameters.items()}
+
+
+def _outcome(trial: Observation) -> dict[str, Any]:
+    """How Optuna is told of a trial; of stopped ones its sampler takes those that came further for better."""
+    import optuna
+
+    states = optuna.trial.TrialState
+    if trial.running:
+        return {"state": states.RUNNING}
+    if trial.stopped_after is not None:
+        steps = {} if trial.value is None else {trial.stopped_after: trial.value}
+        return {"state": states.PRUNED, "intermediate_values": steps}
+    return {"state": states.FAIL} if trial.value is None else {"state": states.COMPLETE, "value": trial.value}
 
 
 def _axis(distribution: Distribution) -> Any:

@@ -207,14 +207,14 @@ class Sweep:
     @property
     def observed(self) -> list[Observation]:
         """What a bayes search learns from: the finished trials, then those that run."""
-        sign = self.spec.sign
-        finished = [
-            Observation(
-                trial.params, sign * trial.curve[-1] if trial.curve and trial.result.status != "failed" else None
-            )
-            for trial in self.finished
-        ]
+        finished = [self._observation(trial) for trial in self.finished]
         return [*finished, *(Observation(trial.params, None, running=True) for trial in self.running)]
+
+    def _observation(self, trial: Finished) -> Observation:
+        failed = trial.result.status == "failed"
+        value = self.spec.sign * trial.curve[-1] if trial.curve and not failed else None
+        stopped_after = len(trial.curve) if trial.result.status == "pruned" else None
+        return Observation(trial.params, value, stopped_after=stopped_after)
 
 
 def result_value(spec: SweepSpec, result: Result) -> float | None:

@@ -168,6 +168,21 @@ def test_a_bayes_search_goes_on_over_failed_and_running_trials() -> None:
     assert params not in [trial.params for trial in known]
 
 
+def test_a_stopped_trial_is_never_taken_for_better_than_a_whole_one() -> None:
+    """Its last value is of an early epoch, or of another one than those that it is compared with."""
+    spec = spec_of(SPACE, "bayes", 30)
+    known = run(spec_of(SPACE, "bayes", 14), 0, hill)
+    corner = {"optim.lr": 0.9, "optim.weight_decay": 0.99, "model.frozen_bn": "train"}
+
+    def next_after(value: float, stopped_after: int | None) -> Params | None:
+        return Search(spec).propose([*known, Observation(corner, value, stopped_after=stopped_after)])
+
+    assert next_after(99.0, 2) == next_after(-99.0, 2)
+    assert next_after(99.0, None) != next_after(99.0, 2)
+    nothing_yet = Observation(corner, None, stopped_after=0)
+    assert Search(spec).propose([*known, nothing_yet]) is not None
+
+
 EVERY_KIND = {
     "optim.lr": Distribution("q_log_uniform_values", bounds=(0.1, 9.0), q=0.1),
     "optim.weight_decay": Distribution("inv_log_uniform_values", bounds=(0.001, 0.1)),
