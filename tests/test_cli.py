@@ -191,15 +191,15 @@ def test_a_sweep_says_what_it_repeats_and_ends_with_a_verdict(
     Path("s.yaml").write_text(yaml.safe_dump({**grid, "metric": {"name": "val/acc_best", "goal": "maximize"}}))
     assert finetune(monkeypatch, "sweep", "s.yaml", *small, "trainer.epochs=1") == 0
     said = capfd.readouterr().out
-    assert "k=5 worse; k=4 alone is in reach; now 2 repeats with new seeds, about " in said
-    assert "[4/4]" in said
+    assert "k=5 worse; k=4 alone is in reach; now 3 repeats with new seeds, about " in said
+    assert "[5/5]" in said
     assert "Decided: take k=4. Every other is worse: k=5 by " in said
     assert re.search(r"^Expect [01]\.\d{3} ± 0\.\d{3} from k=\d on new images", said, re.MULTILINE)
 
     assert finetune(monkeypatch, "report", "runs/s") == 0
     assert "Expect" in capfd.readouterr().out
     assert finetune(monkeypatch, "status", "runs/s") == 0
-    assert "4 of 4 finished: 4 complete" in capfd.readouterr().out
+    assert "5 of 5 finished: 5 complete" in capfd.readouterr().out
 
 
 def test_the_embedded_default_runs_and_its_weights_beat_chance(

@@ -16,7 +16,7 @@ from finetune.report.folds import Pair, accuracies, are_folded, folded_errors, o
 from finetune.report.stats import ALPHA, Name
 from finetune.report.variance import Bits, error_of, noise_of_seeds, over_images, over_seeds, t_limit
 
-LOOKS = (2, 3, 5, 8)
+LOOKS = (3, 5, 8)
 """Seeds of a configuration at which it is judged; the last is the most that it gets."""
 _PLANNED_FREEDOM = 30.0
 """Degrees of freedom of an error with all seeds that there may be, about; they matter little from here on."""

@@ -39,14 +39,14 @@ def plan_repeats(
 ) -> Repeats[Name]:
     """What to repeat next.
 
-    First, two new seeds for every configuration that may be better than the best by more than the margin. Then three,
-    five and eight, where these would decide. The seed that explored chose the configurations, so it does not judge
+    First, three new seeds for every configuration that may be better than the best by more than the margin. Then five
+    and eight, where these would decide. The seed that explored chose the configurations, so it does not judge
     those that have new ones; unless all that were tried are repeated, for then it chose none.
 
     >>> rng = np.random.default_rng(0)
     >>> explored = {k: rng.random((1, 400)) < share for k, share in ((4, 0.5), (9, 0.8), (14, 0.8))}
     >>> plan_repeats(explored, {}, margin=0.02, most=18, tried=18).wanted
-    {9: 2, 14: 2}
+    {9: 3, 14: 3}
 
     Args:
         explored: The best configuration of each depth as the first seed found it, 1 x images.

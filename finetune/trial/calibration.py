@@ -18,8 +18,9 @@ from finetune.data.decode import Transform
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 from finetune.network.backbone import backbone_shapes
+from finetune.network.depths import depth_table
 from finetune.network.device import Precision
-from finetune.network.freeze import Cut, cut_of, depth_table
+from finetune.network.freeze import Cut, cut_of
 from finetune.network.network import build_network
 from finetune.network.weights import Weights
 from finetune.sharing.cost import Costs, Disk, cumulative, decide, measure_disk
@@ -93,7 +94,7 @@ def calibrate(trials: Sequence[tuple[Config, int]]) -> Calibration:
     weights = dict[str, Weights]()
     for config, count in trials:
         if Path(config.model.weights).suffix and config.model.weights not in weights:  # a file; names may be downloads
-            weights[config.model.weights] = find_weights(config.model, Facts())
+            weights[config.model.weights] = find_weights(config, Facts())
         key = images_key(config)
         data.setdefault(key, find_data(config))
         kinds.append(_kind(config, count, key, data[key]))

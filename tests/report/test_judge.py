@@ -96,8 +96,8 @@ def test_seeds_are_asked_for_where_they_would_tell_and_the_leader_gets_as_many()
         return Comparison(0.01, 0.03, -0.02, 0.03, standing, 400)
 
     rows = {0: row("worse"), 4: row("open"), 8: row("images"), 17: row("images")}
-    assert next_looks({0: 2, 4: 3, 8: 2, 11: 3, 17: 0}, rows, leader=11) == {4: 5, 17: 2, 11: 5}
-    assert next_looks({0: 2, 4: 8, 8: 2, 11: 8, 17: 2}, rows, leader=11) == {}
+    assert next_looks({0: 3, 4: 3, 8: 3, 11: 3, 17: 0}, rows, leader=11) == {4: 5, 17: 3, 11: 5}
+    assert next_looks({0: 3, 4: 8, 8: 3, 11: 8, 17: 3}, rows, leader=11) == {}
 
 
 def test_scores_without_images_are_judged_by_seeds_alone() -> None:

@@ -54,7 +54,7 @@ def test_a_report_on_a_race_names_what_was_swept_and_nothing_else(race: tuple[Sw
     assert {label(group.params, table.swept) for group in table.groups} == {"lr=0.01"}
     assert (
         winner_sentence(table)
-        == "Best: freeze_depth=4 lr=0.01 with val/acc 0.010 ± 0.000, mean of 2 seeds with its 95 % interval."
+        == "Best: freeze_depth=4 lr=0.01 with val/acc 0.010 ± 0.000, mean of 3 seeds with its 95 % interval."
     )
 
 
