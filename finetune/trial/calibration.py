@@ -140,10 +140,8 @@ class _Measured:
 
 def _kind(config: Config, count: int, key: str, data: DataSet) -> _Kind:
     cut = cut_of(config)
-    backbone = backbone_shapes(config.model.backbone)
+    backbone = backbone_shapes(config.model.backbone, config.data.size)
     row = depth_table(backbone, "block", config.data.size)[min(cut.modules, len(backbone.units))].shape
-    if cut.modules > len(backbone.units):  # behind the pooling
-        row = (backbone.width,)
     images = {split: len(samples) for split, samples in data.splits.items()}
     return _Kind(config, count, cut, Precision.of(config.trainer), images, key, tuple(row))
 
@@ -152,7 +150,7 @@ def _seconds_to_build(kind: _Kind, weights: Weights | None) -> float:
     """With its weights, or with random ones, which take about as long."""
     model = kind.config.model if weights is not None else replace(kind.config.model, weights="none")
     start = time.perf_counter()
-    build_network(model, weights or Weights({}, (), (), {}), kind.cut, classes=2)
+    build_network(model, weights or Weights({}, (), (), {}), kind.cut, classes=2, size=kind.config.data.size)
     return time.perf_counter() - start
 
 
@@ -218,7 +216,7 @@ def _cost(
         images = kind.images[split]
         return images * (before + behind) + math.ceil(images / batch) * of_a_step
 
-    sizes = {name: tensor.numel() for name, tensor in backbone_shapes(kind.network[0]).model.named_parameters()}
+    sizes = {name: tensor.numel() for name, tensor in backbone_shapes(*kind.network[:2]).model.named_parameters()}
     trained = sum(size for name, size in sizes.items() if name not in kind.cut.frozen)
     optimizer = units.optimizer * trained / sum(sizes.values())
     epoch = pass_over("train", behind_trained, overhead.step + optimizer)

@@ -56,7 +56,7 @@ def time_units(name: str, size: int, batch: int, precision: Precision, budget: f
     """
     deadline = time.perf_counter() + budget
     torch.manual_seed(0)
-    backbone = build_backbone(name)
+    backbone = build_backbone(name, size)
     first = first_contiguous(name, size, precision)
     prefix = SharedPrefix.of(FrozenPrefix(*backbone.modules).train(), first, precision.bf16).to(precision.device)
     suffix = Suffix(*backbone.modules).to(precision.device)
@@ -89,11 +89,12 @@ def _seconds_of_units(units: nn.Sequential, x: Tensor, precision: Precision, lea
     seconds = []
     units.zero_grad(set_to_none=True)
     for unit in units:
+        x = x.clone()  # a unit may begin with an operation in place, which no leaf of a graph allows
         wait_for(precision.device)
         start = time.perf_counter()
         with precision.autocast(), torch.set_grad_enabled(learn):
             y: Tensor = unit(x)
-        if learn:
+        if y.requires_grad:
             y.backward(torch.ones_like(y))
         wait_for(precision.device)
         seconds.append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ def test_every_unit_is_timed_and_no_more_images_than_there_is_time_for(
 
     monkeypatch.setattr(timing, "_seconds_of_units", counting)
     units = time_units("cnn5", 32, 8, Precision(CPU, bf16), budget=60)
-    assert len(units.frozen) == len(units.trained) == len(backbone_shapes("cnn5").modules)
+    assert len(units.frozen) == len(units.trained) == len(backbone_shapes("cnn5", 32).modules)
     assert min(*units.frozen, *units.trained, units.optimizer) > 0
     assert batches[-1] == 8
 
