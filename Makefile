@@ -1,9 +1,21 @@
 # make help
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
-BIN := .venv/bin
-SETUP := .venv/.installed
+VENV ?= .venv
+TORCH ?=
 ARGS ?=
+OLDEST := -W default -W ignore::DeprecationWarning -W ignore::FutureWarning # old packages on new ones warn of each other
+
+ifeq ($(VENV),none) # the active environment, whose packages stay as they are
+BIN := $(patsubst %/,%,$(dir $(shell command -v python 2>/dev/null)))
+SETUP := .cache/installed$(subst /,-,$(BIN))
+else
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+endif
+
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 ifdef DATA
 SPEC ?= sweeps/explore.yaml
@@ -13,20 +25,29 @@ SPEC ?= sweeps/local.yaml
 LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help setup sweep-local agents test test-slow test-all soak check lint format lock clean
+.PHONY: help setup sweep-local agents test test-slow test-all test-oldest soak check lint format lock release clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(SETUP) ## create .venv from the lock file
+setup: $(SETUP) ## create .venv from the lock file; TORCH=cpu for 1 GB instead of 6; VENV=none for the active environment
 
-$(SETUP): requirements.lock pyproject.toml
+.cache/installed%: pyproject.toml
+	$(INSTALL) -e .
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/.installed: requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it") if sys.version_info < (3, 11) else 0'
-	"$(PYTHON)" -m venv .venv
+	@test "$(TORCH)" != cpu || test -n "$(UV)" || { echo "TORCH=cpu needs uv, which knows where PyTorch keeps those builds"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
 	@echo "installing the locked packages: a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+ifeq ($(TORCH),cpu)
+	grep -vE '^(nvidia|cuda|triton)' requirements.lock | $(INSTALL) --torch-backend cpu --no-deps -r -
+else
+	$(INSTALL) --no-deps -r requirements.lock
+endif
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 sweep-local: $(SETUP) ## run a sweep here; DATA=FOLDER for your images, SPEC=FILE for another sweep, ARGS="KEY=VALUE …"
@@ -42,6 +63,13 @@ test-slow: $(SETUP) ## run the others: kills at every point, every command of ev
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow $(ARGS)
 
 test-all: test test-slow ## run all of them, half an hour
+
+test-oldest: ## run the fast tests on the lowest versions that pyproject.toml allows; needs uv and 7 GB
+	uv venv --quiet --allow-existing --python 3.11 .venv-oldest
+	uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --no-header --no-annotate pyproject.toml -o .venv-oldest/lowest.txt
+	uv pip install --quiet --python .venv-oldest/bin/python -r .venv-oldest/lowest.txt --constraint .venv-oldest/lowest.txt --group dev
+	uv pip install --quiet --python .venv-oldest/bin/python --no-deps --no-build-isolation -e .
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(OLDEST) $(ARGS)
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -64,5 +92,8 @@ lock: ## bring requirements.lock up to pyproject.toml; remove a line from it to 
 	  --constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet >> requirements.new
 	mv requirements.new requirements.lock
 
+release: $(SETUP) ## test, tag and build VERSION=0.2.0 into dist/; the tree must be clean, and the changelog have its section
+	$(BIN)/python .ci/release.py "$(or $(VERSION),$(error give VERSION=0.2.0))"
+
 clean: ## remove what the build made, not the runs
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest dist build .mypy_cache .ruff_cache .pytest_cache

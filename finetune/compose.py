@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config import NOT_MEANINGFUL, Config, flat, freeze_depth_number, key_of, leaves
+from finetune.config import NOT_MEANINGFUL, PLACES, Config, flat, freeze_depth_number, key_of, leaves
 from finetune.errors import Refused, nearest
 
 
@@ -181,11 +181,16 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
 
         if key in settings and value == "None":
             overrides.append(f"{key}=null")
-        elif key in settings and not _is_read(argument):
+        elif key in settings and (_is_windows_share(key, value) or not _is_read(argument)):
             overrides.append(f"{key}={_quoted(value)}")
         else:
             overrides.append(argument)
     return overrides
+
+
+def _is_windows_share(key: str, value: str) -> bool:
+    """Whether it is a place that begins with two backslashes, of which Hydra would drop one."""
+    return key in PLACES and value.startswith("\\\\")
 
 
 def override_values(overrides: Sequence[str]) -> Mapping[str, Any]:

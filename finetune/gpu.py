@@ -111,8 +111,10 @@ def gpu_or_cpu() -> torch.device:
 
 def wait_for(device: torch.device) -> None:
     """Return once a GPU has done what it was given; at once on a CPU."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def gpu_memory_mb(device: torch.device) -> float | None:

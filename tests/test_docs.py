@@ -40,6 +40,7 @@ OTHERS = {
     r"wandb (agent|sync|login)": "needs W&B's server",
     r"finetune --install-completion": "changes the shell of whoever runs the tests; tested below in a home of its own",
     r"source \.venv/bin/activate": "the environment of the tests is active already",
+    r"uvx --from ": "makes an environment; tests/test_package.py runs the wheel in one",
     r"(pip|apt-get) install |sbatch |export |eval ": "changes the machine, or needs a cluster",
 }
 """Commands that are not ours, or that only look at the shell, and why they are not run."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from finetune.compose import compose_config, override
@@ -100,9 +99,12 @@ def test_a_sweep_sweeps_keys_of_the_schema_over_values_that_compose(file: str) -
 @pytest.mark.parametrize("file", SWEEPS)
 def test_wandb_takes_the_file_as_we_do(file: str) -> None:
     """By its client's own check of a file; its full schema is on the server, not in the package."""
+    check = pytest.importorskip("wandb.apis.public.sweeps")
+    if not hasattr(check, "_validate_config_and_fill_distribution"):
+        pytest.skip("this release of wandb has no such check")
     raw = yaml.safe_load((ROOT / file).read_text())
     spec = read_sweep(ROOT / file)
-    filled = _validate_config_and_fill_distribution(raw)["parameters"]
+    filled = check._validate_config_and_fill_distribution(raw)["parameters"]
     for key, parameter in filled.items():
         assert parameter.get("distribution", "categorical") == spec.parameters[key].kind
 

@@ -59,7 +59,7 @@ def sweep(
     from finetune.sweep.state import Options
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
-    folder = out or Path("runs") / spec.name
+    folder = out or _folder_of(spec.name)
     limit = None if budget is None else _seconds("--budget", budget)
     patience = _seconds("--stuck-after", stuck_after)
     options = Options(
@@ -278,6 +278,14 @@ def _stopping_line(hyperband: "Hyperband", configs: "Sequence[Config]") -> str:
     bands = [str(band) for band in hyperband.bands if band < longest]
     when = f"after {', '.join(bands)} of {longest} epochs" if bands else f"never, in {longest} epochs"
     return f"stops trials behind the best 1/{hyperband.eta:g} {when}"
+
+
+def _folder_of(name: str) -> Path:
+    """Where the sweep of that name lives: where it began, if that was under a name that not every system has."""
+    from finetune.records.layout import SWEEP, folder_name
+
+    plain = Path("runs") / name
+    return plain if (plain / SWEEP).is_file() else Path("runs") / folder_name(name)
 
 
 def _seconds(option: str, text: str) -> float:

@@ -1,5 +1,7 @@
 """Every name under `runs/`: what lies in the folder of a sweep, and of a trial. Imports nothing of ours."""
 
+import re
+
 # In a sweep's folder
 SWEEP = "sweep.json"
 """Which sweep a folder holds."""
@@ -47,3 +49,14 @@ SYNCED = "synced.txt"
 # In an exported folder, which may lie anywhere
 EXPORTED = "model.safetensors"
 """The weights."""
+
+
+def folder_name(name: str) -> str:
+    """The folder for what is called `name`, on any system: Windows has names of its own, and drops dots at the end.
+
+    >>> folder_name("explore"), folder_name("aux"), folder_name("con.v2"), folder_name("at last.")
+    ('explore', '_aux', '_con.v2', 'at last._')
+    """
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
+        name = f"_{name}"
+    return f"{name}_" if name.endswith((".", " ")) else name

@@ -75,5 +75,5 @@ def deepest(backbone: str, unit: str) -> int | None:
 
 @functools.cache
 def _tables() -> dict[str, Any]:
-    tables: dict[str, Any] = json.loads(_FILE.read_text())
+    tables: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
     return tables

@@ -18,7 +18,7 @@ import yaml
 from finetune.compose import compose_config, override
 from finetune.config import trial_key
 from finetune.errors import Refused
-from finetune.records.layout import LOG, STOP, TRIALS
+from finetune.records.layout import LOG, STOP, TRIALS, folder_name
 from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent, start_child
 from finetune.sweep.goal import refuse_wrong_goal
@@ -54,7 +54,7 @@ def run_agents(
     if not fixed and not config.get("command"):
         raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
     refuse_wrong_goal(sweep, config.get("metric") or {})
-    name = re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep"))
+    name = folder_name(re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep")))
     folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
     slots = local_slots(chosen_gpus(usable_gpus(), gpus), workers, trials_per_gpu)
     agents = [
@@ -123,7 +123,7 @@ def _leave_out_finalizer(failure: threading.ExceptHookArgs) -> None:
 
 def _asked_for(fixed: tuple[str, ...]) -> list[str]:
     """The overrides of the trial that the server wants; a requeued run has an extra `_wandb`, which is none."""
-    raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text())
+    raw = yaml.safe_load(Path(os.environ["WANDB_SWEEP_PARAM_PATH"]).read_text(encoding="utf-8"))
     swept = {key: entry["value"] for key, entry in raw.items() if isinstance(entry, dict) and key != "_wandb"}
     return [*fixed, *(override(key, value) for key, value in swept.items())]
 

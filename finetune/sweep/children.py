@@ -1,9 +1,11 @@
 """Child processes: how they start, their output, and their end with their parent."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import site
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -67,10 +69,13 @@ def no_imports_from_here() -> Iterator[None]:
 
 
 def log_to(file: Path) -> None:
-    """Send what this process prints to `file`."""
+    """Send what this process prints to `file`, in UTF-8 whatever the console of the sweep has."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def end_with_parent() -> None:

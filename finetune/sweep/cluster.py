@@ -129,7 +129,7 @@ class ClusterLauncher:
                 jobs = [self._executor.submit(function) for function in functions]
         except FailedJobError as error:  # the controller is busy, say, or has as many jobs of ours as it takes
             for function in functions:
-                function.log.write_text(f"not submitted: {' '.join(str(error).split())}\n")
+                function.log.write_text(f"not submitted: {' '.join(str(error).split())}\n", encoding="utf-8")
             time.sleep(self._poll)
             return [_Unsubmitted() for _ in functions]
         return [ClusterJob(job) for job in jobs]

@@ -141,7 +141,7 @@ def _recorded_params(spec: SweepSpec, params: Params, settings: Mapping[str, Any
 def progress_of(trial: Path) -> dict[str, Any]:
     """What a running trial last said: its `history` and the number of `epochs`; empty before its first epoch's end."""
     try:
-        state: dict[str, Any] = json.loads((trial / PROGRESS).read_text())
+        state: dict[str, Any] = json.loads((trial / PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return state
@@ -218,7 +218,9 @@ def cause_of_death(trial: Path, exitcode: int, starts: int, stuck: bool) -> str:
         stuck: Whether it was ended for want of progress.
     """
     log = trial / LOG
-    lines = log.read_text(errors="replace").strip().splitlines() if exitcode > 0 and log.exists() else []
+    lines = []
+    if exitcode > 0 and log.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if stuck:
         cause = "no sign of progress, so it was ended"
     elif exitcode < 0:

@@ -113,7 +113,7 @@ class TrialCallback(Callback):
         self._heartbeat.count()
         stop = self._out / STOP
         if stop.exists():
-            raise Pruned(stop.read_text())
+            raise Pruned(stop.read_text(encoding="utf-8"))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save the trial's state if it is time, or a signal asks for it.

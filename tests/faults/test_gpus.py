@@ -28,10 +28,11 @@ from tests.stub_driver import build_driver
 OLD_DRIVER = RuntimeError(
     "The NVIDIA driver on your system is too old (found version 12080). Please update your GPU driver by downloading"
 )
-OLD_CARD = torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCompile with")
+AcceleratorError = getattr(torch, "AcceleratorError", RuntimeError)  # which it is in older releases
+OLD_CARD = AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCompile with")
 FULL = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
-    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("MPS backend out of memory (MPS allocated: 18 GB, max allowed: 18.13 GB)."),
 )
