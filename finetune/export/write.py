@@ -1,5 +1,6 @@
 """A trained network as a folder that others can use without this package."""
 
+import inspect
 import io
 import json
 from collections.abc import Sequence
@@ -71,6 +72,12 @@ def _about(classifier: Classifier) -> dict[str, str]:
 
 
 def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        raise Refused(
+            f"export writes ONNX with torch 2.6 or newer, and this is {torch.__version__}; export it where there is one: "
+            "it needs the folder of the sweep, and the pretrained weights"
+        )
+
     try:
         program = torch.onnx.export(
             network,
@@ -98,6 +105,7 @@ def _pt2(network: nn.Module, classifier: Classifier) -> bytes:
     program = torch.export.export(network, (_example(classifier),), dynamic_shapes=({0: Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds the paths of this machine
+        node.meta.pop("nn_module_stack", None)  # whose commas torch 2.4 takes for separators
 
     file = io.BytesIO()
     torch.export.save(program, file, extra_files=_about(classifier))
