@@ -102,7 +102,8 @@ def depths(
     from finetune.network.backbone import backbone_shapes
     from finetune.network.depths import depth_table
 
-    others = [other for other in FREEZE_UNITS if other != unit]
+    # a share of the blocks is no column: the network has as many of them as it has rows
+    others = [other for other in FREEZE_UNITS if other not in (unit, "share")]
     table = plain_table(f"{backbone} at {size} × {size}: k counts {unit}s; the last columns give k in the other units")
     for name in ("k", "last frozen", "parameters", "of all", "FLOPs", "cut shape", *(f"{other}s" for other in others)):
         table.add_column(name, justify="left" if name == "last frozen" else "right", no_wrap=name != "last frozen")
