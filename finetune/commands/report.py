@@ -25,6 +25,12 @@ def report(
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the main picture to this PNG file.")
     ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a line a trial to this CSV file.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a row a trial, with its epochs, to this JSON file.")
+    ] = None,
     serve: Annotated[bool, typer.Option(help="Show the page on this machine, and refresh it as trials end.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Of --serve; 0 takes a free one.")] = 8081,
 ) -> int:
@@ -37,6 +43,7 @@ def report(
     from finetune.records.read import read_all
     from finetune.report.page.page import write_report
     from finetune.report.png import write_png
+    from finetune.report.rows import write_csv, write_json
     from finetune.report.table import tabulate
     from finetune.storage.durable import refuse_unwritable
 
@@ -44,8 +51,9 @@ def report(
         raise Refused(f"--png {png} is not the name of a PNG file; let it end in .png")
 
     records = read_all(folders)
-    if png is not None:
-        refuse_unwritable(png, "--png")
+    for option, file in (("--png", png), ("--csv", csv), ("--json", json)):
+        if file is not None:
+            refuse_unwritable(file, option)
     if not serve:
         refuse_unwritable(folders[0] / REPORT, "the page", "--serve shows it without a file")
     print_conclusions(folders, records)
@@ -54,6 +62,10 @@ def report(
         table = tabulate(records, read_objective(folders))
         write_png(png, records, table, f"Validation accuracy against freeze depth: {names}")
         console.print(f"picture: {png}")
+    for write, file in ((write_csv, csv), (write_json, json)):
+        if file is not None:
+            write(file, records)
+            console.print(f"trials: {file}")
 
     if serve:
         _serve(folders, port)
