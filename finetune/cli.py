@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.commands import inspect, model, predict, report, sweep, wandb
+from finetune.commands import inspect, model, predict, report, sweep, train, wandb
 from finetune.commands.sweep import this_command
 from finetune.console import console
 from finetune.errors import Interrupted, Refused
@@ -28,7 +28,7 @@ app = typer.Typer(
   finetune export runs/explore MODEL
   finetune predict MODEL IMAGES
 
-One trial is `python -m finetune.train KEY=VALUE…`. --debug shows where an error comes from.""",
+One trial is `finetune train KEY=VALUE…`. --debug shows where an error comes from.""",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,6 +51,11 @@ def _options(
 
 
 app.command()(sweep.sweep)
+# Its words are settings, and --help is Hydra's, which lists them
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)(train.train)
 app.command()(wandb.agent)
 app.command()(sweep.status)
 app.command()(report.report)

@@ -74,8 +74,8 @@ def _about(classifier: Classifier) -> dict[str, str]:
 def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
     if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
         raise Refused(
-            f"export writes ONNX with torch 2.6 or newer, and this is {torch.__version__}; export it where there is one: "
-            "it needs the folder of the sweep, and the pretrained weights"
+            f"export writes ONNX with torch 2.6 or newer, and this is {torch.__version__}; export it where there is "
+            "one: it needs the folder of the sweep, and the pretrained weights"
         )
 
     try:
