@@ -28,9 +28,19 @@ def suffix_seconds(backbone: str, depth: int, size: int, train: int, val: int, p
     return max(float(json.loads(process.communicate()[0])) for process in running)
 
 
-def epoch(name: str, depth: int, size: int, train: int, val: int, device: str = "cpu", bf16: bool = False) -> float:
+def epoch(
+    name: str,
+    depth: int,
+    size: int,
+    train: int,
+    val: int,
+    device: str = "cpu",
+    bf16: bool = False,
+    seconds: float = 6.0,
+) -> float:
     """Seconds of an epoch: the median step and the median validation batch, times their number.
 
+    Each is timed for `seconds`; once, where that is 0, to see that it runs.
     A GPU is waited for every ten steps only, so that it has work ahead of it as in a real loop.
     """
     torch.manual_seed(0)
@@ -71,17 +81,17 @@ def epoch(name: str, depth: int, size: int, train: int, val: int, device: str = 
     layouts = (torch.channels_last, torch.contiguous_format) if device == "cpu" else (torch.channels_last,)
     lie(min(layouts, key=two_steps))
     optimizer.state.clear()
-    trained_one = _median(step, device)
+    trained_one = _median(step, device, seconds)
     model.eval()
-    return trained_one * train / BATCH + _median(look, device) * val / BATCH
+    return trained_one * train / BATCH + _median(look, device, seconds) * val / BATCH
 
 
-def _median(run, device: str, seconds: float = 6.0) -> float:  # type: ignore[no-untyped-def]
-    at_once = 1 if device == "cpu" else 10
-    for _ in range(2):
+def _median(run, device: str, seconds: float) -> float:  # type: ignore[no-untyped-def]
+    at_once = 1 if device == "cpu" or not seconds else 10
+    for _ in range(2 if seconds else 0):
         run()
     times: list[float] = []
-    while len(times) < 5 or (sum(times) * at_once < seconds and len(times) < 50):
+    while len(times) < (5 if seconds else 1) or (sum(times) * at_once < seconds and len(times) < 50):
         _wait(device)
         start = time.perf_counter()
         for _ in range(at_once):

@@ -1,4 +1,4 @@
-"""The same on a GPU: `python benchmarks/gpu.py [--images 2000] [--json FILE]`; `--device cpu` tries the script out.
+"""The same on a GPU: `python benchmarks/gpu.py [--images 2000] [--json FILE]`; `--tiny` tries the script out.
 
 For ResNet50 at 224 px in bf16: images a second of one trial per freeze depth against the bare loop, with the share of
 the roofline that the bare loop reaches; pixels on the device against a DataLoader that reads them; a head-only trial of
@@ -25,7 +25,7 @@ from finetune.network.backbone import backbone_shapes
 from finetune.network.depths import depth_table
 from finetune.records.result import Result
 from finetune.sweep.launch import LocalLauncher, Slot
-from finetune.sweep.prepare import check_and_prepare
+from finetune.sweep.prepare import check_and_prepare, usable_gpus
 
 PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.0e12), "L4": (121e12, 0.3e12)}
 """Dense bf16 FLOPs and bytes a second, from the makers' data sheets."""
@@ -38,8 +38,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--head-images", type=int, default=10_000)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="a few small images, whose figures mean nothing")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.tiny:
+        given.images, given.size, given.head_images = 40, 32, 40
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         weights = weights_file(None, "resnet50", scratch)
@@ -53,12 +56,18 @@ def main() -> None:
             f"trainer.epochs={EPOCHS}",
             f"trainer.accelerator={'gpu' if given.device == 'cuda' else 'cpu'}",
         ]
-        rows = [depth_row(fixed, name, depth, given, scratch) for name, depth in DEPTHS.items()]
+        depths = {"layer3": 14} if given.tiny else DEPTHS
+        rows = [depth_row(fixed, name, depth, given, scratch) for name, depth in depths.items()]
         resident = pixels_row(fixed, given, scratch)
         head = head_row(fixed, given, scratch)
     print_rows("one trial per depth, images/s", list(rows[0]), [list(row.values()) for row in rows])
     print_rows("other figures", ["what", "figure"], [[k, v] for k, v in {**resident, **head}.items()])
     write_json(given.json, {"depths": rows, **resident, **head})
+
+
+def gpus_of(given: argparse.Namespace) -> tuple[str, ...]:
+    """The one to work on, if any."""
+    return usable_gpus()[:1] if given.device == "cuda" else ()
 
 
 def run_one(words: list[str], folder: Path, shared: str, device: str) -> tuple[float, Result]:
@@ -74,11 +83,13 @@ def run_one(words: list[str], folder: Path, shared: str, device: str) -> tuple[f
 
 def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     words = [*fixed, f"model.freeze_depth={depth}"]
-    shared = check_and_prepare([(words, 6)]).shared
+    shared = check_and_prepare([(words, 6)], gpus=gpus_of(given)).shared
     _, short = run_one([*words, "trainer.epochs=1"], scratch / f"start-{name}", shared, given.device)
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
-    bare = epoch("resnet50", depth, given.size, images, val, given.device, bf16=given.device == "cuda")
+    bare = epoch(
+        "resnet50", depth, given.size, images, val, given.device, given.device == "cuda", 0.0 if given.tiny else 6.0
+    )
     ours = (result.seconds["train"] - short.seconds["train"]) / (EPOCHS - 1)  # without what a device takes to start
     row = {
         "frozen": name,
@@ -152,7 +163,7 @@ def nothing_resident() -> Iterator[None]:
 def head_row(fixed: list[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     data = make_images(scratch / "head", given.head_images, 200, size=64)
     words = [*fixed, override("data.root", str(data)), "data.size=64", "model.freeze_depth=all", "trainer.epochs=10"]
-    shared = check_and_prepare([(words, 6)]).shared
+    shared = check_and_prepare([(words, 6)], gpus=gpus_of(given)).shared
     run_one([*words, "optim.lr=0.01"], scratch / "warm", shared, given.device)
     wall, result = run_one(words, scratch / "asked", shared, given.device)
     return {

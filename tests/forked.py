@@ -24,6 +24,9 @@ from typing import Any
 from finetune.sweep import estimate
 from finetune.sweep.children import CONTEXT, ready_server
 
+GPUS = "PRETENDED_GPUS"
+"""Environment variable: how many GPUs all children of a process are to have that are none: tests/pretended_gpu.py."""
+
 PRELOAD = ["finetune.sweep.preload", "tests.warm"]
 """What the server imports: what the product's own does, then what trials of tests use besides."""
 MEASURE = estimate.__dict__["_measured"]
@@ -52,7 +55,14 @@ def _run_there(process: ForkServerProcess) -> None:
     os.environ.update(environment)
     resource.setrlimit(resource.RLIMIT_FSIZE, longest_file)
     tempfile.tempdir = None  # the environment says where it is
-    BaseProcess.run(process)
+    if GPUS not in os.environ:
+        BaseProcess.run(process)
+        return
+
+    from tests.pretended_gpu import pretended_gpu
+
+    with pretended_gpu():
+        BaseProcess.run(process)
 
 
 class Command:
