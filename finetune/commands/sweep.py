@@ -29,7 +29,9 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
     gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
-    trials_per_gpu: Annotated[int, typer.Option(min=1, help="Trials that share a GPU.")] = 1,
+    trials_per_gpu: Annotated[
+        str, typer.Option(metavar="auto|N", help="Trials that share a GPU; auto: several where all train heads alone.")
+    ] = "auto",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most, instead of run_cap.")] = None,
     margin: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that are worth having: how sure to become.")
@@ -54,6 +56,7 @@ def sweep(
     The trials run on every GPU or core of this machine, or on a cluster. The same command continues a sweep that was
     stopped, and repeats no finished trial.
     """
+    from finetune.sweep.launch import per_gpu_of
     from finetune.sweep.run import run_sweep
     from finetune.sweep.spec import find_sweep, read_sweep
     from finetune.sweep.state import Options
@@ -65,7 +68,7 @@ def sweep(
     options = Options(
         workers=workers,
         gpus=gpus,
-        trials_per_gpu=trials_per_gpu,
+        trials_per_gpu=per_gpu_of(trials_per_gpu),
         budget=limit,
         reuse=tuple(reuse or ()),
         launcher=launcher,

@@ -80,6 +80,8 @@ class Facts:
     """By the name of the store."""
     folders: tuple[str, ...] = ()
     """The folders of all stores in use, so that they are kept as long as they may be read."""
+    trials_per_gpu: int = 1
+    """How many of the sweep's trials can share a GPU; no trial asks."""
 
     @property
     def gpu_out_of_memory(self) -> bool:

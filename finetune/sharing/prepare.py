@@ -1,12 +1,13 @@
 """What trials share, made ready: for a whole sweep before its first trial, and for one trial at its start."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.config import Config
 from finetune.network.freeze import Cut
 from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, WeightFacts, weights_key
+from finetune.sharing.gpu_share import trials_a_gpu
 from finetune.sharing.images import Images, images_key, open_images, pixel_folder
 from finetune.sharing.plan import UNWRITTEN, build_stores
 from finetune.sharing.requests import StoreRequest, feature_requests, is_mixed, preprocess_of, requests_of
@@ -29,7 +30,7 @@ class Activations:
     """Time that this trial took to compute activations for them."""
 
 
-def prepare(trials: Iterable[tuple[Config, int]], stores: bool, progress: Progress = no_progress) -> Facts:
+def prepare(trials: Sequence[tuple[Config, int]], stores: bool, progress: Progress = no_progress) -> Facts:
     """Check the configs of a sweep, each with the number of trials like it, and store what they share.
 
     Args:
@@ -61,7 +62,8 @@ def prepare(trials: Iterable[tuple[Config, int]], stores: bool, progress: Progre
             requests[request.key] = replace(request, passes=passes, loads=loads)
 
     built = build_stores(list(requests.values()), progress)
-    return replace(facts, stores=built.choices, folders=(*facts.folders, *built.folders))
+    facts = replace(facts, stores=built.choices, folders=(*facts.folders, *built.folders))
+    return replace(facts, trials_per_gpu=trials_a_gpu([config for config, _ in trials], facts))
 
 
 def _with(facts: Facts, config: Config, images: Images, weights: Weights) -> Facts:

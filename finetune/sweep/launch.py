@@ -132,6 +132,19 @@ def local_slots(gpus: Sequence[str], workers: int | None = None, per_gpu: int = 
     return [Slot(gpu, threads, gpu_of_slot.count(gpu)) for gpu in gpu_of_slot]
 
 
+def per_gpu_of(text: str) -> int | None:
+    """How many trials share a GPU as `--trials-per-gpu` says it; None for `auto`.
+
+    Raises:
+        Refused: it says something else.
+    """
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and int(text) > 0):
+        raise Refused(f"--trials-per-gpu {text}: give auto, or a number from 1")
+    return int(text)
+
+
 def chosen_gpus(present: Sequence[str], choice: str) -> list[str]:
     """The GPUs of a choice: `all`, or numbers such as `0,2`.
 

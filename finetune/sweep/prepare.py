@@ -30,6 +30,8 @@ class Prepared:
     """Folders of the stores that trials will read."""
     out_of_memory: bool = False
     """Some stores were not made, for want of memory on the GPU."""
+    trials_per_gpu: int = 1
+    """How many trials can share a GPU."""
 
 
 def check_and_prepare(
@@ -135,7 +137,12 @@ def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: b
             shared = train.prepare(configs, stores, show)
             folders = tuple(map(Path, shared.folders))
             outcome = Prepared(
-                shared.to_text(), shared.datasets, shared.weight_digests, folders, shared.gpu_out_of_memory
+                shared.to_text(),
+                shared.datasets,
+                shared.weight_digests,
+                folders,
+                shared.gpu_out_of_memory,
+                shared.trials_per_gpu,
             )
         except Refused as error:
             outcome = error

@@ -78,7 +78,7 @@ def run_sweep(
     gpus = [] if cluster else chosen_gpus(usable_gpus(), options.gpus)
     if gpus and not _on_gpus(spec):
         gpus = []
-    slots = local_slots(gpus, options.workers, options.trials_per_gpu)
+    slots = local_slots(gpus, options.workers, options.trials_per_gpu or 1)
     objective = _objective(spec, settings_of, options.margin)
     sweep = Sweep(spec, folder, size(spec), objective)
     recorded = {file.parent.name for file in (folder / TRIALS).glob(f"*/{RECORD}")}
@@ -91,6 +91,8 @@ def run_sweep(
     # under a budget each trial stores what it needs, for many may never be reached
     stores = cluster is None and options.budget is None
     prepared = check_and_prepare([*_to_prepare(spec, seed), *_other_folds(spec)], stores, show, gpus)
+    if options.trials_per_gpu is None:  # which takes the images to know; the estimate reckoned with one
+        slots = local_slots(gpus, options.workers, prepared.trials_per_gpu)
 
     # 3. The folder once more, now that the digests of images and weights are known
     data = (*prepared.datasets, *prepared.weights)

@@ -26,7 +26,8 @@ class Options:
     """Trials at a time; by default one a GPU, else one a core and four at the most."""
     gpus: str = "all"
     """`all`, or numbers of GPUs such as `0,2`."""
-    trials_per_gpu: int = 1
+    trials_per_gpu: int | None = None
+    """Trials that share a GPU; by default several where all train heads alone, as far as its memory goes."""
     budget: float | None = None
     """Seconds after which running trials are stopped and no other starts."""
     reuse: tuple[Path, ...] = ()
