@@ -44,5 +44,5 @@ def test_nothing_known_shares_nothing() -> None:
 def test_the_choice_is_auto_or_a_number() -> None:
     assert [per_gpu_of(text) for text in ("auto", "1", "12")] == [None, 1, 12]
     for wrong in ("0", "-1", "two", "1.5", ""):
-        with pytest.raises(Refused, match="--trials-per-gpu .*: give auto, or a number from 1"):
+        with pytest.raises(Refused, match=r"--trials-per-gpu .*: give auto, or a number from 1"):
             per_gpu_of(wrong)
