@@ -45,10 +45,11 @@ def main() -> None:
         given.images, given.size, given.head_images = 40, 32, 40
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        weights = weights_file(None, "resnet50", scratch)
+        given.backbone = "narrow_resnet50" if given.tiny else "resnet50"
+        weights = weights_file(None, given.backbone, scratch)
         data = make_images(scratch / "images", given.images, max(20, given.images // 5))
         fixed = [
-            "model=resnet50",
+            f"model={given.backbone}",
             override("data.root", str(data)),
             override("model.weights", str(weights)),
             override("cache.dir", str(scratch / "cache")),
@@ -88,7 +89,7 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
     bare = epoch(
-        "resnet50", depth, given.size, images, val, given.device, given.device == "cuda", 0.0 if given.tiny else 6.0
+        given.backbone, depth, given.size, images, val, given.device, given.device == "cuda", 0.0 if given.tiny else 6.0
     )
     ours = (result.seconds["train"] - short.seconds["train"]) / (EPOCHS - 1)  # without what a device takes to start
     row = {
