@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import PIL
 import pytest
 import torch
 import yaml
@@ -58,7 +59,14 @@ def test_a_sweep_of_then_goes_on(
     assert finetune(monkeypatch, "report", folder) == 0
     assert "Best: freeze_depth=15 lr=0.03" in capsys.readouterr().out
 
-    assert finetune(monkeypatch, "sweep", "sweep.yaml", "--workers", "1", "--no-repeats") == 3  # two have failed
+    code = finetune(monkeypatch, "sweep", "sweep.yaml", "--workers", "1", "--no-repeats")
+    if PIL.__version__ != (kept / "pillow.txt").read_text().strip():  # which may decode to other pixels
+        assert code == 2
+        assert "runs/kept holds a sweep whose data was" in capsys.readouterr().err
+        assert terminal_records(folder) == before
+        return
+
+    assert code == 3  # two have failed
     after = terminal_records(folder)
     assert after.keys() - before.keys() == {half}
     assert before.items() <= after.items()

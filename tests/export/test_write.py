@@ -1,5 +1,6 @@
 """An export works without this package, and says what our own predict says."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -20,7 +21,7 @@ from finetune import cli
 from finetune.errors import Refused
 from finetune.export.classifier import Classifier, load_classifier
 from finetune.export.predict import probabilities_of
-from finetune.export.write import CARD, CLASSES, INPUT, ONNX, PT2, export
+from finetune.export.write import CARD, CLASSES, INPUT, ONNX, PT2, _onnx, export
 from finetune.network.checkpoint import InputSpec
 from finetune.records.layout import CHECKPOINT, EXPORTED
 from tests.models import draw, random_weights, trial
@@ -38,6 +39,8 @@ FILES = {CARD, CLASSES, EXPORTED, ONNX, PT2}
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path, Path]:
     """Its name; the folders of the images, of the trial and of its export."""
+    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        pytest.skip("this PyTorch writes no ONNX of a batch of any size")
     folder = tmp_path_factory.mktemp(request.param)
     images = draw(folder / "images")
     weights = [f"model.weights={random_weights('resnet18', folder / 'w.pth')}"] if request.param == "resnet18" else []
@@ -184,3 +187,9 @@ def test_damaged_files_are_refused(change: object, why: str, tmp_path: Path) -> 
     (tmp_path / EXPORTED).write_bytes(change(whole))
     with pytest.raises(Refused, match=why):
         load_classifier(tmp_path / EXPORTED)
+
+
+def test_a_pytorch_that_writes_no_onnx_is_told_which_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", lambda model, args, dynamo=False: None)
+    with pytest.raises(Refused, match=r"export writes ONNX with torch 2\.6 or newer, and this is"):
+        _onnx(torch.nn.Identity(), None)  # type: ignore[arg-type]

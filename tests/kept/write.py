@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -86,6 +87,7 @@ def main() -> None:
         draw(place / "images")
         weights(place / "weights.safetensors")
         (place / "sweep.yaml").write_text(SWEEP)
+        (place / "pillow.txt").write_text(f"{PIL.__version__}\n")
         (place / "surroundings").mkdir()
         (place / "surroundings" / "sitecustomize.py").write_text(SURROUNDINGS)
         faults = place / "faults"

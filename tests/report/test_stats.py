@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -81,6 +83,8 @@ def test_two_blocks_are_the_paired_t_test_and_many_are_a_linear_model() -> None:
 
 
 def test_groups_of_other_seeds_are_compared_by_scipys_welch_anova() -> None:
+    if "equal_var" not in inspect.signature(stats.f_oneway).parameters:
+        pytest.skip("this SciPy has no Welch ANOVA to compare with")
     rng = np.random.default_rng(2)
     groups = [rng.normal(0.8, 0.01 * (i + 1), 3 + i) for i in range(4)]
     expected = stats.f_oneway(*groups, equal_var=False).pvalue
