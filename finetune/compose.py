@@ -87,6 +87,17 @@ def checked(cfg: DictConfig) -> Config:
             f"model.weights=none with model.freeze_depth={depth} would freeze random layers; "
             "set model.freeze_depth=0 or name the weights"
         )
+    window = config.model.train_units
+    if window is not None and depth != "all":
+        raise Refused(
+            f"model.train_units={window} with model.freeze_depth={depth}: the window itself says what is frozen; "
+            "leave model.freeze_depth at all"
+        )
+    if window is not None and (len(window) != 2 or window[0] >= window[1] or config.model.freeze_unit == "share"):
+        raise Refused(
+            f"model.train_units={window} is no window; give the first unit that trains and the one after the last, "
+            "as in [4,8], in blocks, stages, layers or tensors (model.freeze_unit)"
+        )
     if config.model.head.init == "probe" and (config.model.weights == "none" or config.model.rest == "scratch"):
         cause = "model.weights=none" if config.model.weights == "none" else "model.rest=scratch"
         raise Refused(

@@ -46,6 +46,9 @@ class ModelConfig:
     freeze_depth: int | float | str = "all"
     """Units frozen, counted from the input: 0 trains everything, the maximum or `all` trains the head alone."""
     freeze_unit: str = _one_of("block", FREEZE_UNITS)
+    train_units: list[int] | None = field(default=None, metadata={"low": 0})
+    """A window `[a, b]` instead of a freeze depth: units a to b - 1 train, counted as k counts them, and the head; what
+    lies before and after them is frozen. null trains all after `freeze_depth`."""
     rest: str = _one_of("pretrained", ("pretrained", "scratch"))
     """How the layers after the frozen ones start."""
     frozen_bn: str = _one_of("eval", ("eval", "stats", "train"))
@@ -253,6 +256,7 @@ ADDED = (
     "optim.layer_decay",
     "optim.decay_norms",
     "model.head.init",
+    "model.train_units",
     "augment.mixup",
     "augment.cutmix",
 )

@@ -43,6 +43,7 @@ ELSEWHERE = {
     "report/figures/base": "report/test_page.py",
     "report/figures/predictions": "report/test_page.py",
     "report/figures/settings": "report/test_page.py",
+    "report/figures/windows": "report/test_strategy.py",
     "report/figures/trials": "report/test_page.py",
     "report/page/page": "report/test_page.py",
     "report/page/predictions": "report/test_page.py",

@@ -118,4 +118,23 @@ def depths(
             *(row.same[other] for other in others),
         )
     console.print(table)
+    if unit != "share":
+        deepest = table.row_count - 1
+        console.print(
+            f"windows: model.train_units=\\[a,b] trains what lies between rows a and b, and the head, for "
+            f"0 <= a < b <= {deepest}; the stages are {_stages(backbone, unit, size)}"
+        )
     return 0
+
+
+def _stages(backbone: str, unit: str, size: int) -> str:
+    """The windows of the stages, in units: `[0,1] [1,4] [4,8]`."""
+    import itertools
+
+    from finetune.network.backbone import backbone_shapes
+    from finetune.network.depths import boundaries
+
+    shapes = backbone_shapes(backbone, size)
+    edges, stages = boundaries(shapes, unit), boundaries(shapes, "stage")
+    ks = [edges.index(tensors) for tensors in stages if tensors in edges]
+    return " ".join(f"\\[{a},{b}]" for a, b in itertools.pairwise(ks))

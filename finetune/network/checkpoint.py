@@ -106,7 +106,7 @@ def load_checkpoint(path: Path) -> tuple[Network, tuple[str, ...]]:
 
     backbone = backbone_shapes(model.backbone, size)
     weights = read_weights(backbone, model.weights)
-    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn, model.train_units)
     frozen_digest = weights.digest_of(cut.frozen_part)
     if frozen_digest != about["frozen"]:
         raise Refused(

@@ -1,7 +1,7 @@
 """Where the network is cut: from a freeze depth k in one of five units to what exactly is frozen."""
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,7 +34,13 @@ class Cut:
     """All that the modules before the cut hold, parameters and BatchNorm statistics."""
 
 
-def find_cut(backbone: Backbone, freeze_depth: int | float | str, unit: str, frozen_bn: str = "eval") -> Cut:
+def find_cut(
+    backbone: Backbone,
+    freeze_depth: int | float | str,
+    unit: str,
+    frozen_bn: str = "eval",
+    train_units: Sequence[int] | None = None,
+) -> Cut:
     """Where `freeze_depth` in `unit` cuts a backbone; nothing is computed but names.
 
     >>> from finetune.network.backbone import build_backbone
@@ -47,31 +53,49 @@ def find_cut(backbone: Backbone, freeze_depth: int | float | str, unit: str, fro
         unit: One of `config.FREEZE_UNITS`.
         frozen_bn: `eval` fixes a frozen BatchNorm. `stats` lets its statistics follow the data and `train` its
             affine part too; then nothing before it is a pure function, and the cut moves to the input.
+        train_units: A window `[a, b)` that alone trains, instead of all after the first `freeze_depth` units: surgical
+            fine-tuning (Lee et al. 2023, arXiv:2210.11466). The cut lies before it; what lies behind it is frozen, too.
 
     Raises:
-        Refused: the depth is out of range.
+        Refused: the depth, or the window, is out of range.
     """
+    if train_units is not None:
+        freeze_depth = train_units[0]
+        _refuse_outside(backbone, unit, train_units)
     # 1. What is frozen: the first tensors, with the statistics of BatchNorms and the tables that belong to them
     depth, tensors = depth_of(backbone, freeze_depth, unit)
     parameters = backbone.parameter_names
-    frozen = set(parameters[:tensors])
+    end = len(parameters) if train_units is None else boundaries(backbone, unit)[train_units[1]]
+    frozen = {*parameters[:tensors], *parameters[end:]}
     norms = _frozen_norms(backbone, frozen)
 
     blocks = boundaries(backbone, "block")
     units = bisect.bisect_right(blocks, tensors) - 1
     whole_units = list(backbone.units.values())[:units]
-    frozen_part = frozenset(frozen | _buffers(backbone, norms) | backbone.state_names(whole_units))
+    behind = list(backbone.units.values())[bisect.bisect_left(blocks, end) :]
+    frozen_part = frozenset(frozen | _buffers(backbone, norms) | backbone.state_names([*whole_units, *behind]))
 
     # 2. Frozen BatchNorms that follow the data: whole units are no pure functions then, but drop nothing
     if frozen_bn != "eval" and norms:
         if frozen_bn == "train":
             frozen -= {f"{name}.{affine}" for name in norms for affine in ("weight", "bias")}
-        return Cut(depth, 0, frozenset(frozen), frozen_part, _dropping(backbone, whole_units), frozenset())
+        dropping = _dropping(backbone, [*whole_units, *behind])
+        return Cut(depth, 0, frozenset(frozen), frozen_part, dropping, frozenset())
 
     # 3. Whole frozen units are the prefix; with all of them goes the pooling, for features are small
     modules = units + (units == len(backbone.units))
     prefix = frozenset(backbone.state_names(whole_units))
-    return Cut(depth, modules, frozenset(frozen), frozen_part, norms, prefix)
+    pinned = norms | _dropping(backbone, behind)
+    return Cut(depth, modules, frozenset(frozen), frozen_part, pinned, prefix)
+
+
+def _refuse_outside(backbone: Backbone, unit: str, window: Sequence[int]) -> None:
+    deepest = len(boundaries(backbone, unit)) - 1
+    if not 0 <= window[0] < window[1] <= deepest:
+        raise Refused(
+            f"model.train_units={list(window)} is out of range for {backbone.name} in {unit}s; give [a,b] with "
+            f"0 <= a < b <= {deepest} (see `finetune depths {backbone.name} --unit {unit}`)"
+        )
 
 
 def cut_of(config: Config) -> Cut:
@@ -82,7 +106,7 @@ def cut_of(config: Config) -> Cut:
     """
     model = config.model
     backbone = backbone_shapes(model.backbone, config.data.size)
-    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn)
+    cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn, model.train_units)
 
     training = [name for name in _norms(backbone) if name not in cut.pinned]
     if config.data.batch_size == 1 and training:

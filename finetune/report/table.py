@@ -19,6 +19,7 @@ from finetune.records.ranking import (
 )
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
+from finetune.report.strategy import strategy_of
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,25 @@ _MOST_CONFIGURATIONS = 8
 def best_of_each(table: Table) -> dict[float | str, Group]:
     """What a verdict compares: the best configuration of each freeze depth; of one depth alone, the best few.
 
-    The name is the freeze depth, or the settings in words.
+    Where a sweep holds other strategies than freezing, it is the best of each of these as well. The name is the freeze
+    depth, the strategy, or the settings in words.
     """
-    per_depth: dict[float | str, Group] = {group.freeze_depth: group for group in table.best_per_depth}
-    if len(per_depth) != 1:
-        return per_depth
+    best: dict[float | str, Group] = {}
+    for group in sorted(table.groups, key=lambda group: group.rank):
+        best.setdefault(strategy_in(table, group) or group.freeze_depth, group)
+    in_order = sorted(best.items(), key=lambda item: (isinstance(item[0], str), item[1].freeze_depth, str(item[0])))
+    if len(best) != 1:
+        return dict(in_order)
 
     best_first = sorted(table.groups, key=lambda group: group.rank)
     return {
         label(group.params, table.swept) or "the configuration": group for group in best_first[:_MOST_CONFIGURATIONS]
     }
+
+
+def strategy_in(table: Table, group: Group) -> str:
+    """The strategy of a configuration, as far as those of the sweep differ; empty for freezing alone."""
+    return strategy_of({key: value for key, value in group.params.items() if key in table.swept})
 
 
 def ranked(records: Sequence[Result]) -> list[Result]:

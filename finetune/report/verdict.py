@@ -17,7 +17,8 @@ from finetune.report.depths import deepest
 from finetune.report.judge import expect, judged_by_halves
 from finetune.report.seeds_only import by_seeds
 from finetune.report.standing import Depth, Standings, compare_depths
-from finetune.report.table import Group, Table, label, score_text, winner_sentence
+from finetune.report.strategy import WINDOW
+from finetune.report.table import Group, Table, label, score_text, strategy_in, winner_sentence
 from finetune.report.variance import Bits
 
 
@@ -62,6 +63,7 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
         *_about_depths(records, standings, table),
         *_expected(records, standings, table, best),
         *_about_cheapest(cheapest, best, depths, table),
+        *_about_strategies(depths, table),
         *_about_head(records, depths, best),
         *_cost(records, table),
     ]
@@ -141,6 +143,22 @@ def _share_of_time(group: Group, best: Group) -> str:
     return f"{group.seconds / best.seconds:.0%}" if best.seconds else "an unknown share"
 
 
+def _about_strategies(depths: Sequence[Depth], table: Table) -> list[str]:
+    """What the best of each strategy came to, and what it cost; nothing where all trials froze and nothing else."""
+    best: dict[str, Group] = {}
+    for depth in sorted(depths, key=lambda depth: depth.group.rank):
+        best.setdefault(strategy_in(table, depth.group) or "freezing alone", depth.group)
+    if len(best) < 2:
+        return []
+
+    each = [
+        f"{name} {score_text(group, table.objective)} in {group.seconds:.1f} s a trial (k={group.freeze_depth} "
+        f"{label(group.params, table.swept)})"
+        for name, group in best.items()
+    ]
+    return [f"The best of each strategy, all trained for as many epochs: {'; '.join(each)}."]
+
+
 def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group) -> list[str]:
     """How the head alone fares, which needs the least training; nothing where it was not tried."""
     deepest_depth = head_only_depth(records)
@@ -163,7 +181,8 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
 
 def head_only_depth(records: Sequence[Result]) -> float | None:
     """The freeze depth that leaves only the head to train; None where the records do not tell."""
-    depths = {_deepest(record) for record in records if record.status == "complete"}
+    freezing = [record for record in records if not record.config.get(WINDOW)]
+    depths = {_deepest(record) for record in freezing if record.status == "complete"}
     return depths.pop() if len(depths) == 1 else None
 
 

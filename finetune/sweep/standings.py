@@ -13,6 +13,7 @@ from finetune.records.ranking import Objective, next_fold
 from finetune.records.result import Result
 from finetune.report.bits import columns_of, values_of
 from finetune.report.judge import LOOKS
+from finetune.report.strategy import strategy_of
 from finetune.report.table import best_of_each, tabulate
 from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
 from finetune.sweep.repeats import Contender, Repeats, plan_repeats
@@ -53,7 +54,8 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
     """
     depth = depth_of(params)
     others: list[Finished | Running] = [*sweep.finished, *sweep.running]
-    before = [other for other in others if 0 <= other.place < place]
+    own_strategy = strategy_of(params)  # what is best of one strategy says little of another, either
+    before = [other for other in others if 0 <= other.place < place and strategy_of(other.params) == own_strategy]
     deeper = min((own for other in before if (own := depth_of(other.params)) > depth), default=None)
     rivals = [other for other in before if depth_of(other.params) in (depth, deeper)]
     in_order = sweep.spec.method != "bayes"  # whose next trial depends on what has ended when it is proposed

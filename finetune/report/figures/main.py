@@ -10,7 +10,8 @@ from finetune.report.figures.depth import configurations_figure, depth_figure
 from finetune.report.figures.settings import importance_figure, parallel_figure, rates_figure
 from finetune.report.figures.trials import curves_figure, order_figure, pareto_figure
 from finetune.report.figures.verdict import lead_figure, spent, spent_figure
-from finetune.report.table import Table, ranked
+from finetune.report.figures.windows import windows_figure, windows_of
+from finetune.report.table import Table, ranked, strategy_in
 from finetune.report.verdict import Conclusions
 
 _REASONS = 8
@@ -55,7 +56,8 @@ def _of_verdict(
     title = _title(table)
     interval = _interval(conclusions)
 
-    if one_depth and len(depths) > 1:
+    several_strategies = any(strategy_in(table, depth.group) for depth in depths)  # which have no place on one line
+    if (one_depth or several_strategies) and len(depths) > 1:
         yield Picture(
             "configurations",
             f"{title} of the best configurations",
@@ -70,6 +72,10 @@ def _of_verdict(
             "the parameters, and of the forward pass at 224 px, that is frozen.",
             depth_figure(table, complete, depths, explored_by),
         )
+
+    if len(windows_of(complete)) > 1:
+        note = "The best configuration of each window of units that trains, with the head; all else is frozen."
+        yield Picture("windows", f"{title} by window", note, windows_figure(complete, table))
 
     if conclusions.judged and len(depths) > 1:
         best = next(depth.name for depth in depths if depth.standing == "best")
