@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.tiny:
-        given.images, given.size, given.head_images = 40, 32, 40
+        given.images, given.size, given.head_images = 20, 32, 20
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         given.backbone = "narrow_resnet50" if given.tiny else "resnet50"
@@ -162,7 +162,7 @@ def nothing_resident() -> Iterator[None]:
 
 
 def head_row(fixed: list[str], given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    data = make_images(scratch / "head", given.head_images, 200, size=64)
+    data = make_images(scratch / "head", given.head_images, min(200, given.head_images), size=64)
     words = [*fixed, override("data.root", str(data)), "data.size=64", "model.freeze_depth=all", "trainer.epochs=10"]
     shared = check_and_prepare([(words, 6)], gpus=gpus_of(given)).shared
     run_one([*words, "optim.lr=0.01"], scratch / "warm", shared, given.device)

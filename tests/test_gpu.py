@@ -85,6 +85,30 @@ def test_a_gpu_that_runs_full_between_two_stores_keeps_the_first(
     assert sorted(choice.used for choice in choices.values()) == [False, False, True]
 
 
+def test_small_batches_are_timed_on_a_gpu_beside_large_blocks(
+    fast: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+
+    def seconds(prefix: Any, source: Source, precision: Precision, count: int) -> tuple[float, ...]:
+        timed.append(count)
+        return (0.0, 1.0)
+
+    monkeypatch.setattr(activations, "_seconds_of_modules", seconds)
+    source = requests(fast, tmp_path, GPU)[0].source
+    costs = activations.measure_costs(SharedPrefix(), source, Precision(GPU, bf16=True), tmp_path, 32)
+    assert (timed, costs.in_batches) == ([256, 32], (0.0, 1.0))
+    costs = activations.measure_costs(SharedPrefix(), source, Precision(torch.device("cpu"), bf16=False), tmp_path, 32)
+    assert (timed[2:], costs.in_batches) == ([SharedPrefix.CHUNK], None)
+
+
+def test_a_request_is_read_once_a_trial_where_a_gpu_keeps_it(fast: list[str], tmp_path: Path) -> None:
+    train = [request for request in requests(fast, tmp_path, GPU) if request.source.split == "train"]
+    assert [(request.passes, request.loads) for request in train] == [(1, 1), (1, 1)]
+    val = [request for request in requests(fast, tmp_path, GPU) if request.source.split == "val"]
+    assert [(request.passes, request.loads) for request in val] == [(2, 1)]
+
+
 @pytest.mark.parametrize(("size", "block"), [(32, 256), (224, 256), (448, 64), (2048, 16)])
 def test_large_images_are_computed_in_small_blocks(size: int, block: int) -> None:
     class Pixels:

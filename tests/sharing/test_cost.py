@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_compute_adds_up_to_each_cut() -> None:
 )
 def test_a_store_pays_when_its_seconds_are_fewer(at: int, row_bytes: int, rows: int, passes: int, pays: bool) -> None:
     assert decide(COSTS, at, row_bytes, rows, passes).pays == pays
+
+
+def test_what_a_gpu_keeps_is_read_once_a_trial() -> None:
+    """13 ms to store 1 MB after two units, and 5 ms to read it from the disk, against 3 ms a pass."""
+    assert not decide(COSTS, 2, 1_000_000, 100_000, passes=10).pays
+    assert decide(COSTS, 2, 1_000_000, 100_000, passes=10, reads=1).pays
+
+
+def test_the_batches_that_a_store_saves_are_those_of_a_trial() -> None:
+    slow = replace(COSTS, in_batches=cumulative([0.004, 0.008, 0.012]))
+    assert not decide(COSTS, 1, 1_000_000, 100, passes=3).pays
+    assert decide(slow, 1, 1_000_000, 100, passes=5).pays
+    assert not decide(COSTS, 1, 1_000_000, 100, passes=5).pays
 
 
 def test_the_reason_gives_the_numbers_compared() -> None:
