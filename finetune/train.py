@@ -25,6 +25,7 @@ from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.calibration import Calibration
 from finetune.trial.calibration import calibrate as measure
+from finetune.trial.precision import faster_on_cpu as faster_format
 from finetune.trial.run import train
 from finetune.visible_gpus import show_gpu
 
@@ -51,6 +52,15 @@ def calibrate(configs: Sequence[tuple[Sequence[str], int]]) -> Calibration:
         Refused: a config, data set or weights that cannot be used.
     """
     return measure([(compose_config(overrides), count) for overrides, count in configs])
+
+
+def faster_on_cpu(configs: Sequence[tuple[Sequence[str], int]]) -> str:
+    """`bf16` or `32`: which is faster here for trials, given as overrides with the number of trials like them.
+
+    Raises:
+        Refused: a config that cannot be used.
+    """
+    return faster_format([(compose_config(overrides), count) for overrides, count in configs])
 
 
 def run_trial(

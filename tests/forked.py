@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from finetune.sweep import estimate
+from finetune.sweep import estimate, precision
 from finetune.sweep.children import CONTEXT, ready_server
 
 GPUS = "PRETENDED_GPUS"
@@ -36,9 +36,11 @@ MEASURE = estimate.__dict__["_measured"]
 def use_warm_server() -> None:
     """Have all children of this process, trials of sweeps among them, forked from the warm server.
 
-    Sweeps are not estimated before they run: that measures the machine for seconds, and is tested by itself.
+    Sweeps are not estimated before they run, and compute in 32-bit on every processor: what measures the machine for
+    seconds is tested by itself.
     """
     estimate.__dict__["_measured"] = lambda asked, slots: []
+    precision.__dict__["processor_has_bf16"] = lambda: False
     CONTEXT.set_forkserver_preload(PRELOAD)
     ForkServerProcess.__init__ = _remember_surroundings  # type: ignore[method-assign, assignment]
     ForkServerProcess.run = _run_there  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ Linux is what this was written on. macOS has all that is asked for here but the 
 
 import contextlib
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -57,6 +58,27 @@ def is_stopped(pid: int | None) -> bool:
 def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    return _processor("model name") or platform.processor() or platform.machine()
+
+
+def processor_has_bf16() -> bool:
+    """Whether the processor has instructions for bf16; not where the system does not say, as only Linux does."""
+    flags = {*_processor("flags").split(), *_processor("Features").split()}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _processor(key: str) -> str:
+    """What Linux says of the first core."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
 
 
 def free_memory() -> float:

@@ -25,9 +25,11 @@ _MOMENT = 1.0
 
 
 def as_begun(spec: SweepSpec, folder: Path) -> SweepSpec:
-    """The sweep with its places spelt as when it began in `folder`, where `photos/` may have been `photos`."""
+    """The sweep as it began in `folder`: with the precision that was measured then, and its places spelt as then."""
     try:
-        before = dict(word.partition("=")[::2] for word in unsealed((folder / SWEEP).read_bytes())["fixed"])
+        values = unsealed((folder / SWEEP).read_bytes())
+        before = dict(word.partition("=")[::2] for word in values["fixed"])
+        measured = [f"{key}={before[key]}" for key in values.get("measured", ()) if key not in spec.parameters]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return spec  # a new sweep, or a folder that will be refused
 
@@ -36,7 +38,9 @@ def as_begun(spec: SweepSpec, folder: Path) -> SweepSpec:
         same = key in PLACES and key in before and _is_same_place(value, before[key])
         return f"{key}={before[key]}" if same else word
 
-    return replace(spec, fixed=tuple(spelt(word) for word in spec.fixed))
+    given = {word.partition("=")[0] for word in spec.fixed}
+    added = [word for word in measured if word.partition("=")[0] not in given]
+    return replace(spec, fixed=(*map(spelt, spec.fixed), *added))
 
 
 def _is_same_place(one: str, other: str) -> bool:
@@ -117,7 +121,15 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials: int, objective: Objective) -> None:
+def claim(
+    spec: SweepSpec,
+    folder: Path,
+    seed: int,
+    data: Sequence[str],
+    trials: int,
+    objective: Objective,
+    measured: Sequence[str] = (),
+) -> None:
     """Write into `folder` which sweep it holds; what it had before of data, and of how it is judged, stays known.
 
     Args:
@@ -127,16 +139,19 @@ def claim(spec: SweepSpec, folder: Path, seed: int, data: Sequence[str], trials:
         data: Digests of its images and weights.
         trials: How many its file has.
         objective: How they are judged, where repeats follow them.
+        measured: Keys of fixed settings that nobody gave, for they were measured; known from then on.
     """
     judged: dict[str, Any] = {}
+    found: dict[str, Any] = {"measured": list(measured)} if measured else {}
     with contextlib.suppress(OSError, ValueError, KeyError):
         before = unsealed((folder / SWEEP).read_bytes())
         data = sorted({*data, *before["data"]})
         judged = {key: before[key] for key in ("margin", "explored_by") if key in before}
+        found = {"measured": before["measured"]} if "measured" in before else {}
     if objective.explored_by is not None:
         judged = {"margin": objective.margin, "explored_by": objective.explored_by}
     identity = identity_of(spec, seed, data)
-    write_durably(folder / SWEEP, sealed({**identity, **judged, "trials": trials, "finetune": __version__}))
+    write_durably(folder / SWEEP, sealed({**identity, **judged, **found, "trials": trials, "finetune": __version__}))
 
 
 def is_running(folder: Path) -> bool:

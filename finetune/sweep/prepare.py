@@ -52,7 +52,7 @@ def check_and_prepare(
         Refused: what the first config that cannot run is refused for.
     """
     for gpu in gpus or ("",):
-        prepared: Prepared = _in_child(_prepare, [(list(c), n) for c, n in configs], stores, gpu, show=show)
+        prepared: Prepared = in_child(_prepare, [(list(c), n) for c, n in configs], stores, gpu, show=show)
         if not prepared.out_of_memory:
             break
     return prepared
@@ -63,22 +63,22 @@ def usable_gpus() -> tuple[str, ...]:
 
     Found out in a child, for CUDA begins with it.
     """
-    found: tuple[tuple[str, ...], tuple[str, ...]] = _in_child(_try_gpus)
+    found: tuple[tuple[str, ...], tuple[str, ...]] = in_child(_try_gpus)
     names, troubles = found
     for trouble in troubles:
         print(f"warning: {trouble}", file=sys.stderr, flush=True)
     return names
 
 
-class _Answer:
+class Answer:
     """What a child's work came to, as it is sent."""
 
     def __init__(self, value: Any):
         self.value = value
 
 
-def _in_child(work: Callable[..., None], *arguments: Any, show: Progress = no_progress) -> Any:
-    """What `work` answers in a child, which sends an `_Answer`, and may send what `show` is told before.
+def in_child(work: Callable[..., None], *arguments: Any, show: Progress = no_progress) -> Any:
+    """What `work` answers in a child, which sends an `Answer`, and may send what `show` is told before.
 
     Raises:
         Refused: the answer is why it refuses.
@@ -94,17 +94,15 @@ def _in_child(work: Callable[..., None], *arguments: Any, show: Progress = no_pr
     raise RuntimeError(f"the process that prepares the data died {RETRIES + 1} times, with exit code {exitcode}")
 
 
-def _ask_child(
-    work: Callable[..., None], arguments: Sequence[Any], show: Progress
-) -> tuple[int | None, _Answer | None]:
+def _ask_child(work: Callable[..., None], arguments: Sequence[Any], show: Progress) -> tuple[int | None, Answer | None]:
     """A child's exit code, and its answer, or None where it died."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     child = CONTEXT.Process(target=work, args=(sender, *arguments), daemon=True)
     start_child(child)
     sender.close()
-    answer: _Answer | None = None
+    answer: Answer | None = None
     try:
-        while not isinstance(message := receiver.recv(), _Answer):
+        while not isinstance(message := receiver.recv(), Answer):
             show(*message)
         answer = message
     except EOFError:
@@ -146,7 +144,7 @@ def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: b
             )
         except Refused as error:
             outcome = error
-        sender.send(_Answer(outcome))
+        sender.send(Answer(outcome))
 
 
 def _try_gpus(sender: Connection) -> None:
@@ -158,7 +156,7 @@ def _try_gpus(sender: Connection) -> None:
     names = gpu_names(visible_gpus(), troubles)
     usable = tuple(name for name, trouble in names.items() if not trouble)
     with contextlib.suppress(BrokenPipeError):
-        sender.send(_Answer((usable, tuple(filter(None, troubles.values())))))
+        sender.send(Answer((usable, tuple(filter(None, troubles.values())))))
 
 
 def gpu_names(visible: str, troubles: Mapping[str, str]) -> dict[str, str]:

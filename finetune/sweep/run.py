@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.compose import compose_config
 from finetune.config import digest_of, key_of
-from finetune.records.layout import RECORD, TRIALS
+from finetune.records.layout import RECORD, SWEEP, TRIALS
 from finetune.records.ranking import MARGIN, REPEATED, Objective
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
@@ -22,6 +22,7 @@ from finetune.sweep.estimate import Estimate, estimate_sweep
 from finetune.sweep.folder import alone, as_begun, claim, refuse_another, refuse_unusable
 from finetune.sweep.jobs import Launcher
 from finetune.sweep.launch import LocalLauncher, chosen_gpus, local_slots
+from finetune.sweep.precision import PRECISION, with_measured_precision
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
 from finetune.sweep.race import race_order
 from finetune.sweep.records import ReusableRecords, refuse_without_trials, trial_settings
@@ -79,6 +80,12 @@ def run_sweep(
     if gpus and not _on_gpus(spec):
         gpus = []
     slots = local_slots(gpus, options.workers, options.trials_per_gpu or 1)
+    measured: tuple[str, ...] = ()
+    if cluster is None and not gpus and not (folder / SWEEP).is_file():
+        given = spec
+        spec = with_measured_precision(given, seed, slots[0].threads)
+        measured = (PRECISION,) if spec != given else ()
+        settings_of = trial_settings(spec)
     objective = _objective(spec, settings_of, options.margin)
     sweep = Sweep(spec, folder, size(spec), objective)
     recorded = {file.parent.name for file in (folder / TRIALS).glob(f"*/{RECORD}")}
@@ -103,7 +110,7 @@ def run_sweep(
     search = Search(spec, seed, _in_order(sweep, seed, options.budget))
     with alone(folder), stores_in_use(prepared.stores):
         remove_leftovers(folder)
-        claim(spec, folder, seed, data, sweep.total, objective)
+        claim(spec, folder, seed, data, sweep.total, objective, measured)
 
         environment = {"WANDB_RUN_GROUP": spec.name}
         launcher: Launcher

@@ -1,8 +1,6 @@
 """What the trials of a sweep will cost on this machine, reckoned from a few seconds of measurement."""
 
-import contextlib
 import math
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,7 +26,7 @@ from finetune.sharing.facts import Facts, find_weights
 from finetune.sharing.images import find_data, images_key
 from finetune.sharing.requests import passes_of
 from finetune.storage.store import store_bytes
-from finetune.storage.system import free_memory, usable_cores
+from finetune.storage.system import free_memory, processor_name, usable_cores
 from finetune.trial.timing import Overhead, UnitSeconds, time_decoding, time_input, time_overhead, time_units
 
 BUDGET = 20.0
@@ -245,13 +243,4 @@ def _storing(
 def _machine(precision: Precision, threads: int) -> str:
     if precision.device.type != "cpu":
         return precision.name
-    return f"{processor()}, {counted(threads, 'thread')} a trial, {'bf16' if precision.bf16 else '32-bit'}"
-
-
-def processor() -> str:
-    """What this machine's processor calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return f"{processor_name()}, {counted(threads, 'thread')} a trial, {'bf16' if precision.bf16 else '32-bit'}"

@@ -23,7 +23,9 @@ from finetune.network.parts import FrozenPrefix, SharedPrefix, Suffix, arrange_i
 from finetune.trial.run import train
 
 _PASSES = 3
-"""Passes that are timed, besides one that warms up; the middle one counts."""
+"""Passes that are timed at least, besides one that warms up."""
+_LONG_ENOUGH = 1.5
+"""Seconds of passes after which no more are needed."""
 _FORWARD_AND_BACK = 3.0
 """Roughly how many forward passes a training step takes."""
 _DECODED = 32
@@ -42,7 +44,14 @@ class UnitSeconds:
     """Seconds of one step of the optimizer over all parameters."""
 
 
-def time_units(name: str, size: int, batch: int, precision: Precision, budget: float) -> UnitSeconds:
+def time_units(
+    name: str,
+    size: int,
+    batch: int,
+    precision: Precision,
+    budget: float,
+    average: Callable[[Sequence[float]], float] = statistics.mean,
+) -> UnitSeconds:
     """Time each unit of a backbone by itself, frozen and trained: from these follows the time of a step at any depth.
 
     Weights and pixels are random, for a step takes as long whatever they are.
@@ -53,6 +62,8 @@ def time_units(name: str, size: int, batch: int, precision: Precision, budget: f
         batch: Images of a step; fewer are timed at once where they would take longer than the budget.
         precision: On which device, in what format.
         budget: Seconds that it may take, roughly.
+        average: Of several passes. The mean has in it what other work takes from this; the median shows what the
+            machine can do.
     """
     deadline = time.perf_counter() + budget
     torch.manual_seed(0)
@@ -76,12 +87,19 @@ def time_units(name: str, size: int, batch: int, precision: Precision, budget: f
     count = max(2, min(batch, affordable))
 
     frozen, trained = list[list[float]](), list[list[float]]()
-    while len(frozen) < _PASSES and (not frozen or time.perf_counter() < deadline):
+    started = time.perf_counter()
+    while not frozen or (
+        time.perf_counter() < deadline and (len(frozen) < _PASSES or time.perf_counter() < started + _LONG_ENOUGH)
+    ):
         frozen.append(seconds(prefix, count, learn=False))
         trained.append(seconds(suffix, count, learn=True))
     optimizer = torch.optim.AdamW(suffix.parameters(), fused=True)
     steps = [_timed(optimizer.step, precision) for _ in range(_PASSES)]  # the first makes its state
-    return UnitSeconds(_medians(frozen, count), _medians(trained, count), min(steps))
+
+    def an_image_of(passes: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        return tuple(average(of_unit) / count for of_unit in zip(*passes, strict=True))
+
+    return UnitSeconds(an_image_of(frozen), an_image_of(trained), min(steps))
 
 
 def _seconds_of_units(units: nn.Sequential, x: Tensor, precision: Precision, learn: bool) -> list[float]:
@@ -101,10 +119,6 @@ def _seconds_of_units(units: nn.Sequential, x: Tensor, precision: Precision, lea
 
         x = y.detach().requires_grad_(learn)
     return seconds
-
-
-def _medians(passes: Sequence[Sequence[float]], images: int) -> tuple[float, ...]:
-    return tuple(statistics.median(of_unit) / images for of_unit in zip(*passes, strict=True))
 
 
 def _timed(run: Callable[[], object], precision: Precision) -> float:

@@ -131,7 +131,7 @@ def test_fault_56_a_full_gpu_leaves_the_preparation_to_the_next(monkeypatch: pyt
         tried.append(name)
         return Prepared(name, (), (), (), out_of_memory=name != "2")
 
-    monkeypatch.setattr(prepare_module, "_in_child", in_child)
+    monkeypatch.setattr(prepare_module, "in_child", in_child)
     assert check_and_prepare([], gpus=["0", "2", "3"]).shared == "2"
     assert check_and_prepare([], gpus=["0", "1"]).out_of_memory
     assert check_and_prepare([]).shared == ""
