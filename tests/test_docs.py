@@ -204,7 +204,7 @@ def test_every_reason_for_not_running_a_command_is_used() -> None:
     ("wrong", "why"),
     [
         ("finetune sweeep explore.yaml", "No such command 'sweeep'"),
-        ("finetune sweep explore.yaml --trails 3", "No such option: --trails"),
+        ("finetune sweep explore.yaml --trails 3", "No such option"),
         ("finetune sweep nothing.yaml", "there is no such sweep file"),
         ("finetune plan explore.yaml seeds=3", "did you mean seed?"),
         ("finetune agent", "Missing argument 'SWEEP'"),

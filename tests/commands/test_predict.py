@@ -146,7 +146,7 @@ def test_figures_of_many_classes_against_scikit_learn_and_wilson() -> None:
         (["check", "IMAGES", "data.on_bda=skip"], "did you mean data.on_bad?"),
         (["predict"], "Missing argument 'MODEL'"),
         (["exprot"], "Did you mean 'export'?"),
-        (["predict", "TRIAL", "IMAGES", "--cvs", "x"], "No such option: --cvs.*--csv"),
+        (["predict", "TRIAL", "IMAGES", "--cvs", "x"], "No such option.*--cvs.*--csv"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
