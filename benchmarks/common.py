@@ -64,10 +64,15 @@ def weights_file(given: str | None, backbone: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def workplace(kept: Path | None) -> Iterator[Path]:
-    """A folder for images and stores: `kept`, or a temporary one."""
+    """A folder for images and stores: `kept`, which must be new or empty, or a temporary one.
+
+    Stores and records of an earlier run would be found again, and nothing would be left to time.
+    """
     if kept is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
+    elif kept.is_dir() and any(kept.iterdir()):
+        sys.exit(f"--scratch {kept} holds what an earlier run left, which would be timed as done; give a new folder")
     else:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept

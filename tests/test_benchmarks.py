@@ -68,3 +68,13 @@ def test_the_tables_are_small_and_hold_their_names(replay: ModuleType) -> None:
     for file in tables:
         assert file.stat().st_size < 1_000_000
         assert read_table(file).name == file.stem
+
+
+def test_a_folder_of_an_earlier_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from common import workplace
+
+    with workplace(tmp_path / "new") as place:
+        (place / "cache").mkdir()
+    with pytest.raises(SystemExit, match="holds what an earlier run left"), workplace(tmp_path / "new"):
+        pass
