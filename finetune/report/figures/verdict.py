@@ -110,7 +110,8 @@ def _add_leads(plot: go.Figure, standing: str, members: Sequence[Depth], scale: 
         marker=mark.plotly,
         error_x={
             "array": [scale * row.half_width for _, row in rows],
-            "color": f"{mark.color}80",  # half seen through, so that the mark stands out
+            # half seen through, so that the mark stands out; plotly 6.0 takes no alpha in hexadecimal
+            "color": f"rgba({', '.join(map(str, bytes.fromhex(mark.color.removeprefix('#'))))}, 0.5)",
             "thickness": 6,
             "width": 0,
         },
