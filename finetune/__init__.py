@@ -25,3 +25,7 @@ if os.environ.get("HOME") == "":
         import pwd
 
         os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+
+from finetune.plugin import register_backbone
+
+__all__ = ["__version__", "register_backbone"]

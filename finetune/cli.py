@@ -14,6 +14,7 @@ from finetune.commands import inspect, model, predict, report, sweep, train, wan
 from finetune.commands.sweep import this_command
 from finetune.console import console
 from finetune.errors import Interrupted, Refused
+from finetune.plugin import take_plugin
 from finetune.storage.system import END_CODES
 from finetune.version import full_version
 
@@ -64,6 +65,7 @@ app.command()(wandb.sync)
 app.command()(wandb.dashboard)
 app.command()(sweep.plan)
 app.command()(inspect.depths)
+app.command()(inspect.backbones)
 app.command()(inspect.check)
 app.command()(model.best)
 app.command()(model.export)
@@ -82,7 +84,7 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
 
     try:
-        code = app(arguments or ["--help"], standalone_mode=False)
+        code = app(take_plugin(arguments) or ["--help"], standalone_mode=False)
         return int(code or 0)
     except typer.Exit as done:
         return done.exit_code

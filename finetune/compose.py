@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config import NOT_MEANINGFUL, PLACES, Config, flat, freeze_depth_number, key_of, leaves
+from finetune.config import NOT_MEANINGFUL, PLACES, Config, flat, freeze_depth_number, key_of, leaves, network_defaults
 from finetune.errors import Refused, nearest
 
 
@@ -70,6 +70,10 @@ def checked(cfg: DictConfig) -> Config:
         _check_value(key, value, setting.metadata)
 
     _check_class_weights(config.data.class_weights)
+
+    for key, value in network_defaults(flat(config)).items():
+        group, _, name = key.partition(".")
+        setattr(getattr(config, group), name, value)
 
     depth = config.model.freeze_depth
     in_shares = config.model.freeze_unit == "share"
@@ -260,7 +264,7 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
 
     low, high, above = (limits.get(bound) for bound in ("low", "high", "above"))
     for number in value if isinstance(value, list) else [value]:
-        if number is None or isinstance(number, str):
+        if number is None or isinstance(number, str) or number == limits.get("unset", math.nan):
             continue
 
         inside = (

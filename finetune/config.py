@@ -10,6 +10,9 @@ from typing import Any, cast
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "narrow_resnet50", "cnn5")
 METRICS = ("val/acc", "val/balanced_acc", "val/f1", "val/auroc", "val/loss")
 FREEZE_UNITS = ("block", "stage", "layer", "tensor", "share")
+TIMM = "timm/"
+"""What the names of timm's networks begin with here."""
+UNSET_WEIGHTS = "IMAGENET1K_V1"
 TRIALS_PER_GPU = "FINETUNE_TRIALS_PER_GPU"
 """Environment variable: how many trials share this one's GPU; a sweep sets it."""
 
@@ -18,8 +21,14 @@ def _one_of(default: str, choices: Sequence[str]) -> Any:
     return field(default=default, metadata={"choices": tuple(choices)})
 
 
-def _number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
+def _number(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    unset: float | None = None,
+) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "unset": unset})
 
 
 @dataclass
@@ -40,9 +49,11 @@ class HeadConfig:
 class ModelConfig:
     """The network and where it is cut."""
 
-    backbone: str = _one_of("resnet50", BACKBONES)
-    weights: str = "IMAGENET1K_V1"
-    """A weight name (torchvision's, or SHAPES60_V1 for narrow_resnet50), a .pth or .safetensors path, or `none`."""
+    backbone: str = "resnet50"
+    """A classification network of torchvision, `timm/NAME` or `timm/NAME.TAG`, narrow_resnet50, or cnn5."""
+    weights: str = UNSET_WEIGHTS
+    """A weight name (torchvision's, or SHAPES60_V1 for narrow_resnet50), `pretrained` for the network's own, a .pth or
+    .safetensors path, or `none`. What is the default here stands for `pretrained` where the network is timm's."""
     freeze_depth: int | float | str = "all"
     """Units frozen, counted from the input: 0 trains everything, the maximum or `all` trains the head alone."""
     freeze_unit: str = _one_of("block", FREEZE_UNITS)
@@ -87,10 +98,11 @@ class DataConfig:
     fold: int = _number(0, low=0)
     """Which of the folds validates, from 0 on."""
     split_seed: int = _number(0, low=0)
-    size: int = _number(224, low=8, high=2048)
-    """Height and width of the network's input, pixels."""
+    size: int = _number(0, low=8, high=2048, unset=0)
+    """Height and width of the network's input, pixels; 0 is what its weights were trained with (224 for ResNets)."""
     resize: str = _one_of("squash", ("squash", "crop", "pad"))
-    interpolation: str = _one_of("bilinear", ("nearest", "bilinear", "bicubic", "lanczos"))
+    interpolation: str = _one_of("auto", ("auto", "nearest", "bilinear", "bicubic", "lanczos"))
+    """How images are resized; `auto` is as for the training of the weights (bilinear for ResNets)."""
     on_bad: str = _one_of("refuse", ("refuse", "skip"))
     """What an unreadable image does: stop before training, or be left out with a warning."""
     on_leak: str = _one_of("warn", ("warn", "refuse"))
@@ -283,9 +295,25 @@ def trial_key(config: Config) -> str:
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """The trial key of flat settings."""
+    settings = {**settings, **network_defaults(settings)}
     meaningful = {key: value for key, value in settings.items() if is_meaningful(key)}
     unset = {key for key in ADDED if meaningful.get(key) == _DEFAULTS[key]}
     return digest_of({key: value for key, value in meaningful.items() if key not in unset})
+
+
+def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings that were left to the network come to, as far as that is known without building it.
+
+    The first networks have what they had before there were others, so that their trials keep their keys.
+    """
+    backbone = str(settings.get("model.backbone"))
+    if backbone in BACKBONES:
+        known: dict[str, tuple[Any, Any]] = {"data.size": (0, 224), "data.interpolation": ("auto", "bilinear")}
+    elif backbone.startswith(TIMM):
+        known = {"model.weights": (UNSET_WEIGHTS, "pretrained")}
+    else:
+        known = {}
+    return {key: value for key, (unset, value) in known.items() if key in settings and settings[key] == unset}
 
 
 def is_meaningful(key: str) -> bool:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune.compose import as_overrides, checked, compose_config, explain, override, refuse_reach, register, shipped
 from finetune.config import Config
 from finetune.errors import Interrupted, Refused, one_line
+from finetune.plugin import take_plugin
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
 from finetune.sharing.facts import Facts
@@ -82,7 +83,12 @@ def run_trial(
 def main() -> int:
     """The command `python -m finetune.train`; returns the exit code."""
     debug = "--debug" in sys.argv
-    sys.argv = [sys.argv[0], *as_overrides([word for word in sys.argv[1:] if word != "--debug"])]
+    try:
+        words = take_plugin([word for word in sys.argv[1:] if word != "--debug"])
+    except Refused as refusal:
+        print(f"refused: {refusal}", file=sys.stderr)
+        return 2
+    sys.argv = [sys.argv[0], *as_overrides(words)]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     return _exit_code(_from_command_line, debug)
 

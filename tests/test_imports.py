@@ -63,6 +63,7 @@ def room(module: str) -> str:
 
 MAY_USE = {
     "errors": (),
+    "plugin": ("errors",),
     "version": (),
     "config": (),
     "visible_gpus": (),
@@ -72,11 +73,11 @@ MAY_USE = {
     "storage": ("errors",),
     "records": ("version", "errors", "config", "compose", "storage"),
     "data": ("errors", "config", "storage", "gpu"),
-    "network": ("errors", "config", "storage", "gpu"),
+    "network": ("errors", "config", "plugin", "storage", "gpu"),
     "sharing": ("errors", "config", "storage", "gpu", "data", "network"),
     "trial": ("errors", "config", "compose", "console", "storage", "gpu", "records", "data", "network", "sharing"),
     "export": ("errors", "config", "storage", "records", "data", "network"),
-    "train": ("errors", "config", "visible_gpus", "compose", "storage", "records", "sharing", "trial"),
+    "train": ("errors", "plugin", "config", "visible_gpus", "compose", "storage", "records", "sharing", "trial"),
     "report": ("errors", "config", "storage", "records"),
     "sweep": ("errors", "config", "visible_gpus", "gpu", "compose", "storage", "records", "report", "train"),
 }

@@ -36,7 +36,9 @@ def check(
 
     for path, why in inspection.unreadable.items():
         console.print(f"unreadable: {path} ({why})")
-    for sentence in inspection.caveats(config.data.size):
+    from finetune.network.catalog import with_input
+
+    for sentence in inspection.caveats(with_input(config).data.size):
         console.print(f"caveat: {sentence}")
 
     refusals = inspection.refusals(config.data.on_bad, config.data.on_leak)
@@ -84,23 +86,27 @@ def _print_images(data: str, inspection: "Inspection") -> None:
 
 
 def depths(
-    backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="resnet50, narrow_resnet50, cnn5, …")],
-    unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer or tensor.")] = "block",
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")] = 224,
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="resnet50, convnext_tiny, timm/vit_small_patch14_dinov2, …")
+    ],
+    unit: Annotated[str, typer.Option(help="What k counts: block, stage, layer, tensor or share.")] = "block",
+    size: Annotated[int | None, typer.Option(min=32, help="Height and width of the images, pixels.")] = None,
 ) -> int:
     """Print what each freeze depth freezes.
 
     A row for each k of a backbone, with parameters, FLOPs, shapes, and the same depth in the other units.
     """
-    from finetune.config import BACKBONES, FREEZE_UNITS
+    from finetune.config import FREEZE_UNITS
     from finetune.errors import nearest
 
-    for name, value, known in (("backbone", backbone, BACKBONES), ("unit", unit, FREEZE_UNITS)):
-        if value not in known:
-            raise Refused(f"{name} {value!r} is not known; {nearest(value, known)}")
+    if unit not in FREEZE_UNITS:
+        raise Refused(f"unit {unit!r} is not known; {nearest(unit, FREEZE_UNITS)}")
 
     from finetune.network.backbone import backbone_shapes
+    from finetune.network.catalog import default_size
     from finetune.network.depths import depth_table
+
+    size = size or default_size(backbone)
 
     # a share of the blocks is no column: the network has as many of them as it has rows
     others = [other for other in FREEZE_UNITS if other not in (unit, "share")]
@@ -138,3 +144,59 @@ def _stages(backbone: str, unit: str, size: int) -> str:
     edges, stages = boundaries(shapes, unit), boundaries(shapes, "stage")
     ks = [edges.index(tensors) for tensors in stages if tensors in edges]
     return " ".join(f"\\[{a},{b}]" for a, b in itertools.pairwise(ks))
+
+
+_MOST_ROWS = 60
+"""Networks that `backbones` looks at; each takes a moment."""
+
+
+def backbones(
+    pattern: Annotated[
+        str,
+        typer.Argument(metavar="[PATTERN]", help="A part of the name, or with * and ?: convnext, 'timm/vit_small*'."),
+    ] = "",
+) -> int:
+    """List the networks there are.
+
+    Their names; for up to 60 that fit PATTERN parameters, FLOPs, units to freeze, input size, and whether weights lie
+    on this machine.
+    """
+    from finetune.network.catalog import known_names
+
+    names = known_names(pattern)
+    if not names:
+        raise Refused(f"no network's name contains {pattern!r}; `finetune backbones` lists them all")
+    if len(names) > _MOST_ROWS:
+        console.print("\n".join(names), highlight=False)
+        console.print(f"{len(names)} networks; with a PATTERN that fits up to {_MOST_ROWS} of them, what each is like")
+        return 0
+
+    table = plain_table(f"{len(names)} networks, without their classifiers")
+    for column in ("name", "parameters", "GFLOPs", "blocks", "size", "weights here"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
+    for name in names:
+        table.add_row(name, *_described(name))
+    console.print(table)
+    return 0
+
+
+def _described(name: str) -> tuple[str, ...]:
+    """The cells of a network, or why it cannot be used."""
+    from finetune.network.backbone import backbone_shapes
+    from finetune.network.catalog import default_size, has_weights_here
+    from finetune.network.depths import forward_flops
+
+    try:
+        size = default_size(name)
+        backbone = backbone_shapes(name, size)
+    except Refused as refusal:
+        return (str(refusal),)
+    parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    flops = forward_flops(backbone, size) / 1e9
+    return (
+        f"{parameters:,}",
+        f"{flops:.2f}",
+        str(len(backbone.units)),
+        str(size),
+        "yes" if has_weights_here(name) else "",
+    )

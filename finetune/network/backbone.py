@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finetune.errors import Refused
-from finetune.network.catalog import cannot_take, create, create_empty, create_shapes, default_size
+from finetune.network.catalog import cannot_take, classifier_of, create, create_empty, create_shapes, default_size
 from finetune.network.trace import Division, NotCuttable, NoValues, divide, refresh
 
 
@@ -117,4 +117,6 @@ def _assembled(name: str, model: nn.Module, division: Division) -> Backbone:
         model.set_submodule(division.classifier, nn.Identity())
 
     units = {part.name: part.of(model) for part in division.units}
-    return Backbone(name, model, units, division.rest.of(model), division.width, division.classifier or "fc")
+    return Backbone(
+        name, model, units, division.rest.of(model), division.width, division.classifier or classifier_of(name)
+    )

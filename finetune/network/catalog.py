@@ -1,10 +1,13 @@
 """Where networks come from: this package, torchvision, timm, and whoever registers one. Builds them; knows no cuts."""
 
+import fnmatch
 import functools
 import importlib.util
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from finetune.config import TIMM, UNSET_WEIGHTS, Config
 from finetune.errors import Refused, nearest
+from finetune.plugin import registered
 
-TIMM = "timm/"
-"""What the names of timm's networks begin with here."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GOOGLE: dict[str, Any] = {"aux_logits": False, "init_weights": True, "transform_input": True}
 _OPTIONS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
 """As torchvision builds them for their pretrained weights, without the classifiers that only scratch training uses."""
@@ -76,8 +80,10 @@ def create(name: str, size: int | None = None) -> nn.Module:
         return _OWN[name]()
     if name.startswith(TIMM):
         return _of_timm(name, size)
+    if name in (own := registered()):
+        return _built(name, size, own[name])
     if name not in torchvision_names():
-        known = [*_OWN, *torchvision_names()]
+        known = [*_OWN, *own, *torchvision_names()]
         raise Refused(f"model.backbone={name} is not known; {nearest(name, known)}")
 
     options = _OPTIONS.get(name, {})
@@ -113,6 +119,12 @@ def cannot_take(name: str, size: int | None, error: BaseException) -> Refused:
     return Refused(
         f"{name} cannot take images of {size} x {size} ({reason}); set data.size={default_size(name)}, its own"
     )
+
+
+def classifier_of(name: str) -> str:
+    """Where a network that `create` builds without its classifier has it otherwise."""
+    path = timm_settings(name).get("classifier") if name.startswith(TIMM) else None
+    return path if isinstance(path, str) else next(iter(path or ()), "fc")
 
 
 def timm_package(name: str) -> Any:
@@ -156,14 +168,70 @@ def torchvision_names() -> tuple[str, ...]:
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """The images that weights were trained with."""
+
+    size: int
+    """Height and width, pixels."""
+    interpolation: str
+    """How they were resized, as in `data.interpolation`."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, for pixels in 0..1."""
+
+
+def input_of(name: str, weights: str = UNSET_WEIGHTS) -> NetworkInput:
+    """What a network's weights were trained with; for those of a file, what the network's first ones were.
+
+    >>> input_of("inception_v3").size
+    299
+    """
+    if name.startswith(TIMM):
+        known = timm_settings(name)
+        return NetworkInput(
+            int(known.get("input_size", (3, 224, 224))[-1]),
+            _interpolation(known.get("interpolation", "bicubic")),
+            tuple(known.get("mean", IMAGENET_MEAN)),
+            tuple(known.get("std", IMAGENET_STD)),
+        )
+
+    entries = weights_of(name)
+    if not entries:
+        return NetworkInput(224, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    preset = entries.get(weights.rpartition(".")[2], next(iter(entries.values()))).transforms()
+    return NetworkInput(
+        int(preset.crop_size[0]), _interpolation(preset.interpolation.value), tuple(preset.mean), tuple(preset.std)
+    )
+
+
+def _interpolation(name: str) -> str:
+    return name if name in ("nearest", "bilinear", "bicubic", "lanczos") else "bicubic"
+
+
+def weights_of(name: str) -> dict[str, Any]:
+    """torchvision's weights of a network by their names, the oldest first, and `pretrained` for the best of them."""
+    if name in _OWN or name not in torchvision_names():
+        return {}
+    entries = torchvision.models.get_model_weights(name)
+    known = dict(entries.__members__)
+    return {**{key: known[key] for key in known if key != "DEFAULT"}, "pretrained": entries.DEFAULT} if known else {}
+
+
 def default_size(name: str) -> int:
     """Height and width that a network's weights were trained with, pixels; 224 where that is not known."""
-    if name.startswith(TIMM):
-        return int(timm_settings(name).get("input_size", (3, 224, 224))[-1])
-    if name in torchvision_names() and name not in _OWN:
-        weights = list(torchvision.models.get_model_weights(name))
-        return int(weights[0].transforms().crop_size[0]) if weights else 224
-    return 224
+    return input_of(name).size
+
+
+def with_input(config: Config) -> Config:
+    """The config with image size and interpolation as numbers and names, where they were left to the network."""
+    data = config.data
+    if data.size and data.interpolation != "auto":
+        return config
+
+    own = input_of(config.model.backbone, config.model.weights)
+    interpolation = own.interpolation if data.interpolation == "auto" else data.interpolation
+    return replace(config, data=replace(data, size=data.size or own.size, interpolation=interpolation))
 
 
 class _Undrawn(TorchFunctionMode):
@@ -205,3 +273,26 @@ def create_shapes(name: str, size: int | None = None) -> nn.Module:
             return create(name, size)
     except NotImplementedError:
         return _create_undrawn(name, size).to("meta")
+
+
+def known_names(pattern: str = "") -> list[str]:
+    """The names that `create` takes, of timm where it is installed, those that contain `pattern` or match it."""
+    names = [*_OWN, *registered(), *torchvision_names()]
+    if importlib.util.find_spec("timm") is not None:
+        import timm
+
+        names += [f"{TIMM}{name}" for name in timm.list_models()]
+    return [name for name in names if fnmatch.fnmatch(name, pattern) or pattern in name]
+
+
+def has_weights_here(name: str) -> bool:
+    """Whether pretrained weights of a network lie on this machine, so that none need be downloaded."""
+    if name.startswith(TIMM):
+        from huggingface_hub import try_to_load_from_cache
+
+        repository = str(timm_settings(name).get("hf_hub_id") or "").partition("@")[0]
+        return bool(repository) and isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    files = [folder / str(entry.url).rpartition("/")[2] for entry in weights_of(name).values()]
+    return name == "narrow_resnet50" or any(file.is_file() for file in files)

@@ -117,6 +117,11 @@ def depth_row(backbone: Backbone, freeze_depth: int | float, unit: str, size: in
     return table[round(freeze_depth * (len(table) - 1)) if unit == "share" else int(freeze_depth)]
 
 
+def forward_flops(backbone: Backbone, size: int) -> int:
+    """FLOPs of the forward pass of one image of `size` x `size` through all units."""
+    return sum(_trace(backbone, size)[0])
+
+
 def _names(backbone: Backbone, unit: str) -> list[str]:
     """What is frozen last at each k."""
     tensors = backbone.parameter_names

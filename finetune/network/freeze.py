@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from finetune.config import Config
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, backbone_shapes
+from finetune.network.catalog import with_input
 from finetune.network.depths import boundaries, depth_of
 
 
@@ -104,6 +105,7 @@ def cut_of(config: Config) -> Cut:
     Raises:
         Refused: the depth is out of range, or a BatchNorm would train on batches of one image.
     """
+    config = with_input(config)
     model = config.model
     backbone = backbone_shapes(model.backbone, config.data.size)
     cut = find_cut(backbone, model.freeze_depth, model.freeze_unit, model.frozen_bn, model.train_units)

@@ -27,6 +27,8 @@ class WeightFile:
     """What a safetensors file says of itself."""
     note: str
     """Where in the file they were, in one sentence; empty where it holds them plainly."""
+    place: str = ""
+    """The same in words, whether or not all of them are there."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _picked(
         if name.startswith(place.prefix)
     }
     chosen = {name: read() for name, read in tensors.items() if only is None or name in only}
-    return WeightFile(chosen, about, note)
+    return WeightFile(chosen, about, note, place.words)
 
 
 def _places(wrapper: str, names: Collection[str], own: Collection[str]) -> list[_Place]:

@@ -1,24 +1,26 @@
 """The weights that a backbone starts from: found, read, checked and hashed."""
 
+import contextlib
 import hashlib
+import sys
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
+from torchvision.models.vision_transformer import interpolate_embeddings
 
+from finetune.config import TIMM
 from finetune.errors import Refused, nearest
 from finetune.network.backbone import Backbone
+from finetune.network.catalog import IMAGENET_MEAN, IMAGENET_STD, input_of, timm_settings, weights_of
 from finetune.network.weight_files import SUFFIXES, first_line, read_file
 
 SHAPES_WEIGHTS = "SHAPES60_V1"
 """The name of the shipped weights of narrow_resnet50."""
 SHAPES_FILE = Path(__file__).parent / "shipped" / "narrow_resnet50_shapes60.safetensors"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel, for pixels in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def read_weights(
 
     Args:
         backbone: What they are for; every parameter and buffer must be there in its shape.
-        weights: A weight name (torchvision's for this network), the path of a weights file, or `none`.
+        weights: A weight name (torchvision's for this network), `pretrained`, the path of a weights file, or `none`.
         digests: What an earlier call found in the same file, which is then not checked and hashed again.
         only: The tensors to read; all by default.
 
@@ -72,19 +74,34 @@ def read_weights(
             f"model.weights={weights}: weights are not fetched from addresses; download the file, and give its path"
         )
 
-    path, (mean, std) = _find(backbone, weights, check=digests is None)
-    counters = {name for name in backbone.model.state_dict() if name.endswith("num_batches_tracked")}
-    own = backbone.model.state_dict().keys() - counters
-    file = read_file(path, own, only)
+    path = _find(backbone, weights, check=digests is None)
+    known = input_of(backbone.name, weights)
+    mean, std = known.mean, known.std
+
+    # 1. The tensors, by the names that this network has for them
+    own = {name for name in backbone.model.state_dict() if not _counts(name)}
+    renamed = backbone.name.startswith((TIMM, "vit_"))  # by rules that need to see the file whole
+    file = read_file(path, own, None if renamed else only)
     classifier = f"{backbone.classifier}."
     state = {name: _as_single(path, value) for name, value in file.tensors.items() if not name.startswith(classifier)}
+    state, dropped = _without_heads(backbone, _as_named_here(backbone, state))
+    if only is not None:
+        state = {name: value for name, value in state.items() if name in only}
+
+    # 2. What the file says of itself
     if "mean" in file.about and "std" in file.about:
         mean, std = (tuple(map(float, file.about[key].split())) for key in ("mean", "std"))
 
+    # 3. All of the network, and nothing broken
     if digests is None:
-        _must_fit(backbone, state, weights)
+        _must_fit(backbone, state, weights, file.place)
         digests = {name: _tensor_digest(value) for name, value in state.items()}
-    return Weights(state, mean, std, digests, file.note)
+
+    notes = [file.note] if file.note else []
+    if dropped:
+        more = f" and {len(dropped) - 3} more" if len(dropped) > 3 else ""
+        notes.append(f"model.weights={weights}: not {backbone.name}'s and left out: {', '.join(dropped[:3])}{more}")
+    return Weights(state, mean, std, digests, "; ".join(notes))
 
 
 def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[str] | None = None) -> None:
@@ -120,31 +137,30 @@ def _tensor_digest(value: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _find(backbone: Backbone, weights: str, check: bool) -> tuple[Path, Normalisation]:
-    """The file that `weights` means, downloaded where it must be, and the normalisation that it was trained with."""
+def _find(backbone: Backbone, weights: str, check: bool) -> Path:
+    """The file that `weights` means, downloaded where it must be."""
     if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
-        return SHAPES_FILE, (IMAGENET_MEAN, IMAGENET_STD)
-
-    path = Path(weights).expanduser()
-    if weights.lower().endswith(SUFFIXES) or "/" in weights or path.is_file():
-        return path, (IMAGENET_MEAN, IMAGENET_STD)
-    return _download(backbone.name, weights, check)
+        return SHAPES_FILE
+    if weights == "pretrained" and backbone.name.startswith(TIMM):
+        return _of_timm(backbone.name)
+    return Path(weights).expanduser() if _is_path(weights) else _download(backbone.name, weights, check)
 
 
-def _download(backbone: str, weights: str, check: bool) -> tuple[Path, Normalisation]:
-    """torchvision's file of that name, and the normalisation of its preset."""
-    if backbone in ("cnn5", "narrow_resnet50"):
+def _is_path(weights: str) -> bool:
+    return weights.lower().endswith(SUFFIXES) or "/" in weights or Path(weights).expanduser().is_file()
+
+
+def _download(backbone: str, weights: str, check: bool) -> Path:
+    """torchvision's file of that name."""
+    entries, name = weights_of(backbone), weights.rpartition(".")[2]
+    if not entries:
         known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
-
-    entries = torchvision.models.get_model_weights(backbone)
-    name = weights.rpartition(".")[2]
-    if name not in entries.__members__:
-        known = [*entries.__members__, "none"]
+    if name not in entries:
+        known = [*entries, "none"]
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(name, known)}")
 
     entry = entries[name]
-    preset = entry.transforms()
     file = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
     if not file.is_file():
         try:
@@ -156,12 +172,66 @@ def _download(backbone: str, weights: str, check: bool) -> tuple[Path, Normalisa
             ) from error
     if check:
         refuse_other_bytes(file, file.stem.rpartition("-")[2])  # resnet50-0676ba61.pth
-    return file, (tuple(preset.mean), tuple(preset.std))
+    return file
 
 
-def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> None:
+def _of_timm(name: str) -> Path:
+    """timm's own file of a network's weights, from the cache of its hub or downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    settings = timm_settings(name)
+    repository, _, revision = str(settings.get("hf_hub_id") or "").partition("@")
+    if not repository:
+        raise Refused(f"model.weights=pretrained: timm has no weights for {name}; give model.weights=PATH to yours")
+
+    file = str(settings.get("hf_hub_filename") or "model.safetensors")
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision or None))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Refused(
+            f"model.weights=pretrained: {file} of {repository} could not be downloaded ({first_line(error)}); "
+            "give model.weights=PATH to one you have"
+        ) from error
+
+
+def _as_named_here(backbone: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as this network has them: renamed as timm does for other trainers' files, positions resampled."""
     own = backbone.model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    if all(name in state and state[name].shape == value.shape for name, value in own.items() if not _counts(name)):
+        return state
+
+    if backbone.name.startswith(TIMM):
+        module = sys.modules[type(backbone.model).__module__]
+        adapt = getattr(module, "checkpoint_filter_fn", None)
+        with contextlib.suppress(KeyError, IndexError, RuntimeError, TypeError, AttributeError):  # not such a file
+            return state if adapt is None else dict(adapt(dict(state), backbone.model))
+
+    positions = "encoder.pos_embedding"
+    if backbone.name.startswith("vit_") and positions in state and state[positions].shape != own[positions].shape:
+        model = backbone.model
+        return dict(interpolate_embeddings(model.image_size, model.patch_size, OrderedDict(state)))
+    return state
+
+
+def _counts(name: str) -> bool:
+    """Whether a buffer only counts batches: old files lack those."""
+    return name.endswith("num_batches_tracked")
+
+
+def _without_heads(backbone: Backbone, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that may be the backbone's, and the names of the others: another classifier, a projection, a mask.
+
+    What lies where the backbone's own tensors lie stays, so that a deeper network of the same kind is noticed.
+    """
+    own = backbone.model.state_dict().keys()
+    places = {name.partition(".")[0] for name in own}
+    kept = {n: v for n, v in state.items() if n in own or (n.partition(".")[0] in places and "." in n)}
+    return kept, [name for name in state if name not in kept]
+
+
+def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str, place: str) -> None:
+    own = backbone.model.state_dict()
+    counters = set(filter(_counts, own))
     missing = sorted(own.keys() - state.keys() - counters)
     unknown = sorted(state.keys() - own.keys())
     shaped = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
@@ -169,7 +239,8 @@ def _must_fit(backbone: Backbone, state: Mapping[str, Tensor], weights: str) -> 
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise Refused(
-                f"model.weights={weights} is not {backbone.name}'s: it {problem} {', '.join(names[:3])}{more}; "
+                f"model.weights={weights} is not {backbone.name}'s: it {problem} {', '.join(names[:3])}{more}"
+                f"{f' (nearest to it are those under {place})' if place else ''}; "
                 f"give weights of {backbone.name} or the backbone they belong to"
             )
     broken = sorted(name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all())

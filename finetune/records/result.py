@@ -11,7 +11,7 @@ SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
-_ADDED = ("val_images", "val_labels", "probe_val_acc")
+_ADDED = ("input", "val_images", "val_labels", "probe_val_acc")
 """Fields that records of older versions lack."""
 _LONG = 100_000
 """Characters of `Result.correct` beyond which it lies beside the record."""
@@ -49,6 +49,9 @@ class Result:
     """The overrides this trial was given, by dotted key: in a sweep, the swept and the fixed ones."""
     config: dict[str, Any] = field(default_factory=dict)
     """Every setting, by dotted key."""
+    input: dict[str, Any] = field(default_factory=dict)
+    """The network's input: `size` in pixels, `interpolation`, and `mean` and `std` per channel. Empty in records of
+    older versions, whose `config` has the first two."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One dict an epoch: `epoch`, `train/loss`, `train/acc`, `val/loss`, `val/acc`, `lr`, and `trainer.metric`."""
     correct: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.config import Config
+from finetune.network.catalog import with_input
 from finetune.network.freeze import Cut
 from finetune.network.weights import Weights
 from finetune.sharing.facts import Facts, WeightFacts, weights_key
@@ -46,7 +47,7 @@ def prepare(trials: Sequence[tuple[Config, int]], stores: bool, progress: Progre
     """
     facts = Facts()
     requests: dict[str, StoreRequest] = {}
-    for config, count in trials:
+    for config, count in ((with_input(config), count) for config, count in trials):
         images, weights, cut = open_images(config, facts, progress)
         facts = _with(facts, config, images, weights)
         if not stores or not count:

@@ -13,6 +13,7 @@ from finetune.config import AugmentConfig, Config, digest_of
 from finetune.data.augment import Augment, Preprocess
 from finetune.data.samples import DataSet
 from finetune.network.backbone import backbone_shapes
+from finetune.network.catalog import with_input
 from finetune.network.depths import depth_table
 from finetune.network.device import Precision
 from finetune.network.freeze import Cut, cut_of, find_cut
@@ -136,7 +137,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
     """
     data_sets = dict[str, DataSet]()
     sizes = defaultdict[str, dict[str, int]](dict)
-    for config in configs:
+    for config in map(with_input, configs):
         size, model = config.data.size, config.model
         pixels = images_key(replace(config, data=replace(config.data, fold=0)))  # folds share their stores
         if pixels not in data_sets:

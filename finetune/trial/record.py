@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from finetune.compose import override_values
 from finetune.config import Config, flat, trial_key
 from finetune.data.augment import Preprocess
 from finetune.network.backbone import backbone_shapes
+from finetune.network.catalog import NetworkInput
 from finetune.network.depths import depth_row
 from finetune.network.device import Precision
 from finetune.network.freeze import Cut
@@ -44,6 +45,7 @@ def result_of(
     config: Config,
     overrides: Sequence[str],
     *,
+    network_input: NetworkInput,
     images: Images,
     cut: Cut,
     module: FineTune,
@@ -60,6 +62,7 @@ def result_of(
     Args:
         config: The trial's.
         overrides: What it was composed from.
+        network_input: The size of its images, and how they were resized and normalised.
         images: What it trained on.
         cut: What was frozen.
         module: What was trained.
@@ -86,6 +89,7 @@ def result_of(
         trained_parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
         params=_params(config, overrides),
         config=flat(config),
+        input={**asdict(network_input), "mean": list(network_input.mean), "std": list(network_input.std)},
         history=module.history,
         correct=module.correct if validated and len(module.correct) == len(module.history) else [],
         val_images=len(images.splits["val"].images),

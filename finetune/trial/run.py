@@ -20,6 +20,7 @@ from finetune.data.balance import class_weights
 from finetune.data.batches import PixelData
 from finetune.errors import Interrupted, Pruned, Refused, one_line
 from finetune.gpu import is_out_of_memory
+from finetune.network.catalog import NetworkInput, with_input
 from finetune.network.checkpoint import InputSpec, save_checkpoint
 from finetune.network.device import Precision
 from finetune.network.network import Network, build_network
@@ -90,8 +91,9 @@ def _train(
     config: Config, overrides: Sequence[str], facts: Facts, incumbent: Incumbent | None, keep_on_gpu: bool = True
 ) -> Result | None:
     """`train`, once; None where a GPU's memory ran out that the images took a part of, unless not `keep_on_gpu`."""
-    clock, out = _Clock(), Path(config.out)
-    _refuse_another(out, trial_key(config))
+    clock, out, asked = _Clock(), Path(config.out), config
+    _refuse_another(out, trial_key(asked))
+    config = with_input(asked)
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
@@ -139,7 +141,7 @@ def _train(
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop
     digests = digests_of(images, weights, cut, preprocess)
-    identity = {"key": trial_key(config), **digests, "precision": precision.name, "torch": str(torch.__version__)}
+    identity = {"key": trial_key(asked), **digests, "precision": precision.name, "torch": str(torch.__version__)}
     unfinished = Unfinished.load(out, identity)
     callback = TrialCallback(out, heartbeat, identity, config.trainer.save_every, unfinished)
     trainer = build_trainer(config.trainer, config.logger, out, precision, callback)
@@ -148,7 +150,7 @@ def _train(
         batches.start = unfinished.epoch, unfinished.batches - 1  # the last batch is repeated: trial/resume.py
         print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
     batches.on_gpu = keep_on_gpu
-    _open_folder(out, config, overrides)
+    _open_folder(out, asked, overrides)
     clock.stop("setup")
 
     # 4. Train, test, and keep the model if it is the best so far
@@ -173,8 +175,9 @@ def _train(
     # 5. The record
     epochs, tested = len(module.history), bool(ending.test)
     result = result_of(
-        config,
+        asked,
         overrides,
+        network_input=NetworkInput(config.data.size, config.data.interpolation, weights.mean, weights.std),
         images=images,
         cut=cut,
         module=module,

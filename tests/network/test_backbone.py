@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     state = scrambled(backbone)
     cases = {
         r"lacks conv1\.weight": {n: v for n, v in state.items() if n != "conv1.weight"},
-        r"has unknown extra\.weight": {**state, "extra.weight": torch.zeros(1)},
+        r"has unknown layer3\.6\.conv1\.weight": {**state, "layer3.6.conv1.weight": torch.zeros(1)},
         r"another shape for conv1\.weight": {**state, "conv1.weight": torch.zeros(1, 3, 7, 7)},
         r"NaN or infinite values in bn1\.weight": {**state, "bn1.weight": torch.full((16,), torch.nan)},
     }

@@ -1,8 +1,18 @@
 import pytest
 import torch
 
+from finetune.compose import compose_config
+from finetune.config import trial_key
 from finetune.errors import Refused
-from finetune.network.catalog import create, create_empty, create_shapes, default_size, torchvision_names
+from finetune.network.catalog import (
+    create,
+    create_empty,
+    create_shapes,
+    default_size,
+    input_of,
+    torchvision_names,
+    with_input,
+)
 
 
 def test_an_empty_network_has_its_tables_and_nothing_else() -> None:
@@ -20,6 +30,31 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 def test_networks_have_their_own_sizes() -> None:
     assert (default_size("resnet50"), default_size("inception_v3"), default_size("cnn5")) == (224, 299, 224)
     assert "fcn_resnet50" not in torchvision_names()
+
+
+def test_what_is_left_to_the_network_is_what_its_weights_were_trained_with() -> None:
+    config = with_input(compose_config(["model.backbone=inception_v3"]))
+    assert (config.data.size, config.data.interpolation) == (299, "bilinear")
+    assert with_input(compose_config(["model.backbone=inception_v3", "data.size=128"])).data.size == 128
+    resnet = compose_config([])
+    assert (resnet.data.size, resnet.data.interpolation) == (224, "bilinear")
+    assert with_input(resnet) is resnet
+    assert trial_key(resnet) == trial_key(compose_config(["data.size=224", "data.interpolation=bilinear"]))
+    left = compose_config(["model.backbone=inception_v3"])
+    assert trial_key(left) != trial_key(compose_config(["model.backbone=inception_v3", "data.size=224"]))
+
+
+def test_networks_of_timm_have_its_weights_and_their_own_input() -> None:
+    pytest.importorskip("timm")
+    config = compose_config(["model.backbone=timm/vit_small_patch14_dinov2"])
+    assert config.model.weights == "pretrained"
+    config = with_input(config)
+    assert (config.data.size, config.data.interpolation) == (518, "bicubic")
+    assert input_of("timm/vit_base_patch16_clip_224.openai").mean != input_of("resnet50").mean
+    with pytest.raises(Refused, match=r"has no such weights; .*lvd142m"):
+        input_of("timm/vit_small_patch14_dinov2.lvd142")
+    with pytest.raises(Refused, match="timm/convnext_tiny2 is not known; did you mean convnext_tiny"):
+        create("timm/convnext_tiny2")
 
 
 def test_a_size_that_a_network_cannot_take_is_refused_with_its_own() -> None:

@@ -1,0 +1,181 @@
+"""Networks of others, divided by one rule. Those called `test_…` are timm's own for tests, a few blocks each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.compose import compose_config
+from finetune.network.backbone import Backbone, backbone_shapes, build_backbone
+from finetune.network.catalog import input_of
+from finetune.network.freeze import find_cut
+from finetune.network.parts import SharedPrefix, split_at
+from finetune.network.weights import load_state
+from finetune.records.result import Result
+from finetune.trial.run import train
+from tests.network.test_backbone import scrambled
+
+pytest.importorskip("timm")
+
+SMALL = ["timm/test_vit3", "timm/test_convnext", "timm/test_efficientnet"]
+FAMILIES = [
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+    "efficientnet_b0",
+    "densenet121",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+    "timm/vit_small_patch16_dinov3",
+    "timm/swin_tiny_patch4_window7_224",
+    "timm/pvt_v2_b0",
+]
+"""One of each kind: those whose values are compared."""
+UNITS = {
+    "resnet50": 17,
+    "resnext50_32x4d": 17,
+    "wide_resnet50_2": 17,
+    "efficientnet_b0": 18,
+    "efficientnet_v2_s": 40,
+    "convnext_tiny": 22,
+    "vit_b_16": 13,
+    "swin_t": 16,
+    "swin_v2_t": 16,
+    "maxvit_t": 13,
+    "densenet121": 8,
+    "inception_v3": 12,
+    "googlenet": 10,
+    "mobilenet_v2": 19,
+    "mobilenet_v3_large": 18,
+    "shufflenet_v2_x1_0": 17,
+    "vgg16_bn": 15,
+    "alexnet": 7,
+    "mnasnet1_0": 18,
+    "regnet_y_400mf": 17,
+    "timm/resnet50": 17,
+    "timm/resnetv2_50": 17,
+    "timm/regnety_016": 28,
+    "timm/nfnet_f0": 17,
+    "timm/repvgg_a2": 22,
+    "timm/fastvit_t8": 17,
+    "timm/convnext_tiny": 22,
+    "timm/convnextv2_tiny": 22,
+    "timm/efficientnet_b0": 18,
+    "timm/tf_efficientnetv2_s": 40,
+    "timm/mobilenetv4_conv_small": 15,
+    "timm/vit_small_patch16_224": 13,
+    "timm/deit3_small_patch16_224": 13,
+    "timm/vit_small_patch14_dinov2": 13,
+    "timm/vit_small_patch14_reg4_dinov2": 13,
+    "timm/vit_small_patch16_dinov3": 13,
+    "timm/vit_base_patch16_clip_224": 13,
+    "timm/vit_base_patch16_siglip_224": 14,
+    "timm/beit_base_patch16_224": 13,
+    "timm/eva02_tiny_patch14_224": 13,
+    "timm/swin_tiny_patch4_window7_224": 16,
+    "timm/maxvit_tiny_tf_224": 13,
+    "timm/caformer_s18": 22,
+    "timm/hiera_tiny_224": 13,
+    "timm/mixer_b16_224": 13,
+    "timm/pvt_v2_b0": 12,
+    "timm/levit_128": 15,
+}
+"""How many units each network has: blocks, with what lies before, between and after them."""
+
+
+def whole(name: str) -> Backbone:
+    """A network with nothing at its initial value, read into an empty one as a trial does."""
+    state = scrambled(build_backbone(name))
+    backbone = build_backbone(name, empty=True)
+    load_state(backbone, state)
+    backbone.model.eval()
+    return backbone
+
+
+def compare_every_cut(name: str, stride: int = 1) -> None:
+    """Prefix and suffix together are the network's own forward pass, and neither writes to what it is given."""
+    backbone, size = whole(name), input_of(name).size
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = backbone.model(x)
+        for k in range(0, len(backbone.units) + 1, stride):
+            prefix, suffix = split_at(backbone, find_cut(backbone, k, "block"))
+            activations = prefix(x)
+            before = activations.clone()
+            assert torch.equal(suffix.eval()(activations), expected), k
+            assert torch.equal(activations, before), k
+
+        frozen, _ = split_at(backbone, find_cut(backbone, "all", "block"))
+        folded = SharedPrefix.of(frozen)(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def holds_each_parameter_once(backbone: Backbone) -> bool:
+    return sorted(backbone.parameter_names) == sorted(name for name, _ in backbone.model.named_parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_cut_of_a_small_network_is_its_own_forward_pass(name: str) -> None:
+    compare_every_cut(name)
+    assert holds_each_parameter_once(backbone_shapes(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cuts_of_each_family_are_its_own_forward_pass(name: str) -> None:
+    compare_every_cut(name, stride=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNITS)
+def test_units_of_forty_networks_hold_each_parameter_once(name: str) -> None:
+    backbone = backbone_shapes(name)
+    assert len(backbone.units) == UNITS[name]
+    assert holds_each_parameter_once(backbone)
+    assert all(any(p.ndim >= 2 for p in unit.parameters()) for unit in backbone.units.values())
+
+
+def trial(out: Path, images: Path, weights: Path, *words: str) -> Result:
+    given = [
+        f"model.weights={weights}",
+        f"data.root={images}",
+        "data.size=64",  # for which a network of fixed size gets its positions resampled
+        "data.batch_size=7",
+        "trainer.epochs=2",
+        "trainer.accelerator=cpu",
+        f"cache.dir={out.parent / 'cache'}",
+        f"out={out}",
+        *words,
+    ]
+    return train(compose_config(given), given)
+
+
+@pytest.mark.parametrize("name", [SMALL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL[1:])])
+def test_a_trial_keeps_what_is_frozen_and_is_the_same_from_stores(name: str, images: Path, tmp_path: Path) -> None:
+    state = scrambled(build_backbone(name))
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    words = [f"model.backbone={name}", "model.freeze_depth=0.5", "model.freeze_unit=share"]
+    off = trial(tmp_path / "off", images, tmp_path / "w.pth", *words, "cache.mode=off")
+    on = trial(tmp_path / "on", images, tmp_path / "w.pth", *words, "cache.mode=on")
+    assert (off.cache["train"], on.cache["train"]) == ("computed", "stored")
+    assert off.history == on.history
+    assert (on.freeze_depth, on.freeze_unit) == (0.5, "share")
+    assert on.input["size"] == 64
+    assert on.input["mean"] == list(input_of(name).mean)
+    assert any("'model' and the prefix 'module.'" in warning for warning in on.warnings)
+
+
+def test_dropout_of_frozen_units_is_off_where_their_norms_follow_the_data() -> None:
+    backbone = build_backbone("timm/test_efficientnet")
+    for module in backbone.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    cut = find_cut(backbone, 3, "block", "stats")
+    _, suffix = split_at(backbone, cut)
+    suffix.train()
+    training = {name for name, module in backbone.model.named_modules() if module.training}
+    norms = {name for name, module in backbone.model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert cut.modules == 0
+    assert norms <= training
+    assert not cut.pinned & training
