@@ -16,6 +16,7 @@ from finetune.data.decode import Transform
 from finetune.data.samples import DataSet
 from finetune.errors import counted
 from finetune.network.backbone import backbone_shapes
+from finetune.network.catalog import with_input
 from finetune.network.depths import depth_table
 from finetune.network.device import Precision
 from finetune.network.freeze import Cut, cut_of
@@ -90,7 +91,7 @@ def calibrate(trials: Sequence[tuple[Config, int]]) -> Calibration:
     data = dict[str, DataSet]()
     kinds = []
     weights = dict[str, Weights]()
-    for config, count in trials:
+    for config, count in ((with_input(config), count) for config, count in trials):
         if Path(config.model.weights).suffix and config.model.weights not in weights:  # a file; names may be downloads
             weights[config.model.weights] = find_weights(config, Facts())
         key = images_key(config)
