@@ -231,6 +231,14 @@ def _mixed(records: Sequence[Result]) -> Iterator[str]:
         if len(digests) > explained:
             yield f"The trials used {len(digests)} different {things}: their accuracies compare only within each."
 
+    networks = sorted({str(r.config["model.backbone"]) for r in complete if r.config.get("model.backbone")})
+    if len(networks) > 1:
+        yield (
+            f"The trials used {len(networks)} networks ({', '.join(networks[:4])}{' …' if len(networks) > 4 else ''}): "
+            "each depth stands for the best of them at it, so the verdict is not about depth alone. "
+            "Report the sweep of one network at a time to see how deep to freeze it."
+        )
+
     units = sorted({r.freeze_unit for r in complete})
     if len(units) > 1:
         yield f"k counts {' in some trials and '.join(f'{unit}s' for unit in units)} in others: depths do not compare."

@@ -31,6 +31,12 @@ def reach(point: str, path: Path) -> None:
         _reach(Path(_FOLDER), point, path)
 
 
+def disarm() -> None:
+    """Let this process pass every point: what it does is none of a test's trials."""
+    global _FOLDER
+    _FOLDER = None
+
+
 def _reach(folder: Path, point: str, path: Path) -> None:
     try:
         armed_faults = [line.split() for line in (folder / "arms").read_text().splitlines()]

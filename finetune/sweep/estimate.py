@@ -16,6 +16,7 @@ from finetune.config import digest_of, freeze_depth_number
 from finetune.errors import counted
 from finetune.records.result import Result
 from finetune.report.verdict import duration
+from finetune.storage.faults import disarm
 from finetune.sweep.children import CONTEXT, end_with_parent, log_to, ready_server
 from finetune.sweep.launch import Slot
 from finetune.sweep.search import DEPTH, Params, corners, decides_store, planned_trials, size
@@ -201,6 +202,7 @@ def _measured(asked: Sequence[tuple[list[str], int]], slots: Sequence[Slot]) -> 
 
 def _measure(sender: Connection, asked: Sequence[tuple[list[str], int]], slot: Slot) -> None:
     end_with_parent()
+    disarm()
     log_to(Path(os.devnull))
     show_gpu(slot.gpu or "")
 

@@ -421,7 +421,7 @@ def _silent_trial(*given: Any) -> None:
             del epoch["val/loss"]
 
     FineTune.on_train_end = forget  # type: ignore[method-assign]
-    _run_trial(*given)
+    sys.exit(_run_trial(*given))
 
 
 @pytest.mark.slow
@@ -430,7 +430,7 @@ def test_fault_38_a_metric_that_was_never_logged_fails_the_trial_and_lists_those
 ) -> None:
     metric = {"name": "val/loss", "goal": "minimize"}
     spec = spec_of(tmp_path, [*small, "model.freeze_depth=5"], {"seed": {"values": [0, 1]}}, metric=metric)
-    monkeypatch.setattr(launch, "_run_trial", _silent_trial)
+    monkeypatch.setattr(launch, "_run_alone", _silent_trial)
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=1))
     reason = "val/loss was never logged; logged were lr, train/acc, train/loss, val/acc"
     assert [(result.status, result.reason) for result in sweep.results] == [("failed", reason)] * 2

@@ -90,6 +90,8 @@ def test_imbalance_warnings_views_mixed_data_and_failures_are_caveats() -> None:
     assert "a store of 4 fixed augmented views" in caveats_of([replace(record(4, 0.9), cache={"views": 4})])
     mixed = [replace(record(4, 0.9, s), digests={"split": str(s)}) for s in range(2)]
     assert "The trials used 2 different splits" in caveats_of(mixed)
+    networks = [replace(trial, config={"model.backbone": f"resnet{i}"}) for i, trial in enumerate(mixed)]
+    assert "The trials used 2 networks (resnet0, resnet1)" in caveats_of(networks)
     folds = [replace(trial, config={"data.folds": 2, "data.fold": i}) for i, trial in enumerate(mixed)]
     assert "different splits" not in caveats_of(folds)
     assert "1 trial failed: out of memory" in caveats_of(
