@@ -24,6 +24,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_sweep_then_status_then_report(
     file: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +109,7 @@ def test_a_spent_budget_with_a_best_is_no_failure(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["depths", "resnet5"], "backbone 'resnet5' is not known; did you mean resnet50?"),
+        (["depths", "resnet5"], "model.backbone=resnet5 is not known; did you mean resnet50?"),
         (["depths", "resnet50", "--unit", "blok"], "unit 'blok' is not known; did you mean block?"),
         (["sweep", "nope.yaml"], "there is no such sweep file; shipped ones: "),
         (["report", "/no/such"], "/no/such holds no trial records"),
@@ -202,6 +203,7 @@ def test_a_sweep_says_what_it_repeats_and_ends_with_a_verdict(
     assert "5 of 5 finished: 5 complete" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_embedded_default_runs_and_its_weights_beat_chance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_every_number_has_a_range_and_a_default_inside(key: str) -> None:
     low, high, above = (at.metadata.get(bound) for bound in ("low", "high", "above"))
     assert low is not None or above is not None
     for number in value if isinstance(value, list) else [value]:
-        if number is not None:
+        if number is not None and number != at.metadata.get("unset"):
             assert low is None or number >= low
             assert above is None or number > above
             assert high is None or number <= high

@@ -205,6 +205,7 @@ def test_the_dashboard_shows_runs_whose_column_had_its_old_name(tmp_path: Path) 
     assert server.runs["new"].summary == {"freeze_depth": 3}
 
 
+@pytest.mark.slow
 def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Path) -> None:
     with wandb_server() as server:
         for _ in range(2):

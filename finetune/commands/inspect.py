@@ -127,7 +127,7 @@ def depths(
     if unit != "share":
         deepest = table.row_count - 1
         console.print(
-            f"windows: model.train_units=\\[a,b] trains what lies between rows a and b, and the head, for "
+            f"windows: model.train_units=[a,b] trains what lies between rows a and b, and the head, for "
             f"0 <= a < b <= {deepest}; the stages are {_stages(backbone, unit, size)}"
         )
     return 0
@@ -143,7 +143,7 @@ def _stages(backbone: str, unit: str, size: int) -> str:
     shapes = backbone_shapes(backbone, size)
     edges, stages = boundaries(shapes, unit), boundaries(shapes, "stage")
     ks = [edges.index(tensors) for tensors in stages if tensors in edges]
-    return " ".join(f"\\[{a},{b}]" for a, b in itertools.pairwise(ks))
+    return " ".join(f"[{a},{b}]" for a, b in itertools.pairwise(ks))
 
 
 _MOST_ROWS = 60

@@ -17,6 +17,7 @@ def test_a_trial_is_run_as_by_the_module(
     assert Result.load(tmp_path / "one").config["trainer.epochs"] == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_set_is_refused_and_help_lists_the_settings(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

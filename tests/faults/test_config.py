@@ -42,7 +42,7 @@ WRONG = {
 }
 
 
-SEVERAL = ("optim.lrr=0.1", "model.freeze_depth=99", "model=resnet51")
+SEVERAL = ("optim.lrr=0.1", "model=resnet51")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def key_at(spec: SweepSpec, depth: int) -> str:
     return key_of(trial_settings(spec)({"model.freeze_depth": depth}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["images", *(pytest.param(what, marks=pytest.mark.slow) for what in ("space", "metric"))]
 )
@@ -202,6 +203,7 @@ def test_fault_28_a_trial_that_dies_at_every_start_fails_after_two_more(
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 def test_fault_42_an_unhealthy_worker_is_set_aside_and_the_others_go_on(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +230,7 @@ def test_fault_43_what_fails_every_trial_alike_stops_the_sweep_and_is_told_once(
     check_invariants(tmp_path / "s", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["the trials", pytest.param("the coordinator", marks=pytest.mark.slow)])
 def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(
     tmp_path: Path, small: list[str], arm: Arm, monkeypatch: pytest.MonkeyPatch, stopped: str

@@ -404,7 +404,7 @@ def test_fault_10_links_that_loop_or_dangle_are_refused(
         pytest.param("train/class0/other.png", "../class1/0.png", marks=pytest.mark.slow),
         pytest.param("train/class0/folder", "../../../elsewhere/class0", marks=pytest.mark.slow),
         pytest.param("val/class0", "../../elsewhere/class0", marks=pytest.mark.slow),
-        ("test", "../elsewhere"),
+        pytest.param("test", "../elsewhere", marks=pytest.mark.slow),
     ],
 )
 def test_fault_10_links_that_lead_elsewhere_are_followed_or_refused_as_set(
@@ -477,7 +477,14 @@ def test_fault_11_a_folder_named_like_an_image_is_refused(sweeps: Sweeps, small:
 # 50
 
 
-@pytest.mark.parametrize("names", [("Training", "Validation"), ("TRAIN", "EVAL"), ("seg_train/seg_train", "seg_dev")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Validation"),
+        pytest.param(("TRAIN", "EVAL"), marks=pytest.mark.slow),
+        pytest.param(("seg_train/seg_train", "seg_dev"), marks=pytest.mark.slow),
+    ],
+)
 def test_fault_50_splits_by_other_names_are_no_classes(
     sweeps: Sweeps, small: list[str], images: Path, names: tuple[str, str]
 ) -> None:

@@ -351,6 +351,7 @@ def test_nothing_but_the_helper_opens_a_durable_file_for_writing() -> None:
         "storage/store.py": "os.open for reading",
         "storage/system.py": "the helper's rename; a manifest that is locked, not written; reading, syncing",
         "sharing/cost.py": "measures the disk",
+        "trial/timing.py": "a trial in a temporary folder, to time it",
         "export/card.py": "code that a model card shows",
     }
     found = {

@@ -45,11 +45,9 @@ def both(fast: list[str], tmp_path: Path, *words: str) -> tuple[Result, Result]:
     return run([*given, "cache.mode=off"], tmp_path / "off"), run([*given, "cache.mode=on"], tmp_path / "on")
 
 
-MORE_CUTS = [(5, "block"), (9, "block"), (14, "block"), (40, "tensor"), (29, "layer")]
+MORE_CUTS = [(1, "block"), (5, "block"), (9, "block"), (14, "block"), (40, "tensor"), (100, "tensor"), (29, "layer")]
 CUTS = [
-    (1, "block"),
     (17, "block"),
-    (100, "tensor"),
     (3, "stage"),
     *(pytest.param(*cut, marks=pytest.mark.slow) for cut in MORE_CUTS),
 ]
@@ -170,7 +168,9 @@ def folded(fast: list[str], tmp_path: Path) -> list[str]:
     return [*fast, f"data.root={flat}", "data.folds=4", f"cache.dir={tmp_path / 'cache'}", "cache.mode=on"]
 
 
-@pytest.mark.parametrize("augment", [[], ["augment=strong", "cache.views=1"]])
+@pytest.mark.parametrize(
+    "augment", [[], pytest.param(["augment=strong", "cache.views=1"], marks=pytest.mark.slow)], ids=["", "augmented"]
+)
 def test_folds_share_their_stores_and_come_out_as_without(
     folded: list[str], tmp_path: Path, augment: list[str]
 ) -> None:

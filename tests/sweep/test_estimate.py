@@ -110,6 +110,7 @@ def test_settings_that_cost_nothing_make_no_kind_of_their_own() -> None:
         assert kind_of({**params, key: value}) != kind_of(params)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_first_what_it_will_take_and_last_how_far_off_that_was(
     spec: SweepSpec,
     tmp_path: Path,

@@ -297,6 +297,7 @@ def test_records_of_other_folders_count_where_the_settings_are_the_same(tmp_path
     assert len(records(tmp_path / "b")) == 4
 
 
+@pytest.mark.slow
 def test_the_same_images_under_another_path_are_the_same_sweep(
     tmp_path: Path, small: list[str], images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,7 +235,8 @@ def test_a_file_that_sweeps_the_seed_is_run_as_it_is_and_its_repeats_judge(tmp_p
     assert all(depth.group.seeds == (0, 1, 2) for depth in found.depths)
 
 
-@pytest.mark.parametrize("method", [pytest.param("random", marks=pytest.mark.slow), "bayes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "bayes"])
 def test_other_searches_end_with_a_verdict_and_go_on_after_a_kill(tmp_path: Path, drawn: Runner, method: str) -> None:
     more = {"method": method, "run_cap": 9}
     whole = drawn("whole", Drawer(1), **more)
