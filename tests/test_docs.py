@@ -68,6 +68,10 @@ def matching(command: str, table: dict[str, str]) -> str | None:
 
 def understood(words: list[str]) -> None:
     """Fail unless every subcommand, option and override key of one of our commands exists."""
+    if "--plugin" in words:  # which every command takes, and whose networks are known to nobody here
+        at = words.index("--plugin")
+        assert words[at + 1].endswith(".py"), words
+        words = [word for word in [*words[:at], *words[at + 2 :]] if not word.startswith("model.backbone=")]
     if words[:3] == ["python", "-m", "finetune.train"]:
         given = [word for word in words[3:] if not word.startswith("-")]
         compose_config([word for word in given if word != "job"])

@@ -171,6 +171,8 @@ class _Traced:
             raise
         except Exception as error:  # whatever the network's own code raises
             lines = str(error).strip().splitlines() or [type(error).__name__]
+            if "device meta" in lines[0]:  # as rotary tables of positions are
+                raise NotCuttable("it computes with tables that are neither parameters nor buffers") from error
             raise NotCuttable(lines[0]) from error
 
         self.nodes = list(self._program.graph.nodes)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from finetune.compose import compose_config
+from finetune.errors import Refused
 from finetune.network.backbone import Backbone, backbone_shapes, build_backbone
 from finetune.network.catalog import input_of
 from finetune.network.freeze import find_cut
@@ -27,7 +28,6 @@ FAMILIES = [
     "densenet121",
     "shufflenet_v2_x1_0",
     "regnet_y_400mf",
-    "timm/vit_small_patch16_dinov3",
     "timm/swin_tiny_patch4_window7_224",
     "timm/pvt_v2_b0",
 ]
@@ -68,7 +68,6 @@ UNITS = {
     "timm/deit3_small_patch16_224": 13,
     "timm/vit_small_patch14_dinov2": 13,
     "timm/vit_small_patch14_reg4_dinov2": 13,
-    "timm/vit_small_patch16_dinov3": 13,
     "timm/vit_base_patch16_clip_224": 13,
     "timm/vit_base_patch16_siglip_224": 14,
     "timm/beit_base_patch16_224": 13,
@@ -179,3 +178,9 @@ def test_dropout_of_frozen_units_is_off_where_their_norms_follow_the_data() -> N
     assert cut.modules == 0
     assert norms <= training
     assert not cut.pinned & training
+
+
+@pytest.mark.slow
+def test_a_network_whose_positions_are_a_table_of_its_own_is_refused_by_name() -> None:
+    with pytest.raises(Refused, match=r"timm/vit_small_patch16_dinov3 cannot be cut: it computes with tables that are"):
+        backbone_shapes("timm/vit_small_patch16_dinov3")

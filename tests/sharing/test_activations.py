@@ -276,7 +276,7 @@ def test_all_views_are_stored_or_none(fast: list[str], tmp_path: Path, monkeypat
     words = [*fast, f"cache.dir={tmp_path / 'cache'}", "augment=standard", "cache.views=2", "trainer.epochs=3"]
     asked = []
 
-    def pays(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float) -> Decision:
+    def pays(costs: Costs, modules: int, row_bytes: int, rows: int, passes: float, reads: float) -> Decision:
         asked.append((rows, passes))
         return Decision(True, "it does")
 
