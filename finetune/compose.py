@@ -282,15 +282,12 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
 def _check_class_weights(value: Any) -> None:
     if value in ("none", "balanced"):
         return
-    is_number = [isinstance(weight, int | float) and not isinstance(weight, bool) for weight in _listed(value)]
-    if not is_number or not all(is_number) or not all(0 < weight < math.inf for weight in value):
+    weights = value if isinstance(value, list) else []
+    are_numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights)
+    if not weights or not are_numbers or not all(0 < weight < math.inf for weight in weights):
         raise Refused(
             f"data.class_weights={value} is not known; give none, balanced, or a list of numbers above 0, one a class"
         )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _spelled(value: Any) -> str:

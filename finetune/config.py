@@ -13,6 +13,7 @@ FREEZE_UNITS = ("block", "stage", "layer", "tensor", "share")
 TIMM = "timm/"
 """What the names of timm's networks begin with here."""
 UNSET_WEIGHTS = "IMAGENET1K_V1"
+"""The weights where none are named; for a network of timm's that means its own."""
 TRIALS_PER_GPU = "FINETUNE_TRIALS_PER_GPU"
 """Environment variable: how many trials share this one's GPU; a sweep sets it."""
 

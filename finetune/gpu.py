@@ -129,7 +129,7 @@ def gpu_memory_mb(device: torch.device) -> float | None:
 def room_on_gpu(device: torch.device) -> int:
     """Bytes of images or activations that a trial keeps on a GPU: half of its free memory, or of this trial's share.
 
-    None on a CPU, which reads them from the page cache.
+    0 on a CPU, which reads them from the page cache.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

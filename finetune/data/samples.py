@@ -16,7 +16,7 @@ from finetune.data.folders import LabelledImages, from_folder
 from finetune.data.groups import group_leakage, groups_in_names
 from finetune.data.names import SPLITS
 from finetune.data.table import from_csv
-from finetune.data.validation import fold_of, part_of
+from finetune.data.validation import choose_fold, choose_part
 from finetune.errors import Refused
 
 
@@ -154,9 +154,9 @@ def load_samples(
     if "val" not in splits:
         train = splits["train"]
         if folds is None:
-            chosen = part_of(train.labels, train.groups, val_fraction, split_seed, classes, where)
+            chosen = choose_part(train.labels, train.groups, val_fraction, split_seed, classes, where)
         else:
-            chosen = fold_of(train.labels, train.groups, folds, fold, split_seed, classes, where)
+            chosen = choose_fold(train.labels, train.groups, folds, fold, split_seed, classes, where)
         splits |= _split_off_val(train, chosen)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     return DataSet(classes, ordered, tuple(warnings), folded)

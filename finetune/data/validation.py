@@ -11,7 +11,7 @@ from finetune.data.groups import choose_groups
 from finetune.errors import Refused, counted
 
 
-def part_of(
+def choose_part(
     labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int, classes: Sequence[str], where: str
 ) -> list[int]:
     """Indices, sorted, of a part of the samples that has every class at its share, of whole groups if there are any.
@@ -38,7 +38,7 @@ def part_of(
     return stratified(labels, fraction, seed)
 
 
-def fold_of(
+def choose_fold(
     labels: Sequence[int],
     groups: Sequence[str],
     folds: int,

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from finetune.config import Config
-from finetune.data.augment import Augment
 from finetune.gpu import find_gpu, room_on_gpu
 from finetune.network.backbone import backbone_shapes
 from finetune.network.freeze import cut_of
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import images_key
+from finetune.sharing.requests import passes_of
 
 _MOST = 4
 """Trials on a GPU at the most: what one may leave idle, they take."""
@@ -33,17 +33,13 @@ def trials_a_gpu(configs: Sequence[Config], facts: Facts) -> int:
 
 def _trains_a_head_from_stores(config: Config) -> bool:
     units = len(backbone_shapes(config.model.backbone).units)
-    is_stored = config.cache.mode != "off" and (config.cache.views is not None or not _is_augmented(config))
+    is_stored = config.cache.mode != "off" and bool(passes_of(config)["train"])
     return is_stored and cut_of(config).modules > units
-
-
-def _is_augmented(config: Config) -> bool:
-    return Augment.from_config(config.augment).random
 
 
 def _feature_bytes(config: Config, facts: Facts) -> int:
     """Of all that a trial reads, in 32-bit."""
-    views = (config.cache.views or 1) if _is_augmented(config) else 1
+    views = passes_of(config)
     splits = facts.images[images_key(config)].splits
-    rows = sum(len(split.labels) * (views if name == "train" else 1) for name, split in splits.items())
+    rows = sum(len(split.labels) * len(views[name]) for name, split in splits.items())
     return rows * backbone_shapes(config.model.backbone).width * 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from finetune.data.validation import fold_of, grouped_folds, stratified, stratified_folds
+from finetune.data.validation import choose_fold, grouped_folds, stratified, stratified_folds
 from finetune.errors import Refused
 from tests.data.test_groups import CLASSES, patients
 
@@ -81,11 +81,11 @@ def test_folds_of_groups_keep_them_whole_and_have_every_class_at_about_its_share
 
 def test_every_group_validates_once() -> None:
     labels, groups = patients(60, seed=4)
-    chosen = [fold_of(labels, groups, 4, fold, 0, CLASSES, "photos") for fold in range(4)]
+    chosen = [choose_fold(labels, groups, 4, fold, 0, CLASSES, "photos") for fold in range(4)]
     assert sorted(i for fold in chosen for i in fold) == list(range(len(labels)))
 
 
 def test_too_few_groups_of_a_class_are_refused() -> None:
     labels, groups = [0, 0, 0, 1, 1, 1], ["a", "a", "b", "c", "d", "e"]
     with pytest.raises(Refused, match=r"photos: class ant has 2 groups for data\.folds=3; set data\.folds=2 or less"):
-        fold_of(labels, groups, 3, 0, 0, CLASSES[:2], "photos")
+        choose_fold(labels, groups, 3, 0, 0, CLASSES[:2], "photos")

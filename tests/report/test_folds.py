@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from finetune.report.folds import accuracies
-from finetune.report.judge import LOOKS, Comparison, compare, expect, half_widths, leader_of, next_looks
+from finetune.report.judge import LOOKS, compare, expect, half_widths, leader_of
+from tests.report.test_judge import MARGIN, repeat_until_told
 
-FOLDS, MARGIN = 5, 0.02
+FOLDS = 5
 
 
 class World:
@@ -39,19 +40,6 @@ class World:
         return drawn
 
 
-def repeat_until_told(full: dict[int, NDArray[np.float64]]) -> dict[int, Comparison]:
-    """The others against the leader, with as many of the repeats as the rule asks for, look by look."""
-    repeats = dict.fromkeys(full, LOOKS[0])
-    while True:
-        depths = {depth: bits[: repeats[depth]] for depth, bits in full.items()}
-        leader = leader_of(depths)
-        rows = compare(depths, leader, MARGIN)
-        more = next_looks(repeats, rows, leader)
-        if not more:
-            return rows
-        repeats |= more
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [150, 1500])
 @pytest.mark.parametrize("training", [0.0, 0.5], ids=["", "and training sets"])
@@ -60,7 +48,7 @@ def repeat_until_told(full: dict[int, NDArray[np.float64]]) -> dict[int, Compari
 )
 def test_tied_depths_are_seldom_called_worse(spreads: list[float], training: float, images: int) -> None:
     world = World(0, [0.75] * 6, spreads, training * min(spreads))
-    told = [repeat_until_told(world.draw(LOOKS[-1], images)) for _ in range(120)]
+    told = [repeat_until_told(world.draw(LOOKS[-1], images))[1] for _ in range(120)]
     assert np.mean([any(row.standing == "worse" for row in rows.values()) for rows in told]) <= 0.05
 
 

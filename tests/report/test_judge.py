@@ -1,6 +1,6 @@
 """The judge against a truth that is known: drawn images, seeds and depths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ class World:
         return drawn
 
 
-def repeat_until_told(full: dict[int, Bits]) -> tuple[int, dict[int, Comparison]]:
+def repeat_until_told(full: Mapping[int, Bits]) -> tuple[int, dict[int, Comparison]]:
     """The leader, and the others against it, with as many of the seeds as the rule asks for, look by look."""
     seeds = dict.fromkeys(full, LOOKS[0])
     while True:
