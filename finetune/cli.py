@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.commands import inspect, model, predict, report, sweep, train, wandb
+from finetune.commands import inspect, model, plan, predict, report, sweep, train, wandb
 from finetune.commands.sweep import this_command
 from finetune.console import console
 from finetune.errors import Interrupted, Refused
@@ -63,7 +63,7 @@ app.command()(report.report)
 app.command()(report.compare)
 app.command()(wandb.sync)
 app.command()(wandb.dashboard)
-app.command()(sweep.plan)
+app.command()(plan.plan)
 app.command()(inspect.depths)
 app.command()(inspect.backbones)
 app.command()(inspect.check)

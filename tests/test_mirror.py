@@ -15,6 +15,7 @@ ELSEWHERE = {
     "commands/display": "test_cli.py",
     "commands/inspect": "data/test_check.py",
     "commands/model": "commands/test_predict.py",
+    "commands/plan": "test_cli.py",
     "commands/sweep": "test_cli.py",
     "commands/wandb": "test_wandb.py",
     "console": "test_cli.py",

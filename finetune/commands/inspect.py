@@ -36,7 +36,7 @@ def check(
 
     for path, why in inspection.unreadable.items():
         console.print(f"unreadable: {path} ({why})")
-    from finetune.network.catalog import with_input
+    from finetune.network.catalog import with_input  # with torch, whose seconds nobody should wait before the table
 
     for sentence in inspection.caveats(with_input(config).data.size):
         console.print(f"caveat: {sentence}")

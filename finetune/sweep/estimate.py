@@ -112,7 +112,7 @@ class Estimate:
             trials = sum(kind.trials for kind in depths[depth])
             seconds = sum(kind.trials * kind.seconds for kind in depths[depth])
             each = f"{counted(trials, 'trial')} of {duration(seconds / trials)}"
-            lines.append(f"  k={depth}: {each}, {duration(seconds / self.slots)} in all")
+            lines.append(f"  k={depth}: {each}, {duration(seconds / self.slots)} of that time")
         return lines
 
 

@@ -65,8 +65,8 @@ def test_seconds_are_those_of_every_trial_side_by_side(spec: SweepSpec, measured
     assert found.lines(races=False) == [
         "time: 11 min for all 6 trials to their end, 2 at a time",
         "  60 s before the first trial, then 0.34 core-hours on a processor",
-        "  k=0: 3 trials of 7 min, 10 min in all",
-        "  k=all: 3 trials of 6 s, 9 s in all",
+        "  k=0: 3 trials of 7 min, 10 min of that time",
+        "  k=all: 3 trials of 6 s, 9 s of that time",
     ]
     assert found.lines(races=True)[0].endswith("; about 9 min to 15 min with the race and the repeats")
 
