@@ -9,7 +9,8 @@ from torch import nn
 
 from finetune.errors import Refused
 from finetune.network.catalog import cannot_take, classifier_of, create, create_empty, create_shapes, default_size
-from finetune.network.trace import Division, NotCuttable, NoValues, divide, refresh
+from finetune.network.division import Division, divide, refresh
+from finetune.network.trace import NotCuttable, NoValues
 
 
 @dataclass(frozen=True)

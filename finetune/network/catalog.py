@@ -134,7 +134,7 @@ def timm_package(name: str) -> Any:
         Refused: it is not installed.
     """
     if importlib.util.find_spec("timm") is None:
-        raise Refused(f"model.backbone={name} needs timm, which is missing; pip install 'finetune[timm]'")
+        raise Refused(f"model.backbone={name} needs timm, which is missing; pip install timm")
 
     import timm
 

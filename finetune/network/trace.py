@@ -1,18 +1,12 @@
-"""Where any network can be cut: its forward pass is traced, and cut wherever one tensor alone crosses.
+"""A network's forward pass as a graph, and where one tensor alone crosses it: there the network can be cut.
 
 Blocks stay whole: the tracer looks into the network itself, into plain `Sequential`s and into stages, which hold equal
-blocks. A unit is what lies between two cuts and holds a weight; what holds none (activations, pooling) and what holds
-vectors alone (a norm) belongs to the unit before it.
+blocks.
 """
 
-import copy
 import functools
 import inspect
-import itertools
-import operator
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,79 +21,14 @@ class NoValues(Exception):
     """What is traced computes with values, so the network must have them: it must not be on the meta device."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """What lies between two cuts, of any network that is built in the same way."""
-
-    name: str
-    graph: fx.Graph
-    constants: Mapping[str, Tensor]
-    """Tensors that the trace computed, by the name that the graph has for them."""
-
-    def of(self, model: nn.Module) -> nn.Module:
-        """This part of `model`, whose modules and parameters it shares: a module, a chain of modules, or a program."""
-        chain = _chain(self.graph)
-        if chain is None:
-            for name, value in self.constants.items():
-                setattr(model, name, value)
-            return fx.GraphModule(model, copy.deepcopy(self.graph), class_name="Unit")
-        if not chain:
-            return nn.Identity()
-        if len(chain) == 1:
-            return model.get_submodule(chain[0])
-        return nn.Sequential(OrderedDict((path.rpartition(".")[2], model.get_submodule(path)) for path in chain))
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a network is divided."""
-
-    units: tuple[Part, ...]
-    """In forward order; each holds a weight, and together they hold every parameter that the network uses."""
-    rest: Part
-    """From the last unit to the features; it holds no parameter."""
-    classifier: str
-    """The path of the last layer, if that is a linear one; the features are what enters it. Empty if there is none."""
-    width: int
-    """Features per image."""
-
-
-def refresh(part: nn.Module, model: nn.Module) -> None:
-    """Have `part` hold the parameters that `model` itself holds, after they were replaced by others."""
-    if isinstance(part, fx.GraphModule):
-        for node in part.graph.find_nodes(op="get_attr"):
-            parent, _, name = str(node.target).rpartition(".")
-            setattr(part.get_submodule(parent), name, _attribute(model, str(node.target)))
-
-
-def divide(model: nn.Module, size: int) -> Division:
-    """Find the units of a network; nothing is computed but shapes.
-
-    Args:
-        model: A network in eval mode, with or without a classifier. It is on the meta device afterwards.
-        size: Height and width of its images. Networks may count their tokens; then the units are for this size alone.
-
-    Raises:
-        NotCuttable: the network cannot be traced, or does not give one row of numbers for an image.
-        NoValues: the trace computes with values, which a network on the meta device has not.
-    """
-    try:
-        return _divided(_Traced(model, True, size))
-    except NotCuttable as problem:
-        try:
-            return _divided(_Traced(model, False, size))
-        except NotCuttable:
-            raise problem from None
-
-
-def _is_block(module: nn.Module) -> bool:
+def is_block(module: nn.Module) -> bool:
     """Whether it has weights of its own to divide: two or more tensors of two or more dimensions."""
     return sum(parameter.ndim >= 2 for parameter in module.parameters()) >= 2
 
 
 def _holds_equal_blocks(module: nn.Module) -> bool:
     children = list(module.children())
-    return len(children) >= 2 and len(set(map(type, children))) == 1 and _is_block(children[0])
+    return len(children) >= 2 and len(set(map(type, children))) == 1 and is_block(children[0])
 
 
 def _is_stage(module: nn.Module) -> bool:
@@ -116,7 +45,7 @@ class _Tracer(fx.Tracer):
         plain = type(module).forward is nn.Sequential.forward
         if plain and any(isinstance(child, nn.Linear) for child in module.children()):
             return False  # it may end with the classifier
-        if not _is_block(module):
+        if not is_block(module):
             return True
         return not plain and not (self._look_into_stages and _is_stage(module))
 
@@ -153,7 +82,7 @@ class _Values(fx.Interpreter):
         return value
 
 
-class _Traced:
+class Traced:
     """A traced network, and what its nodes give for a batch of images."""
 
     def __init__(self, model: nn.Module, look_into_stages: bool, size: int):
@@ -227,7 +156,7 @@ class _Traced:
                 if any(used in depends for used in node.all_input_nodes) and _holds_tensors(self.values[node]):
                     depends.add(node)
                 continue
-            own = node.op == "placeholder" or bool(list(_parameters(self.model, node)))
+            own = node.op == "placeholder" or bool(list(parameters_of(self.model, node)))
             if own or any(used in depends for used in node.all_input_nodes):
                 depends.add(node)
         return depends
@@ -286,90 +215,19 @@ def _writes_aside(node: fx.Node) -> bool:
     return node.op == "call_method" and not node.users and name.endswith("_") and not name.endswith("__")
 
 
-def _attribute(model: nn.Module, path: str) -> Any:
+def attribute(model: nn.Module, path: str) -> Any:
+    """What lies at a dotted path of a network: a parameter, a buffer or a constant."""
     parent, _, name = path.rpartition(".")
     return getattr(model.get_submodule(parent), name)
 
 
-def _parameters(model: nn.Module, node: fx.Node) -> Iterator[tuple[str, nn.Parameter]]:
+def parameters_of(model: nn.Module, node: fx.Node) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters that a node uses, by the name of the module, or parameter, that holds them."""
     path = str(node.target)
     if node.op == "call_module":
         yield from ((path, parameter) for parameter in model.get_submodule(path).parameters())
-    elif node.op == "get_attr" and isinstance(value := _attribute(model, path), nn.Parameter):
+    elif node.op == "get_attr" and isinstance(value := attribute(model, path), nn.Parameter):
         yield path, value
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What lies between two cuts, before pieces are joined into units."""
-
-    start: fx.Node
-    end: fx.Node
-    name: str
-    has_weight: bool
-    has_parameters: bool
-    has_block: bool
-
-    def __add__(self, following: "_Piece") -> "_Piece":
-        return _Piece(
-            self.start,
-            following.end,
-            self.name if self.has_weight else following.name,
-            self.has_weight or following.has_weight,
-            self.has_parameters or following.has_parameters,
-            self.has_block or following.has_block,
-        )
-
-
-def _divided(traced: _Traced) -> Division:
-    cuts = traced.cuts()
-    if not cuts or cuts[-1] is not traced.output:
-        raise NotCuttable("what it returns is not one tensor that the tensor before it decides")
-    features = traced.values[cuts[-1]].shape
-    if len(features) != 2:
-        raise NotCuttable(f"it gives {' x '.join(map(str, features[1:]))} values for an image, not one row of features")
-    pieces = [_piece(traced, start, end) for start, end in itertools.pairwise(cuts)]
-
-    # 1. What comes after the last parameter is no unit
-    count = max((i for i, piece in enumerate(pieces, start=1) if piece.has_parameters), default=0)
-    if not count:
-        raise NotCuttable("it holds no parameters between two places where it could be cut")
-    last = pieces[count - 1].end
-
-    # 2. What holds no weight belongs to the unit before it, or at the beginning to the one after it
-    units = list[_Piece]()
-    for piece in pieces[:count]:
-        if units and not (piece.has_weight and units[-1].has_weight):
-            units[-1] += piece
-        else:
-            units.append(piece)
-
-    # 3. What comes before the first block is the stem
-    first_block = next((i for i, unit in enumerate(units) if unit.has_block), 0)
-    if first_block:
-        stem = functools.reduce(operator.add, units[:first_block])
-        units = [replace(stem, name="stem"), *units[first_block:]]
-
-    parts = [Part(unit.name, traced.between(unit.start, unit.end), traced.constants) for unit in units]
-    rest = Part("rest", traced.between(last, cuts[-1]), traced.constants)
-    return Division(tuple(parts), rest, traced.classifier, features[1])
-
-
-def _piece(traced: _Traced, start: fx.Node, end: fx.Node) -> _Piece:
-    nodes = list(traced.between(start, end).nodes)
-    held = [pair for node in nodes for pair in _parameters(traced.model, node)]
-    weights = dict.fromkeys(path for path, parameter in held if parameter.ndim >= 2)
-    called = [str(node.target) for node in nodes if node.op == "call_module"]
-    blocks = [path for path in called if _is_block(traced.model.get_submodule(path))]
-    return _Piece(start, end, _in_common(blocks or list(weights)), bool(weights), bool(held), bool(blocks))
-
-
-def _in_common(paths: list[str]) -> str:
-    """How the paths begin; the first of them where they begin differently."""
-    levels = zip(*(path.split(".") for path in paths), strict=False)
-    common = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
-    return ".".join(names[0] for names in common) or next(iter(paths), "")
 
 
 def _constants(model: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
@@ -383,7 +241,7 @@ def _constants(model: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
 
 def _without_classifier(model: nn.Module, graph: fx.Graph) -> str:
     """Take the classifier out of the graph, if what holds the last parameters is a linear layer; returns its path."""
-    holding = [node for node in graph.nodes if any(_parameters(model, node))]
+    holding = [node for node in graph.nodes if any(parameters_of(model, node))]
     last = holding[-1] if holding else None
     if last is None or last.op != "call_module" or not isinstance(model.get_submodule(str(last.target)), nn.Linear):
         return ""
@@ -391,14 +249,3 @@ def _without_classifier(model: nn.Module, graph: fx.Graph) -> str:
     last.replace_all_uses_with(last.args[0])
     graph.erase_node(last)
     return str(last.target)
-
-
-def _chain(graph: fx.Graph) -> list[str] | None:
-    """The paths of the modules that a part calls one after the other; None where it does anything else."""
-    paths, before = list[str](), next(iter(graph.nodes))
-    for node in list(graph.nodes)[1:-1]:
-        if node.op != "call_module" or node.args != (before,) or node.kwargs or len(before.users) != 1:
-            return None
-        paths.append(str(node.target))
-        before = node
-    return paths if len({path.rpartition(".")[2] for path in paths}) == len(paths) else None

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.network.trace import Division, NotCuttable, divide
+from finetune.network.division import Division, divide
+from finetune.network.trace import NotCuttable
 
 
 class Block(nn.Module):
