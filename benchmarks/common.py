@@ -1,5 +1,6 @@
 """What the benchmarks share: images, weights, the naive side, and how a figure is told."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -197,6 +198,15 @@ class Figure:
     def record(self) -> dict[str, float]:
         """For the JSON."""
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "repeats": len(self.values)}
+
+
+def images_and_weights(description: str | None) -> argparse.Namespace:
+    """What benchmarks on real images are given: `data`, `weights` of ResNet18, and `json`, a file to write or None."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("data", type=Path, help="folder with train/ and val/")
+    parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

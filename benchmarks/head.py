@@ -6,14 +6,13 @@ features that ours reads from their store, over some strengths of its penalty. B
 validation images. They should agree within one standard error of an accuracy on so many images. About 2 minutes.
 """
 
-import argparse
 import math
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
-from common import print_rows, write_json
+from common import images_and_weights, print_rows, write_json
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -32,11 +31,7 @@ SEEDS = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder with train/ and val/")
-    parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = images_and_weights(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         fixed = [
             *("model=resnet18", f"model.weights={given.weights}", "model.freeze_depth=all"),

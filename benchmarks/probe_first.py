@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import print_rows, write_json
+from common import images_and_weights, print_rows, write_json
 from PIL import Image, ImageFilter
 
 from finetune.compose import compose_config
@@ -57,11 +57,7 @@ CORRUPTIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder with train/ and val/")
-    parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = images_and_weights(__doc__)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -141,5 +141,6 @@ def _dropping(backbone: Backbone, units: Iterable[nn.Module]) -> frozenset[str]:
     return frozenset(
         name
         for name, module in backbone.model.named_modules()
+        # what drops asks in its forward pass whether it trains, whatever its class is called
         if module in inside and "training" in type(module).forward.__code__.co_names
     )
