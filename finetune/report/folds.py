@@ -1,11 +1,12 @@
 """Configurations against the best one where each repeat was judged on another fold of the images. Knows no records.
 
 Images lie in folds, and what a fold's images are like is common to all that were judged on it: so two configurations
-are compared within the folds that both have. What is left is the spread of their differences from fold to fold, in
-which new seeds, new images and new training sets show together. But any two training sets have most of their images
-in common, so the mean of these differences is less sure than as many independent ones would make it: its variance is
-taken times 1/n + test/train images (Nadeau and Bengio, "Inference for the Generalization Error", 2003; for repeated
-cross-validation Bouckaert and Frank 2004) instead of 1/n.
+are compared within the folds that both have. What new images would change is the spread of their difference over the
+images of these folds, none of which is in two. The rest, of seeds and training sets, is what accuracies differ by from
+repeat to repeat beyond that. Any two training sets have most of their images in common, so the mean of repeats is less
+sure than as many independent ones would make it: the variance of this rest is taken times 1/n + test/train images
+(Nadeau and Bengio, "Inference for the Generalization Error", 2003; for repeated cross-validation Bouckaert and Frank
+2004) instead of 1/n.
 """
 
 from collections.abc import Mapping, Sequence
