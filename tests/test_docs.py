@@ -121,6 +121,7 @@ def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "FOLDER").rename(tmp_path / "images")
     for name in ("FOLDER", "NEW-IMAGES", "IMAGES"):
         Path(name).symlink_to("images")
+    Path("PHOTOS").symlink_to("images/train")  # class folders alone: no val/
     Path("sweeps").symlink_to(ROOT / "sweeps")
     lines = [f"{path.absolute()},{path.parent.name}" for path in sorted(Path("images/train").rglob("*.png"))]
     Path("labels.csv").write_text("\n".join(["path,label", *lines]))

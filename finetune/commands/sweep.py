@@ -167,7 +167,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     plan = planned(folder)
     begun = any((folder / TRIALS).glob(f"*/{RECORD}"))
     records = read_records(folder) if begun or not plan else []
-    table = tabulate(records, read_objective([folder]))
+    objective = read_objective([folder])
+    table = tabulate(records, objective)
     total, keys = plan or (0, ["model.freeze_depth", *table.swept])
     total = max(total, len(records))  # a later call may have asked for fewer
 
@@ -177,7 +178,7 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 
     running = is_running(folder)
     for trial in trials_under_way(folder) if running else []:
-        console.print(f"under way: {_how_far(trial, keys)}")
+        console.print(f"under way: {_how_far(trial, keys, objective.name)}")
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
         console.print(f"failed {record.key} ({label(record.params, keys)}): {record.reason}")
@@ -191,8 +192,8 @@ def status(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
     return 0
 
 
-def _how_far(trial: Path, keys: Sequence[str]) -> str:
-    """The swept settings of a trial under way, and its epochs so far."""
+def _how_far(trial: Path, keys: Sequence[str], metric: str) -> str:
+    """The swept settings of a trial under way, its epochs so far, and the last one's metric."""
     from finetune.report.table import label
     from finetune.sweep.records import overrides_of, progress_of
 
@@ -202,7 +203,9 @@ def _how_far(trial: Path, keys: Sequence[str]) -> str:
         return f"{settings}  in its first epoch"
 
     history = progress["history"]
-    return f"{settings}  epoch {len(history)}/{progress['epochs']}, val/acc {history[-1]['val/acc']:.3f}"
+    value = history[-1].get(metric)
+    last = "" if value is None else f", {metric} {value:.3f}"
+    return f"{settings}  epoch {len(history)}/{progress['epochs']}{last}"
 
 
 def _folder_of(name: str) -> Path:
