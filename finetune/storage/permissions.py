@@ -13,7 +13,7 @@ def refuse_shared_writing(folder: Path) -> None:
     """Make sure that nobody else can put other bytes in place of a store's, or a link in place of its lock.
 
     Args:
-        folder: The store's, in `CACHE/KIND`; what is not there yet is no danger.
+        folder: The store's, in `CACHE/KIND`, or a file there; what is not there yet is no danger.
 
     On a disk whose file system has no permissions, where no mode can be narrowed, that is said once, and no refusal.
 
@@ -33,7 +33,7 @@ def refuse_shared_writing(folder: Path) -> None:
         except OSError:
             continue
         if mode & stat.S_IWOTH and not (sticky_will_do and mode & stat.S_ISVTX):
-            if not has_modes(place):
+            if not has_modes(place if place.is_dir() else place.parent):
                 _warn_of_no_modes(cache)
                 return
             raise Refused(

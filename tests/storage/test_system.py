@@ -121,8 +121,11 @@ def test_modes_mean_something_here_and_nothing_where_all_files_get_the_same(
     assert not has_modes(tmp_path)
     store = tmp_path / "cache" / "pixels" / "a"
     store.mkdir(parents=True)
-    for _ in range(2):
-        permissions.refuse_shared_writing(store)
+    file = tmp_path / "cache" / "files" / "a.json"
+    file.parent.mkdir()
+    file.touch()
+    for place in (store, file, store):
+        permissions.refuse_shared_writing(place)
     assert capsys.readouterr().err.count("lies on a disk without permissions") == 1
 
 
