@@ -34,7 +34,7 @@ ELSEWHERE = {
     "network/device": "trial/test_trainer.py",
     "network/network": "trial/test_module.py",
     "network/trace": "network/test_division.py",
-    "records/bootstrap": "trial/test_metrics.py",
+    "records/intervals": "trial/test_metrics.py",
     "records/layout": "records/test_result.py",
     "records/metric": "sweep/test_run.py",
     "records/read": "report/test_table.py",

@@ -26,6 +26,7 @@ def check(
     formats. Ends with 2 when training would be refused, else with 0.
     """
     from finetune.compose import compose_config, override
+    from finetune.data.check import BALANCED_METRIC
     from finetune.data.table import is_table
 
     key = "data.csv" if is_table(Path(data).expanduser()) else "data.root"
@@ -47,6 +48,8 @@ def check(
     if refusals:
         return 2
 
+    if inspection.unbalanced and not any(word.startswith("trainer.metric=") for word in settings):
+        settings.append(BALANCED_METRIC)
     console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(settings)}")
     return 0
 

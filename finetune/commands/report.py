@@ -77,7 +77,7 @@ def report(
 def print_conclusions(folders: Sequence[Path], records: "Sequence[Result]") -> None:
     """Print the table of depths, the verdict and the caveats, as on the page."""
     from finetune.config import METRICS
-    from finetune.records.bootstrap import estimate
+    from finetune.records.intervals import estimate
     from finetune.records.plan import is_through
     from finetune.records.ranking import read_objective
     from finetune.report.bits import PER_IMAGE

@@ -21,6 +21,8 @@ from finetune.errors import counted
 
 _SAME_AS = {"MPO": "JPEG"}
 """Formats that are read as others: MPO is a camera's JPEG with a second picture behind the first."""
+BALANCED_METRIC = "trainer.metric=val/balanced_acc"
+"""The metric to take where classes differ in size."""
 VERSION = 1
 """Changes when `ImageSummary` comes to hold something else."""
 
@@ -75,6 +77,12 @@ class Inspection:
             by_label = Counter(samples.labels)
             counts[split] = [by_label[label] for label in range(len(self.data.classes))]
         return counts
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether one class has over three times the training images of another."""
+        train = self.counts["train"]
+        return max(train) > 3 * min(train)
 
     @property
     def leaked(self) -> list[tuple[Path, ...]]:
@@ -162,14 +170,14 @@ class Inspection:
     def _on_counts(self) -> Iterator[str]:
         train = self.counts["train"]
         val = self.counts["val"]
-        if max(train) > 3 * min(train):
+        if self.unbalanced:
             largest = train.index(max(train))
             smallest = train.index(min(train))
             yield (
                 f"classes differ in size: {self.data.classes[largest]} has {max(train)} training images, "
                 f"{self.data.classes[smallest]} {min(train)}; always saying the largest class would be right for "
-                f"{max(val) / sum(val):.0%} of validation; trainer.metric=val/balanced_acc makes the classes count "
-                "alike in what is compared, and data.class_weights=balanced in the loss"
+                f"{max(val) / sum(val):.0%} of validation; {BALANCED_METRIC} makes the classes count alike in "
+                "what is compared, and data.class_weights=balanced in the loss"
             )
 
         if min(train) < 10:

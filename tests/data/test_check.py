@@ -57,8 +57,12 @@ def test_every_caveat_is_told_with_an_example(
         r"caveat: classes differ in size: class0 has 34 training images, class1 9; always saying the largest",
         r"caveat: \d+ images are smaller than data.size=224 and enlarged",
         r"kinds of pixels: .*1 CMYK",
+        r"ready to train: finetune sweep explore.yaml data.root=\S+ trainer.metric=val/balanced_acc\n",
     ):
         assert re.search(told, said), (told, said)
+
+    chosen = check(monkeypatch, capfd, images, "trainer.metric=val/f1")[1]
+    assert chosen.endswith(" trainer.metric=val/f1\n")
 
 
 def test_a_file_twice_in_training_and_once_in_validation_is_told_whole(

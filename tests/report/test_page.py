@@ -169,6 +169,15 @@ def test_a_learning_rate_that_was_no_override_has_its_cell() -> None:
     assert [list(row) for row in cells.z] == [[0.9, None], [0.5, 0.7]]
 
 
+def test_rates_of_its_own_have_rows_of_their_own() -> None:
+    alike = record(4, 0.5, optim__lr=0.01)
+    faster_head = record(4, 0.6, optim__lr=0.01, optim__head_lr=10.0)
+    slower_units = record(9, 0.7, optim__lr=0.01, optim__head_lr=10.0, optim__layer_decay=0.7)
+    (cells,) = rates_figure([alike, faster_head, slower_units], ACCURACY).data
+    assert list(cells.y) == ["0.01", "0.01, head ×10", "0.01, head ×10, ×0.7 a unit"]
+    assert [list(row) for row in cells.z] == [[0.5, None], [0.6, None], [None, 0.7]]
+
+
 def test_many_learning_rates_are_put_into_bands_that_hold_every_trial() -> None:
     rates = np.geomspace(1e-5, 1e-1, 30)
     (cells,) = rates_figure([record(4, 0.5, optim__lr=float(rate)) for rate in rates], ACCURACY).data

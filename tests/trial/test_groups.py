@@ -1,4 +1,6 @@
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,19 @@ from finetune.trial.groups import parameter_groups, rates
 from finetune.trial.run import train
 from finetune.trial.trainer import build_optimizer
 
-TIMM = {"resnet18": "resnet18", "resnet50": "resnet50"}
-"""One of each family, with timm's name of it."""
+TIMM = {
+    "resnet18": True,
+    "regnety_002": True,
+    "repvgg_a0": True,
+    "vit_tiny_patch16_224": True,
+    "vit_small_patch14_dinov2": True,
+    "convnext_atto": False,  # timm joins downsampling to the block behind it
+    "swin_tiny_patch4_window7_224": False,
+    "efficientnet_b0": False,  # timm gives the last convolution the head's rate
+    "mobilenetv3_small_050": False,
+    "densenet121": False,  # timm's layers are those within a dense block
+}
+"""One of each family, and whether timm's layers are its blocks."""
 
 
 def cut_at(name: str, depth: int | str = 0) -> Network:
@@ -35,14 +48,37 @@ def by_shape(groups: list[dict[str, object]], scale: str) -> list[tuple[object, 
     )
 
 
-@pytest.mark.parametrize("name", TIMM)
-@pytest.mark.parametrize("decay_norms", [False, True])
-def test_layer_decay_is_that_of_timm(name: str, decay_norms: bool) -> None:
-    theirs = param_groups_layer_decay(
-        create_model(TIMM[name], num_classes=10), 0.05, weight_decay_exclude_1d=not decay_norms, layer_decay=0.7
-    )
-    optim = OptimConfig(weight_decay=0.05, layer_decay=0.7, decay_norms=decay_norms)
-    assert by_shape(parameter_groups(cut_at(name), optim), "lr_scale") == by_shape(theirs, "lr_scale")
+def by_name(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The factor and the weight decay of each of a model's parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+        if parameter in names
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if equal else pytest.mark.slow) for name, equal in TIMM.items()]
+)
+def test_layer_decay_is_that_of_timm(name: str) -> None:
+    """Equal where timm's layers are blocks; elsewhere no layer that timm has before another has the larger rate."""
+    their_model = create_model(name, num_classes=10)
+    theirs = by_name(their_model, param_groups_layer_decay(their_model, 0.05, layer_decay=0.7))
+
+    backbone = build_backbone(f"timm/{name}")
+    network = Network(*split_at(backbone, find_cut(backbone, 0, "block")), nn.Linear(backbone.width, 10))
+    optim = OptimConfig(weight_decay=0.05, layer_decay=0.7, decay_norms=False)
+    ours = by_name(backbone.model, parameter_groups(network, optim))
+
+    assert len(ours) == len(theirs) - 2  # the classifier's
+    assert {key: decay for key, (_, decay) in ours.items()} == {key: theirs[key][1] for key in ours}
+    if TIMM[name]:
+        assert {key: scale for key, (scale, _) in ours.items()} == pytest.approx({key: theirs[key][0] for key in ours})
+    for (one, (scale, _)), (other, (larger, _)) in itertools.combinations(ours.items(), 2):
+        if theirs[one][0] < 0.99 * theirs[other][0]:
+            assert scale <= larger, (one, other)
 
 
 def test_without_decay_of_norms_the_groups_are_those_of_timm() -> None:

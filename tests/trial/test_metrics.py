@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from finetune.compose import compose_config
-from finetune.records.bootstrap import _MEASURES, estimate
 from finetune.records.correct import unpack_labels
+from finetune.records.intervals import estimate
 from finetune.records.predictions import Predictions, predictions_of
 from finetune.records.result import Result
 from finetune.trial.metrics import measure
@@ -48,7 +48,8 @@ def test_metrics_are_those_of_scikit_learn_with_ties_and_missing_classes(metric:
         probabilities = logits.softmax(1)
         expected = theirs(metric, probabilities.numpy(), labels.numpy())
         assert measure(metric, logits, labels) == pytest.approx(expected, abs=1e-6)
-        assert _MEASURES[metric](probabilities.numpy(), labels.numpy()) == pytest.approx(expected, abs=1e-9)
+        kept = of(probabilities.numpy(), labels.numpy())
+        assert estimate(metric, kept)[0] == pytest.approx(expected, abs=1e-9)
     if missing is None and metric == "val/auroc":
         whole = roc_auc_score(labels.numpy(), logits.double().softmax(1).numpy(), multi_class="ovr")
         assert whole == pytest.approx(measure(metric, logits, labels), abs=1e-3)  # rounding breaks ties
@@ -71,14 +72,30 @@ def test_intervals_are_as_wide_as_new_images_scatter() -> None:
         logits[np.arange(200), labels] += 1
         return of(torch.tensor(logits).softmax(1).numpy(), labels)
 
-    for metric in ("val/balanced_acc", "val/f1", "val/loss"):
-        sets = [images() for _ in range(100)]
-        values = [
-            _MEASURES[metric](s.probabilities, s.labels) if metric in _MEASURES else log_loss(s.labels, s.probabilities)
-            for s in sets
-        ]
-        _, low, high = estimate(metric, sets[0])
-        assert (high - low) / 4 == pytest.approx(np.std(values), rel=0.35), metric
+    for metric in ("val/balanced_acc", "val/f1", "val/auroc", "val/loss"):
+        estimates = [estimate(metric, images()) for _ in range(100)]
+        width = np.mean([high - low for _, low, high in estimates])
+        assert width / (2 * 1.96) == pytest.approx(np.std([value for value, _, _ in estimates]), rel=0.2), metric
+
+
+def test_the_loss_is_that_of_scikit_learn() -> None:
+    logits, labels = drawn(0, None)
+    kept = of(logits.softmax(1).numpy(), labels.numpy())
+    assert estimate("val/loss", kept)[0] == pytest.approx(log_loss(kept.labels, kept.probabilities), abs=1e-6)
+
+
+def test_the_error_of_an_area_is_that_of_its_images_drawn_again() -> None:
+    logits, labels = drawn(0, None)
+    probabilities, names = logits.softmax(1).numpy(), labels.numpy()
+    value, low, high = estimate("val/auroc", of(probabilities, names))
+    rng = np.random.default_rng(0)
+    again = [theirs("val/auroc", probabilities[i], names[i]) for i in rng.integers(200, size=(100, 200))]
+    assert (high - low) / (2 * 1.96) == pytest.approx(np.std(again), rel=0.2)
+    assert low < value < high
+
+
+def test_of_one_class_there_is_no_roc_curve() -> None:
+    assert np.isnan(estimate("val/auroc", of(np.array([[0.7, 0.3], [0.6, 0.4]]), np.array([0, 0])))).all()
 
 
 @pytest.mark.parametrize("metric", ["val/loss", "val/f1", pytest.param("val/balanced_acc", marks=pytest.mark.slow)])

@@ -123,7 +123,7 @@ def _of_cost(
 
 
 def _of_settings(complete: Sequence[Result], table: Table) -> Iterator[Picture]:
-    if "optim.lr" in table.swept:
+    if not {"optim.lr", "optim.head_lr", "optim.layer_decay"}.isdisjoint(table.swept):
         note = f"Mean {table.objective.words} of each cell's trials."
         yield Picture("rates", "Learning rate × depth", note, rates_figure(complete, table.objective))
 

@@ -24,20 +24,25 @@ _SAME = 1e-6
 
 
 def rates_figure(complete: Sequence[Result], objective: Objective) -> go.Figure:
-    """The mean of what the sweep optimises by learning rate and depth; many different rates are put into bands."""
+    """The mean of what the sweep optimises by learning rate and depth; many different rates are put into bands.
+
+    Trials whose head or whose early units have rates of their own have rows of their own.
+    """
     bands = _bands(sorted({_rate(record) for record in complete}))
     depths = sorted({record.freeze_depth for record in complete if record.freeze_depth is not None})
+    rows = [(own, band) for own in sorted({_own_rates(record) for record in complete}) for band in bands]
 
-    def mean(band: tuple[float, float], depth: float) -> float | None:
+    def mean(own: str, band: tuple[float, float], depth: float) -> float | None:
         low, high = band[0] * (1 - _SAME), band[1] * (1 + _SAME)
-        values = [objective.shown(r) for r in complete if r.freeze_depth == depth and low <= _rate(r) <= high]
+        of_row = [r for r in complete if _own_rates(r) == own and low <= _rate(r) <= high]
+        values = [objective.shown(record) for record in of_row if record.freeze_depth == depth]
         return sum(values) / len(values) if values else None
 
     plot = empty_figure("freeze depth k", "learning rate")
     plot.add_heatmap(
         x=[str(depth) for depth in depths],
-        y=[f"{low:.3g}" if low == high else f"{low:.1g}–{high:.1g}" for low, high in bands],
-        z=[[mean(band, depth) for depth in depths] for band in bands],
+        y=[(f"{low:.3g}" if low == high else f"{low:.1g}–{high:.1g}") + own for own, (low, high) in rows],
+        z=[[mean(own, band, depth) for depth in depths] for own, band in rows],
         colorscale=SCALE,
         reversescale=sign_of(objective.metric) < 0,
         texttemplate="%{z:.3f}" if len(depths) <= 10 else None,
@@ -52,6 +57,12 @@ def rates_figure(complete: Sequence[Result], objective: Objective) -> go.Figure:
 def _rate(record: Result) -> float:
     """The learning rate, which need not be swept in every sweep of a report."""
     return float(setting(record, "optim.lr") or 0)
+
+
+def _own_rates(record: Result) -> str:
+    """What the head's rate and each earlier unit's are of the learning rate; empty where all are the same."""
+    head, unit = (float(setting(record, key) or 1) for key in ("optim.head_lr", "optim.layer_decay"))
+    return (f", head ×{head:g}" if head != 1 else "") + (f", ×{unit:g} a unit" if unit != 1 else "")
 
 
 def _bands(rates: Sequence[float]) -> list[tuple[float, float]]:

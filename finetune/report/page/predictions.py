@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import METRICS
-from finetune.records.bootstrap import estimate
+from finetune.records.intervals import estimate
 from finetune.records.predictions import Predictions
 from finetune.records.result import Result
 from finetune.records.scores import Confusion, calibration
