@@ -8,7 +8,7 @@ too few images to learn shapes again: the conditions under which an interior fre
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,13 @@ def source_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     return _develop(canvas, rng)
 
 
-def target_image(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw one image of target class `label`: uint8, SIZE x SIZE x 3."""
+def target_image(label: int, rng: np.random.Generator, textures: Sequence[str] = tuple(TEXTURES)) -> NDArray[np.uint8]:
+    """Draw one image of target class `label`, its shapes with some of these textures: uint8, SIZE x SIZE x 3."""
     upper, lower = TARGET_CLASSES[label].split("_over_")
     canvas = _background(rng)
     middle = rng.uniform(-0.12, 0.12)
     for shape, y in ((upper, -0.47), (lower, 0.47)):
-        texture = str(rng.choice(list(TEXTURES)))
+        texture = str(rng.choice(list(textures)))
         x = rng.uniform(-0.45, 0.45)
         _paint(canvas, shape, texture, x, y + middle, rng.uniform(0.34, 0.46), rng)
     return _develop(canvas, rng)
