@@ -1,4 +1,4 @@
-"""What Windows lacks is absent: a trial, a sweep that is killed and goes on, status, report; the records are the same.
+"""What Windows lacks is absent: a trial, a sweep that is killed and goes on, its report; the records are the same.
 
 `without_posix/` says what is hidden, and what cannot be. The fast test runs a worker of such a system among others.
 """
@@ -22,7 +22,7 @@ from finetune.sweep.worker import SharedTrial
 from tests.faults.invariants import spec_of, sweep_file, terminal_records
 
 ROOT = Path(__file__).parent.parent
-GRID = {"model.freeze_depth": {"values": [5, 3, 0]}, "seed": {"values": [0, 1]}}
+GRID = {"model.freeze_depth": {"values": [5, 3]}, "seed": {"values": [0, 1]}}
 
 
 def ended(launcher: LocalLauncher, words: list[str], folder: Path) -> SharedTrial:
@@ -85,11 +85,11 @@ def test_a_killed_sweep_goes_on_and_its_records_are_those_of_a_system_with_posix
     before = terminal_records(tmp_path / "s")
     assert len(before) >= 2
 
-    for command in (sweep, ["status", "s"], ["report", "s"]):
+    for command in (sweep, ["report", "s"]):
         process = start(*command)
         said, _ = process.communicate()
         assert process.returncode == 0
-        assert "6 complete" in said
+        assert "4 complete" in said
     assert before.items() <= terminal_records(tmp_path / "s").items()
 
     # 2. A trial alone
