@@ -26,6 +26,30 @@ if os.environ.get("HOME") == "":
 
         os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
 
+from typing import TYPE_CHECKING, Any
+
 from finetune.plugin import register_backbone
 
-__all__ = ["__version__", "register_backbone"]
+if TYPE_CHECKING:
+    from finetune.api import load, read_records, run_sweep
+    from finetune.trial.pretrained import FineTune, ImageData
+
+__all__ = ["FineTune", "ImageData", "__version__", "load", "read_records", "register_backbone", "run_sweep"]
+
+_PLACES = {
+    "FineTune": "finetune.trial.pretrained",
+    "ImageData": "finetune.trial.pretrained",
+    "load": "finetune.api",
+    "read_records": "finetune.api",
+    "run_sweep": "finetune.api",
+}
+"""Where the names lie that are looked up when they are used, so that importing the package takes no time."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    import importlib
+
+    return getattr(importlib.import_module(_PLACES[name]), name)

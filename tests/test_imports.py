@@ -81,14 +81,14 @@ MAY_USE = {
     "report": ("errors", "config", "storage", "records"),
     "sweep": ("errors", "config", "visible_gpus", "gpu", "compose", "storage", "records", "report", "train"),
 }
-"""The rooms from the ground up, and whom each may know besides itself; `commands` and `cli` may know all."""
+"""The rooms from the ground up, and whom each may know besides itself; `commands`, `cli` and `api` may know all."""
 
 
 def test_the_walk_sees_imports_at_the_top_in_functions_and_for_types() -> None:
     assert {"finetune.errors", "typer"} <= AT_START["cli"]
     assert "finetune.sweep.run" in ALL["commands.sweep"] - AT_START["commands.sweep"]
     assert {"finetune.train", "torch"} <= ALL["sweep.launch"] - AT_START["sweep.launch"]
-    assert {room(module) for module in SOURCES} == {*MAY_USE, "commands", "cli", "__main__", ""}
+    assert {room(module) for module in SOURCES} == {*MAY_USE, "commands", "cli", "api", "__main__", ""}
 
 
 def test_imports_have_no_cycle() -> None:

@@ -75,6 +75,7 @@ ELSEWHERE = {
     "sweep/state": "sweep/test_run.py",
     "sweep/worker": "test_without_posix.py",
     "sweep/yaml_file": "sweep/test_spec.py",
+    "trial/pretrained": "test_api.py",
     "trial/record": "test_train.py",
     "trial/run": "test_train.py",
     "trial/signals": "faults/test_trial.py",

@@ -124,9 +124,11 @@ class PixelData(pl.LightningDataModule):
 
         # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
         epoch, batches = self.start
-        order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * self.batch_size)
+        devices, own = self._devices
+        order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * self.batch_size, devices, own)
 
-        ends_with_single = len(labels) > self.batch_size and len(labels) % self.batch_size == 1
+        images_here = len(order)
+        ends_with_single = images_here > self.batch_size and images_here % self.batch_size == 1
         images = StoredImages(self._views("train"), labels, order, fetch="train" not in self._resident)
         return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=ends_with_single)
 
@@ -163,7 +165,16 @@ class PixelData(pl.LightningDataModule):
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
         images = StoredImages(self._views(split), self.stores[split].labels, None, fetch=split not in self._resident)
-        return DataLoader(images, self.batch_size, collate_fn=_as_is)
+
+        # an order of its own, for Lightning would show each of several devices a part
+        several = self._devices[0] > 1
+        order = DistributedSampler[Batch](images, num_replicas=1, rank=0, shuffle=False) if several else None
+        return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is)
+
+    @property
+    def _devices(self) -> tuple[int, int]:
+        """How many devices train together, and which of them this process has."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _epoch_draws(self, epoch: int, device: torch.device) -> Tensor | None:
         if self._draws[0] != epoch:
@@ -187,10 +198,13 @@ def _copied_to(device: torch.device, rows: Rows) -> Tensor:
 
 
 class _Order(DistributedSampler[Batch]):
-    """The images in an order drawn for each epoch; `epoch` begins later, with image `first`."""
+    """The images in an order drawn for each epoch; `epoch` begins later, with image `first`.
 
-    def __init__(self, images: int, seed: int, epoch: int, first: int):
-        super().__init__(range(images), num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+    Of several `devices` that train together, each has every so many of them, from its `own` number on.
+    """
+
+    def __init__(self, images: int, seed: int, epoch: int, first: int, devices: int = 1, own: int = 0):
+        super().__init__(range(images), devices, own, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self._resumed_epoch = epoch
         self._first = first
 

@@ -64,7 +64,7 @@ def open_images(config: Config, facts: Facts, progress: Progress = no_progress) 
 
     if images is None:
         assert data is not None
-        images = _decode(config, data, known, progress)
+        images = decode_images(config, data, known, progress)
     _refuse_unmeasurable(config, images)
     return images, weights, cut
 
@@ -143,7 +143,9 @@ def _reopen(config: Config, known: ImageFacts) -> Images | None:
     return Images(known.classes, splits, known.split_digest, known.warnings, known.val_paths, known.levels)
 
 
-def _decode(config: Config, data: DataSet, known: ImageFacts | None, progress: Progress) -> Images:
+def decode_images(
+    config: Config, data: DataSet, known: ImageFacts | None = None, progress: Progress = no_progress
+) -> Images:
     """Decode the images, and look for any that lie in several splits.
 
     `known` is what they were when the sweep began.

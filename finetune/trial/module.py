@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from finetune.network.network import Network
@@ -113,6 +114,11 @@ class FineTune(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Record the epoch, whose training is over by now, and keep the trained state when it is the best so far."""
+        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+            self._epoch_logits, self._epoch_labels = [], []
+            self.log_dict(self._pull("val", self.val_figures))
+            return
+
         self._refuse_divergence(wait=True)
         epoch = {
             **self._pull("train", self.train_figures),
@@ -194,6 +200,8 @@ class FineTune(pl.LightningModule):
         return logits
 
     def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:
+        if self.trainer.world_size > 1:  # each device has seen a part of the training images
+            figures.add_up(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
         values = {f"{split}/{name}": value for name, value in figures.compute().items()}
         if not math.isfinite(values[f"{split}/loss"]):
             self._diverged(f"{split}/loss", values[f"{split}/loss"])
@@ -258,6 +266,12 @@ class _Figures(nn.Module):
         self.loss.add_(loss, alpha=len(y))
         self.right.add_((logits.argmax(1) == y).sum())
         self.count += len(y)
+
+    def add_up(self, sum_of: Callable[[Tensor], Any]) -> None:
+        """Make of what each device has seen what all have; `sum_of` adds up a value of each."""
+        self.loss.copy_(sum_of(self.loss))
+        self.right.copy_(sum_of(self.right))
+        self.count = int(sum_of(torch.tensor(self.count, device=self.loss.device)))
 
     def compute(self) -> dict[str, float]:
         """The epoch's figures; the next epoch starts from nothing."""

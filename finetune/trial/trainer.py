@@ -65,11 +65,12 @@ def build_module(
     metric: str = "val/acc",
     class_weights: list[float] | None = None,
     mix: Mix | None = None,
+    kind: type[FineTune] = FineTune,
 ) -> FineTune:
     """The module that trains `network`; the batches of `stored` splits are activations."""
     schedule = partial(cosine if optim.schedule == "cosine" else constant, warmup=optim.warmup)
     optimizer = partial(build_optimizer, optim)
-    return FineTune(
+    return kind(
         network,
         optimizer,
         schedule,
