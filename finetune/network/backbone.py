@@ -115,7 +115,8 @@ def _can_be_cut(name: str, size: int) -> bool:
 
 def _assembled(name: str, model: nn.Module, division: Division) -> Backbone:
     if division.classifier:
-        model.set_submodule(division.classifier, nn.Identity())
+        parent, _, child = division.classifier.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())  # torch 2.4 has no set_submodule
 
     units = {part.name: part.of(model) for part in division.units}
     return Backbone(

@@ -92,6 +92,10 @@ def whole(name: str) -> Backbone:
     return backbone
 
 
+ROUNDED = {("timm/test_vit3", 11): 1e-7}
+"""What torch 2.4 rounds otherwise: where attention pools the tokens within the frozen part, by network and cut."""
+
+
 def compare_every_cut(name: str, stride: int = 1) -> None:
     """Prefix and suffix together are the network's own forward pass, and neither writes to what it is given."""
     backbone, size = whole(name), input_of(name).size
@@ -102,7 +106,8 @@ def compare_every_cut(name: str, stride: int = 1) -> None:
             prefix, suffix = split_at(backbone, find_cut(backbone, k, "block"))
             activations = prefix(x)
             before = activations.clone()
-            assert torch.equal(suffix.eval()(activations), expected), k
+            off = float((suffix.eval()(activations) - expected).abs().max())
+            assert off <= ROUNDED.get((name, k), 0.0), k
             assert torch.equal(activations, before), k
 
         frozen, _ = split_at(backbone, find_cut(backbone, "all", "block"))
