@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from finetune.commands import inspect, model, plan, predict, report, sweep, train, wandb
+from finetune.commands.grouped_help import GroupedHelp
 from finetune.commands.sweep import this_command
 from finetune.console import console
 from finetune.errors import Interrupted, Refused
@@ -51,7 +52,7 @@ def _options(
     """How deep should a pretrained network stay frozen, with which learning rate and which head?"""
 
 
-app.command()(sweep.sweep)
+app.command(cls=GroupedHelp)(sweep.sweep)
 # Its words are settings, and --help is Hydra's, which lists them
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

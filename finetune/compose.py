@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -71,6 +72,7 @@ def checked(cfg: DictConfig) -> Config:
         _check_value(key, value, setting.metadata)
 
     _check_class_weights(config.data.class_weights)
+    _check_logger(config.logger.name)
 
     for key, value in network_defaults(flat(config)).items():
         group, _, name = key.partition(".")
@@ -278,6 +280,16 @@ def _check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
             bounds: list[tuple[str, float | None]] = [("at least", low), ("above", above), ("at most", high)]
             allowed = " and ".join(f"{phrase} {bound:g}" for phrase, bound in bounds if bound is not None)
             raise Refused(f"{key}={number} is out of range; it must be {allowed or 'a finite number'}")
+
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+"""Which packages a logger needs one of."""
+
+
+def _check_logger(name: str) -> None:
+    packages = _PACKAGES.get(name, ())
+    if packages and not any(importlib.util.find_spec(package) for package in packages):
+        raise Refused(f"logger={name} needs a package that is not installed; pip install {packages[0]}")
 
 
 def _check_class_weights(value: Any) -> None:

@@ -203,10 +203,12 @@ class CacheConfig:
 class LoggerConfig:
     """Where metrics go besides result.json."""
 
-    name: str = _one_of("auto", ("auto", "none", "csv", "wandb"))
+    name: str = _one_of("auto", ("auto", "none", "csv", "wandb", "tensorboard", "mlflow"))
     """`auto` is wandb under a W&B agent, else none."""
     mode: str = _one_of("online", ("online", "offline"))
+    """Of wandb."""
     project: str = "finetune"
+    """The project of wandb, or the experiment of mlflow."""
 
 
 @dataclass

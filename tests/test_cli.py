@@ -184,6 +184,17 @@ def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
 
 
+def test_the_help_of_a_sweep_shows_what_matters_first(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(monkeypatch, "sweep", "--help") == 0
+    _, _, rest = capfd.readouterr().out.partition("\nOptions:\n")
+    first, which, where = re.split(r"\nWhich trials:\n|\nWhere and how they run:\n", rest)
+    assert re.findall(r"^  (--\w+|-h)", first, re.MULTILINE) == ["--out", "--budget", "--margin", "-h"]
+    assert "--reuse" in which
+    assert "--launcher" in where
+
+
 def test_a_sweep_says_what_it_repeats_and_ends_with_a_verdict(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ MODULES = sorted(
 ELSEWHERE = {
     "__main__": "test_version.py",
     "commands/display": "test_cli.py",
+    "commands/grouped_help": "test_cli.py",
     "commands/inspect": "data/test_check.py",
     "commands/model": "commands/test_predict.py",
     "commands/plan": "test_cli.py",

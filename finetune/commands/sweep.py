@@ -20,33 +20,58 @@ if TYPE_CHECKING:
     from finetune.sweep.state import Forecast, Sweep
 
 
+_WHICH, _WHERE = "Which trials", "Where and how they run"
+"""Headings of `finetune sweep --help`, under which what most people never set stands."""
+
+
 def sweep(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A W&B sweep file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of every trial.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default runs/NAME.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.")] = None,
-    gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.")] = "all",
-    trials_per_gpu: Annotated[
-        str, typer.Option(metavar="auto|N", help="Trials that share a GPU; auto: several where all train heads alone.")
-    ] = "auto",
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials at the most, instead of run_cap.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
     margin: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that are worth having: how sure to become.")
     ] = 2.0,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials at the most, instead of run_cap.", rich_help_panel=_WHICH)
+    ] = None,
     no_repeats: Annotated[
         bool,
-        typer.Option("--no-repeats", help="Run the file's trials as they are, and no others: no verdict on noise."),
+        typer.Option(
+            "--no-repeats",
+            help="Run the file's trials as they are, and no others: no verdict on noise.",
+            rich_help_panel=_WHICH,
+        ),
     ] = False,
-    budget: Annotated[str | None, typer.Option(help="Time at the most: 90s, 30m, 2h.")] = None,
-    reuse: Annotated[
-        list[Path] | None, typer.Option(help="Folder of a sweep, or of runs, whose finished trials count here too.")
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; default one a GPU or core.", rich_help_panel=_WHERE)
     ] = None,
-    launcher: Annotated[str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.")] = "local",
-    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
+    gpus: Annotated[str, typer.Option(help="`all`, or numbers such as 0,2.", rich_help_panel=_WHERE)] = "all",
+    trials_per_gpu: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Trials that share a GPU; auto: several where all train heads alone.",
+            rich_help_panel=_WHERE,
+        ),
+    ] = "auto",
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a sweep, or of runs, whose finished trials count here too.", rich_help_panel=_WHICH
+        ),
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="local, slurm, or a copy of conf/launcher/slurm.yaml.", rich_help_panel=_WHERE)
+    ] = "local",
+    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.", rich_help_panel=_WHICH)] = False,
     stuck_after: Annotated[
-        str, typer.Option(metavar="TIME", help="Without progress for so long, a trial is started again.")
+        str,
+        typer.Option(
+            metavar="TIME", help="Without progress for so long, a trial is started again.", rich_help_panel=_WHERE
+        ),
     ] = "15m",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.", rich_help_panel=_WHICH)] = 0,
 ) -> int:
     """Run a sweep, or continue one.
 

@@ -87,10 +87,14 @@ def write_dashboard(entity: str, project: str) -> str:
     """Create, or bring up to date, our view of a W&B project; returns its URL.
 
     Raises:
-        Refused: no such project, or no access to it.
+        Refused: no such project, no access to it, or W&B's package for workspaces is not installed.
     """
     import wandb
-    import wandb_workspaces.workspaces as workspaces
+
+    try:
+        import wandb_workspaces.workspaces as workspaces
+    except ImportError as error:
+        raise Refused("a dashboard needs another package of W&B's; pip install wandb-workspaces") from error
 
     server = wandb.Api().settings["base_url"].replace("api.", "")
     sections = _sections()

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
 from finetune.config import LoggerConfig, OptimConfig, TrainerConfig
 from finetune.errors import Interrupted
@@ -119,9 +119,13 @@ def build_trainer(
 
 
 def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
-    """The logger a config names: none, `out/metrics.csv`, or a W&B run under `out/wandb`."""
+    """The logger a config names: none, files in `out`, or a run of W&B or MLflow."""
     if logger.name == "csv":
         return [CSVLogger(out, name="", version="")]
+    if logger.name == "tensorboard":
+        return [TensorBoardLogger(out, name="", version="")]
+    if logger.name == "mlflow":
+        return [MLFlowLogger(logger.project, run_name=out.name)]
     if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
         return [PatientLogger(logger.project, logger.mode == "offline", out)]
     return []

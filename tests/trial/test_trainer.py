@@ -61,6 +61,35 @@ def test_auto_logger_is_wandb_under_an_agent_else_none(tmp_path: Path, monkeypat
     assert [type(logger).__name__ for logger in build_loggers(LoggerConfig("auto"), tmp_path)] == ["PatientLogger"]
 
 
+@pytest.mark.filterwarnings("ignore")  # its imports' own
+def test_tensorboards_event_file_has_our_metrics(small: list[str], tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = [*small, "logger=tensorboard", f"out={tmp_path / 'r'}"]
+    result = train(compose_config(words), words)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "r")).Reload()
+    for name in ("val/acc", "train/loss", "lr"):
+        logged = [event.value for event in events.Scalars(name)]
+        assert logged == pytest.approx([epoch[name] for epoch in result.history])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # its imports' own
+def test_a_run_of_mlflow_has_our_metrics(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    words = [*small, "logger=mlflow", "logger.project=mine", f"out={tmp_path / 'r'}"]
+    result = train(compose_config(words), words)
+    (run,) = mlflow.MlflowClient().search_runs([mlflow.get_experiment_by_name("mine").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val/acc"] == pytest.approx(result.history[-1]["val/acc"])
+
+
+def test_a_logger_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Refused, match="logger=mlflow needs a package that is not installed; pip install mlflow"):
+        compose_config(["experiment=embedded", "logger=mlflow"])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the client's own
 def test_an_offline_wandb_run_has_flat_dotted_config_and_our_metrics(fast: list[str], tmp_path: Path) -> None:
