@@ -49,6 +49,7 @@ def _printer() -> Watch:
 def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
     """`settled: k=0, k=17 worse; open: k=8, k=11 against k=14; now 9 repeats, about 2 min`."""
     from finetune.report.standing import name_of
+    from finetune.report.table import contender_of, tabulate
     from finetune.report.verdict import duration
 
     def names(contenders: "Iterable[Contender]") -> str:
@@ -65,7 +66,9 @@ def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
 
     missing = sweep.total - len(sweep.finished)
     whole = [result for result in sweep.results if result.status == "complete"]
-    seconds = [r.total_seconds for r in whole if r.freeze_depth in repeats.wanted] or [r.total_seconds for r in whole]
+    table = tabulate(whole)
+    seconds = [r.total_seconds for r in whole if contender_of(table, r) in repeats.wanted]
+    seconds = seconds or [r.total_seconds for r in whole]
     left = missing * sum(seconds) / max(1, len(seconds)) / sweep.capacity
     open_ones = (
         f"open: {names(unsettled)} against {name_of(repeats.leader)}"
@@ -77,6 +80,7 @@ def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
 
 def _trial_line(sweep: "Sweep", result: "Result") -> str:
     """`[3/36] freeze_depth=4 lr=0.01  val/acc 0.716  (best 0.752 at k=11)  8 s`."""
+    from finetune.records.ranking import BACKBONE, depth_name, network_of
     from finetune.report.table import label
     from finetune.sweep.state import result_value
 
@@ -85,7 +89,8 @@ def _trial_line(sweep: "Sweep", result: "Result") -> str:
     name = spec.metric.removesuffix("_best")
     outcome = f"{result.status}: {result.reason}" if value is None else f"{name} {value:.3f}"
     if best is not None:
-        outcome += f"  (best {result_value(spec, best):.3f} at k={best.freeze_depth})"
+        network = network_of(best) if BACKBONE in spec.parameters else ""
+        outcome += f"  (best {result_value(spec, best):.3f} at {depth_name((network, best.freeze_depth or 0))})"
     if result.seconds:
         outcome += f"  {result.total_seconds:.0f} s"
     return f"[{len(sweep.finished)}/{sweep.total}] {label(result.params, list(spec.parameters))}  {outcome}"

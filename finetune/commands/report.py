@@ -114,6 +114,8 @@ def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
     from finetune.report.table import label, score_text
 
     rows = plain_table(f"{_in_words(table.objective)} per freeze depth")
+    if table.networks:
+        rows.add_column("network")
     for column in ("freeze depth", "trials", f"best {table.objective.name}", "s a trial"):
         rows.add_column(column, justify="right", no_wrap=True)
     rows.add_column("with")
@@ -122,8 +124,9 @@ def _depths_table(depths: "Sequence[Depth]", table: "Table") -> "RichTable":
     for depth in depths:
         group = depth.group
         rows.add_row(
+            *([group.network] if table.networks else []),
             str(group.freeze_depth),
-            str(table.trials_at(group.freeze_depth)),
+            str(table.trials_at(group)),
             score_text(group, table.objective),
             f"{group.seconds:.1f}",
             label(group.params, table.swept),
@@ -172,7 +175,7 @@ def compare(
         rows.add_column(column, justify="right", no_wrap=True)
     for row in compare_depths(ours, theirs, objective):
         rows.add_row(
-            str(row.freeze_depth),
+            f"{row.network} {row.freeze_depth}".strip(),
             score_text(row.a, objective) if row.a else "–",
             score_text(row.b, objective) if row.b else "–",
             f"{row.b.score - row.a.score:+.3f}" if row.a and row.b else "",

@@ -18,8 +18,12 @@ MARGIN = 0.02
 """A difference of accuracy that is worth having, where nobody says another: 2 points."""
 REPEATED = ("seed", "data.fold")
 """Settings in which the repeats of a configuration differ."""
-OWN_COLUMNS = frozenset({*REPEATED, "model.freeze_depth"})
+BACKBONE = "model.backbone"
+OWN_COLUMNS = frozenset({*REPEATED, "model.freeze_depth", BACKBONE})
 """Settings that a table has a column for, or that make no other configuration."""
+
+NetworkDepth = tuple[str, float]
+"""A network's name, empty where all trials have the same, and a freeze depth of it: what a verdict compares."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,21 @@ def configurations(records: Iterable[Result], objective: Objective = ACCURACY) -
     return sorted(groups, key=rank)
 
 
+def network_of(record: Result) -> str:
+    """The name of a trial's network; empty where its record does not tell."""
+    return str(record.config.get(BACKBONE) or record.params.get(BACKBONE) or "")
+
+
+def depth_name(where: tuple[str, float | None]) -> str:
+    """What a freeze depth is called.
+
+    >>> depth_name(("", 9)), depth_name(("timm/vit_tiny_patch16_224", 0.5))
+    ('k=9', 'timm/vit_tiny_patch16_224 k=0.5')
+    """
+    network, depth = where
+    return f"{network} k={depth if depth is None else f'{depth:g}'}".strip()
+
+
 def fold_of(record: Result) -> int | None:
     """Which fold of the images a trial was judged on; None where there are no folds."""
     return int(record.config["data.fold"]) if record.config.get("data.folds") else None
@@ -189,4 +208,4 @@ def _rank(trials: Sequence[Result], objective: Objective) -> tuple[float, float,
 def _configuration(record: Result) -> str:
     """Equal for trials of one configuration."""
     settings = {key: value for key, value in record.params.items() if key not in OWN_COLUMNS and is_meaningful(key)}
-    return digest_of([record.freeze_depth, settings])
+    return digest_of([network_of(record), record.freeze_depth, settings])

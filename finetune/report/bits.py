@@ -54,8 +54,8 @@ def columns_of(groups: Iterable[Sequence[Result]], objective: Objective) -> Colu
     trials = [trial for group in groups for trial in group]
     images = {(fold_of(r), r.digests.get("split"), r.val_images, r.val_labels) for r in trials}
     splits = {(trial.config.get("data.folds"), trial.config.get("data.split_seed")) for trial in trials}
-    pixels = {(trial.config.get("data.size"), trial.digests.get("dataset")) for trial in trials}
-    same_pixels = len(pixels) == len({size for size, _ in pixels})  # of each size that was swept
+    pixels = {(*resizing_of(trial), trial.digests.get("dataset")) for trial in trials}
+    same_pixels = len(pixels) == len({pixel[:2] for pixel in pixels})  # of each size that was swept
     folds = {fold_of(trial) for trial in trials}
     if objective.metric not in PER_IMAGE or len(images) != len(folds) or len(splits) != 1 or not same_pixels:
         return None
@@ -75,6 +75,13 @@ def columns_of(groups: Iterable[Sequence[Result]], objective: Objective) -> Colu
     (number, _), *_ = splits
     unseen = round(start / len(count)) * (int(number) - len(count)) if number else 0
     return Columns(of_fold, start + unseen)
+
+
+def resizing_of(trial: Result) -> tuple[str, str]:
+    """Size and interpolation of a trial's images: what two networks may take the same images in."""
+    names = ("size", "interpolation")
+    size, interpolation = (str(trial.input.get(name, trial.config.get(f"data.{name}"))) for name in names)
+    return size, interpolation
 
 
 def epochs_of(trial: Result) -> NDArray[np.bool_]:

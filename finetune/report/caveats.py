@@ -12,9 +12,10 @@ from finetune.config import limits
 from finetune.errors import counted
 from finetune.records.metric import followed_by, sign_of
 from finetune.records.predictions import Predictions
-from finetune.records.ranking import fold_of
+from finetune.records.ranking import depth_name, fold_of, network_of
 from finetune.records.result import Result
 from finetune.records.scores import wilson_interval
+from finetune.report.bits import resizing_of
 from finetune.report.stats import REPEATS
 from finetune.report.table import Group, Table, label, short, value_text
 
@@ -117,23 +118,23 @@ def _size(value: Any) -> float | None:
 
 
 def _few_trials(records: Sequence[Result], table: Table, judged: bool) -> Iterator[str]:
-    few_seeds = [group.freeze_depth for group in table.best_per_depth if len(group.seeds) < REPEATS]
+    few_seeds = [table.name(group) for group in table.best_per_depth if len(group.seeds) < REPEATS]
     if few_seeds and not judged:
-        yield f"Fewer than {REPEATS} seeds behind the best of {_depth_names(few_seeds)}: its accuracy may be luck."
+        yield f"Fewer than {REPEATS} seeds behind the best of {_some(few_seeds)}: its accuracy may be luck."
 
-    configurations = {(r.freeze_depth, label(r.params, table.swept)) for r in _tried(records)}
-    tried = Counter(depth for depth, _ in configurations if depth is not None)
+    known = [record for record in _tried(records) if record.freeze_depth is not None]
+    configurations = {(table.at(record), label(record.params, table.swept)) for record in known}
+    tried = Counter(where for where, _ in configurations)
     usual = statistics.median(tried.values()) if tried else 0
-    neglected = sorted(depth for depth, count in tried.items() if count < usual / 2)
+    neglected = sorted(where for where, count in tried.items() if count < usual / 2)
     if neglected:
         yield (
-            f"{_depth_names(neglected)} got fewer than half as many configurations as the usual depth ({usual:g}); "
-            "its best may still be undiscovered."
+            f"{_some(list(map(depth_name, neglected)))} got fewer than half as many configurations as the usual depth "
+            f"({usual:g}); its best may still be undiscovered."
         )
 
 
-def _depth_names(depths: Sequence[float]) -> str:
-    names = [f"k={depth}" for depth in depths]
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
 
 
@@ -147,10 +148,10 @@ def _disagreement(table: Table) -> Iterator[str]:
     for repeat in groups[0].scores:
         if all(repeat in group.scores for group in groups):
             best = max(groups, key=lambda group: (group.scores[repeat], group.freeze_depth))
-            chosen[repeat] = best.freeze_depth
+            chosen[repeat] = table.name(best)
 
     if len(set(chosen.values())) > 1:
-        each = ", ".join(f"{repeat}: k={depth}" for repeat, depth in list(chosen.items())[:6])
+        each = ", ".join(f"{repeat}: {name}" for repeat, name in list(chosen.items())[:6])
         yield f"The seeds disagree on the best depth ({each})."
 
 
@@ -223,24 +224,25 @@ def _grouped(records: Sequence[Result], judged: bool) -> Iterator[str]:
 def _mixed(records: Sequence[Result]) -> Iterator[str]:
     """What is not the same in all trials, though comparing them takes that it is."""
     complete = [r for r in records if r.status == "complete"]
-    sizes = {str(r.config.get("data.size")) for r in complete}
+    networks = sorted({network_of(r) for r in complete})
     for name, things in (("dataset", "images"), ("split", "splits"), ("weights", "pretrained weights")):
         digests = {r.digests[name] for r in complete if r.digests.get(name)}
-        # a swept size makes other pixels of the same images, and folds are splits that are meant
-        explained = {"dataset": len(sizes), "split": len({fold_of(r) for r in complete})}.get(name, 1)
-        if len(digests) > explained:
+        # a swept size makes other pixels of the same images, folds are splits that are meant, and networks have weights
+        explained = {
+            "dataset": len(set(map(resizing_of, complete))),
+            "split": len({fold_of(r) for r in complete}),
+            "weights": len(networks),
+        }
+        if len(digests) > explained[name]:
             yield f"The trials used {len(digests)} different {things}: their accuracies compare only within each."
 
-    networks = sorted({str(r.config["model.backbone"]) for r in complete if r.config.get("model.backbone")})
-    if len(networks) > 1:
-        yield (
-            f"The trials used {len(networks)} networks ({', '.join(networks[:4])}{' …' if len(networks) > 4 else ''}): "
-            "each depth stands for the best of them at it, so the verdict is not about depth alone. "
-            "Report the sweep of one network at a time to see how deep to freeze it."
-        )
-
     units = sorted({r.freeze_unit for r in complete})
-    if len(units) > 1:
+    if len(networks) > 1 and units != ["share"]:
+        yield (
+            f"k counts the {' or '.join(f'{unit}s' for unit in units)} of {len(networks)} networks, so equal k of two "
+            "of them are not equally deep; sweep model.freeze_unit=share to lay their curves over each other."
+        )
+    elif len(units) > 1:
         yield f"k counts {' in some trials and '.join(f'{unit}s' for unit in units)} in others: depths do not compare."
 
 

@@ -16,6 +16,8 @@ class Row:
     """The best configurations of one freeze depth."""
 
     freeze_depth: float
+    network: str
+    """Whose; empty where each sweep has one network, whichever."""
     a: Group | None
     b: Group | None
     ahead: Difference | None
@@ -25,7 +27,7 @@ class Row:
 
 
 def compare(a: Sequence[Result], b: Sequence[Result], objective: Objective = ACCURACY) -> list[Row]:
-    """A row for each freeze depth that either sweep has.
+    """A row for each freeze depth that either sweep has; where one of them has several networks, of each of these.
 
     >>> from pathlib import Path
     >>> from finetune.records.read import read_records
@@ -34,14 +36,18 @@ def compare(a: Sequence[Result], b: Sequence[Result], objective: Objective = ACC
     [(0, 0.0), (11, 0.0), (17, 0.0)]
     """
     tables = tabulate(a, objective), tabulate(b, objective)
-    ours, theirs = ({group.freeze_depth: group for group in table.best_per_depth} for table in tables)
+    several = any(table.networks for table in tables)
+    ours, theirs = (
+        {(group.network if several else "", group.freeze_depth): group for group in table.best_per_depth}
+        for table in tables
+    )
 
     step = rounding_step([*tables[0].scores, *tables[1].scores])
-    ahead = {depth: difference(theirs[depth].scores, ours[depth].scores, step) for depth in ours.keys() & theirs}
+    ahead = {where: difference(theirs[where].scores, ours[where].scores, step) for where in ours.keys() & theirs}
     p = corrected(ahead)
     return [
-        Row(depth, ours.get(depth), theirs.get(depth), ahead.get(depth), p.get(depth))
-        for depth in sorted(ours.keys() | theirs)
+        Row(where[1], where[0], ours.get(where), theirs.get(where), ahead.get(where), p.get(where))
+        for where in sorted(ours.keys() | theirs)
     ]
 
 
@@ -59,7 +65,8 @@ def conclusions(
     assert ours is not None
     assert theirs is not None
     step = rounding_step([*tables[0].scores, *tables[1].scores])
-    best = [f"k={group.freeze_depth} {score_text(group, objective)}" for group in (ours, theirs)]
+    winners = zip(tables, (ours, theirs), strict=True)
+    best = [f"{table.name(winner)} {score_text(winner, objective)}" for table, winner in winners]
     yield f"Best of {names[0]}: {best[0]}; best of {names[1]}: {best[1]}. {_who_leads(names, ours, theirs, step)}."
 
     spent = [duration(sum(record.total_seconds for record in records)) for records in (a, b)]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.records.metric import sign_of
-from finetune.records.ranking import Objective
+from finetune.records.ranking import network_of
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, margin, unit_names
-from finetune.report.figures.base import BLUE, ORANGE, TICKS
-from finetune.report.figures.depth import beside, span
+from finetune.report.figures.base import BLUE, LINES, ORANGE, TICKS
+from finetune.report.figures.depth import beside, places, span
 from finetune.report.figures.verdict import MARKS, by_standing
 from finetune.report.standing import STANDINGS, Depth, compare_depths
 from finetune.report.table import Table, ranked, winner_sentence
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _INCHES = (10, 6.25)
 _DPI = 160
 """With the inches, 1600 × 1000 pixels."""
+_DASHES = ("-", "--", ":", "-.")
+"""Of the curves of several networks, as in `figures.base`."""
 _NAMED = 12
 """Depths that have room for the names of their units, at the most."""
 
@@ -71,21 +73,26 @@ def depth_picture(records: Sequence[Result], table: Table, title: str) -> "Figur
 
 def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], table: Table) -> None:
     depths, interval = _depths(records, table)
-    _plot_trials(axes, complete, table.objective, beside([depth.group.freeze_depth for depth in depths]))
-    axes.errorbar(
-        [depth.group.freeze_depth for depth in depths],
-        [table.mean_of(depth.group) for depth in depths],
-        yerr=[math.nan if depth.half_width is None else depth.half_width for depth in depths],
-        color=ORANGE,
-        linewidth=2.5,
-        elinewidth=2,
-        capsize=5,
-        label=f"best configuration of each depth{interval}",
-    )
+    left = beside([depth.group.freeze_depth for depth in depths])
+    aside = places(table, left)
+    _plot_trials(axes, complete, table, left)
+    for i, network in enumerate(table.networks or ("",)):
+        own = [depth for depth in depths if table.at(depth.group)[0] == network]
+        axes.errorbar(
+            [depth.group.freeze_depth + aside[network] for depth in own],
+            [table.mean_of(depth.group) for depth in own],
+            yerr=[math.nan if depth.half_width is None else depth.half_width for depth in own],
+            color=LINES[i % len(LINES)] if network else ORANGE,
+            linestyle=_DASHES[i % len(_DASHES)],
+            linewidth=2.5,
+            elinewidth=2,
+            capsize=5,
+            label=f"{f'{network}: ' if network else ''}best configuration of each depth{interval}",
+        )
     for standing, members in by_standing(depths).items():
         mark = MARKS[standing]
         axes.plot(
-            [depth.group.freeze_depth for depth in members],
+            [depth.group.freeze_depth + aside[table.at(depth.group)[0]] for depth in members],
             [table.mean_of(depth.group) for depth in members],
             linestyle="none",
             marker=mark.letter,
@@ -102,7 +109,7 @@ def _plot(axes: "Axes", records: Sequence[Result], complete: Sequence[Result], t
         axes.yaxis.set_major_formatter(lambda accuracy, position: f"{accuracy:.0%}")
     axes.set_ylabel(f"best {table.objective.words}")
     axes.set_xlabel(f"freeze depth k ({unit_names(complete)})")
-    _name_depths(axes, [depth.group.freeze_depth for depth in depths], complete)
+    _name_depths(axes, sorted({depth.group.freeze_depth for depth in depths}), complete)
 
     axes.grid(axis="y", color="#e0e0e0")
     axes.set_axisbelow(True)
@@ -121,25 +128,27 @@ def _depths(records: Sequence[Result], table: Table) -> tuple[list[Depth], str]:
     return depths, f",\n95 % interval {'for new seeds and new images' if by_image else 'over seeds'}"
 
 
-def _plot_trials(axes: "Axes", complete: Sequence[Result], objective: Objective, left: float) -> None:
-    explored_by = objective.explored_by
+def _plot_trials(axes: "Axes", complete: Sequence[Result], table: Table, left: float) -> None:
+    objective, explored_by = table.objective, table.objective.explored_by
+    aside = places(table, left)
+    colors = {name: LINES[i % len(LINES)] for i, name in enumerate(table.networks)}
     explored = [record for record in complete if explored_by in (None, record.seed)]
     repeats = [record for record in complete if explored_by not in (None, record.seed)]
     axes.scatter(
-        [(record.freeze_depth or 0) - left for record in explored],
+        [(record.freeze_depth or 0) + aside[table.at(record)[0]] - left for record in explored],
         [objective.shown(record) for record in explored],
         s=30,
         facecolors="none",
-        edgecolors=BLUE,
+        edgecolors=[colors.get(network_of(record), BLUE) for record in explored],
         linewidths=1.5,
         label="trial that explored" if repeats else "trial",
     )
     if repeats:
         axes.scatter(
-            [(record.freeze_depth or 0) - left for record in repeats],
+            [(record.freeze_depth or 0) + aside[table.at(record)[0]] - left for record in repeats],
             [objective.shown(record) for record in repeats],
             s=20,
-            color=BLUE,
+            color=[colors.get(network_of(record), BLUE) for record in repeats],
             label="repeat with a new seed",
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.records.ranking import ACCURACY, Objective
+from finetune.records.ranking import ACCURACY, Objective, depth_name
 from finetune.records.result import Result
 from finetune.report.bits import Columns, columns_of, values_of
 from finetune.report.judge import Comparison, compare, half_widths
@@ -25,10 +25,10 @@ surely no better: what `within the margin` would call too near."""
 
 @dataclass(frozen=True)
 class Depth:
-    """The best configuration of one freeze depth against the best of all; or a configuration, of one depth."""
+    """The best configuration of one freeze depth of a network against the best of all; or one of a single depth."""
 
     name: str
-    """`k=9`, or its settings."""
+    """`k=9`; of several networks `resnet50 k=0.5`; or its settings."""
     group: Group
     standing: str
     """One of `STANDINGS`."""
@@ -49,7 +49,7 @@ class Standings:
     """What a verdict rests on."""
 
     depths: tuple[Depth, ...]
-    """In order of depth."""
+    """In order of network and depth."""
     judged: bool
     """Whether by the error that holds for new seeds, and with `by_image` for new images."""
     columns: Columns | None
@@ -133,5 +133,5 @@ def _over_seeds(entrants: Mapping[float | str, Group], table: Table, best: Group
 
 
 def name_of(contender: float | str) -> str:
-    """A freeze depth as `k=9`, settings as they are."""
-    return f"k={contender}" if not isinstance(contender, str) else contender
+    """A freeze depth as `k=9`, what is in words as it is."""
+    return contender if isinstance(contender, str) else depth_name(("", contender))

@@ -3,7 +3,7 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finetune.config import is_meaningful
@@ -12,10 +12,13 @@ from finetune.records.ranking import (
     ACCURACY,
     OWN_COLUMNS,
     REPEATED,
+    NetworkDepth,
     Objective,
     configurations,
+    depth_name,
     exploring_seed,
     fold_of,
+    network_of,
 )
 from finetune.records.result import STATUSES, Result
 from finetune.report.stats import half_width
@@ -43,6 +46,8 @@ class Group:
     """The fold that judged each accuracy; empty where there are no folds."""
     explored_only: bool = False
     """Whether nothing but the seed that explored tells of it, while others were repeated with new ones."""
+    network: str = ""
+    """The network's name; empty where records do not tell."""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -78,23 +83,34 @@ class Table:
     """The configurations of a sweep."""
 
     groups: tuple[Group, ...]
-    """Sorted by freeze depth, best first within one."""
+    """Sorted by network and freeze depth, best first within one."""
     swept: tuple[str, ...]
-    """Keys whose values differ between trials, the seed and freeze depth left out."""
+    """Keys whose values differ between trials; seed, freeze depth and network left out."""
     counts: dict[str, int]
     """Trials by status."""
     objective: Objective = ACCURACY
     """What the configurations are ranked by."""
-    complete_at: Mapping[float, int] = field(default_factory=dict)
-    """By freeze depth, its complete trials: also those of the seed that explored, where new ones judge."""
+    complete_at: Mapping[NetworkDepth, int] = field(default_factory=dict)
+    """By network and freeze depth, its complete trials: also of the seed that explored, where new ones judge."""
+    networks: tuple[str, ...] = ()
+    """The networks of the complete trials, where these are several; else empty."""
 
     @property
     def best_per_depth(self) -> tuple[Group, ...]:
-        """The best configuration of each freeze depth, by its score, in order of depth."""
-        first: dict[float, Group] = {}
+        """The best configuration of each freeze depth of each network, by its score, in order of these."""
+        first: dict[NetworkDepth, Group] = {}
         for group in self.groups:
-            first.setdefault(group.freeze_depth, group)
+            first.setdefault(self.at(group), group)
         return tuple(first.values())
+
+    def at(self, trial: Group | Result) -> NetworkDepth:
+        """The freeze depth of a configuration, or of a trial, and its network where there are several."""
+        network = trial.network if isinstance(trial, Group) else network_of(trial)
+        return (network if self.networks else ""), trial.freeze_depth or 0
+
+    def name(self, trial: Group | Result) -> str:
+        """The same as people read it: `k=9`, or `resnet50 k=0.5`."""
+        return depth_name((self.at(trial)[0], trial.freeze_depth))
 
     @property
     def winner(self) -> Group | None:
@@ -110,9 +126,9 @@ class Table:
         """The score of every trial that is compared."""
         return [score for group in self.groups for score in group.scores.values()]
 
-    def trials_at(self, freeze_depth: float) -> int:
-        """How many complete trials have this depth."""
-        return self.complete_at.get(freeze_depth, 0)
+    def trials_at(self, group: Group) -> int:
+        """How many complete trials have the network and freeze depth of a configuration."""
+        return self.complete_at.get(self.at(group), 0)
 
 
 def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Table:
@@ -129,13 +145,15 @@ def tabulate(records: Sequence[Result], objective: Objective = ACCURACY) -> Tabl
     explored_by = exploring_seed(records, objective)
     best_first = [_group(trials, objective, explored_by) for trials in configurations(records, objective)]
     statuses = [record.status for record in records]
-    return Table(
-        groups=tuple(sorted(best_first, key=lambda group: group.freeze_depth)),  # which keeps the best first in each
+    networks = tuple(sorted({network_of(record) for record in ranked(records)}))
+    table = Table(
+        groups=tuple(sorted(best_first, key=lambda g: (g.network, g.freeze_depth))),  # which keeps the best first
         swept=_swept(records),
         counts={status: statuses.count(status) for status in STATUSES if status in statuses},
         objective=objective,
-        complete_at=Counter(record.freeze_depth or 0 for record in ranked(records)),
+        networks=networks if len(networks) > 1 else (),
     )
+    return replace(table, complete_at=Counter(map(table.at, ranked(records))))
 
 
 _MOST_CONFIGURATIONS = 8
@@ -145,13 +163,17 @@ _MOST_CONFIGURATIONS = 8
 def best_of_each(table: Table) -> dict[float | str, Group]:
     """What a verdict compares: the best configuration of each freeze depth; of one depth alone, the best few.
 
-    Where a sweep holds other strategies than freezing, it is the best of each of these as well. The name is the freeze
-    depth, the strategy, or the settings in words.
+    Of several networks, it is the best at each depth of each of them. Where a sweep holds other strategies than
+    freezing, it is the best of each of these as well. The name is the freeze depth, the network with it, the strategy,
+    or the settings in words.
     """
     best: dict[float | str, Group] = {}
     for group in sorted(table.groups, key=lambda group: group.rank):
-        best.setdefault(strategy_in(table, group) or group.freeze_depth, group)
-    in_order = sorted(best.items(), key=lambda item: (isinstance(item[0], str), item[1].freeze_depth, str(item[0])))
+        best.setdefault(contender_of(table, group), group)
+    in_order = sorted(
+        best.items(),
+        key=lambda item: (bool(strategy_in(table, item[1])), *table.at(item[1]), str(item[0])),
+    )
     if len(best) != 1:
         return dict(in_order)
 
@@ -161,7 +183,16 @@ def best_of_each(table: Table) -> dict[float | str, Group]:
     }
 
 
-def strategy_in(table: Table, group: Group) -> str:
+def contender_of(table: Table, trial: Group | Result) -> float | str:
+    """What `best_of_each` compares a configuration, or a trial, as."""
+    network, depth = table.at(trial)
+    strategy = strategy_in(table, trial)
+    if strategy:
+        return f"{network} {strategy}".strip()
+    return depth_name((network, depth)) if network else depth
+
+
+def strategy_in(table: Table, group: Group | Result) -> str:
     """The strategy of a configuration, as far as those of the sweep differ; empty for freezing alone."""
     return strategy_of({key: value for key, value in group.params.items() if key in table.swept})
 
@@ -174,7 +205,7 @@ def ranked(records: Sequence[Result]) -> list[Result]:
 def _group(trials: Sequence[Result], objective: Objective, explored_by: int | None) -> Group:
     params = trials[0].params
     return Group(
-        freeze_depth=int(trials[0].freeze_depth or 0),
+        freeze_depth=_plain(trials[0].freeze_depth or 0),
         params={key: value for key, value in params.items() if key not in REPEATED},
         accuracies=tuple(trial.accuracy for trial in trials),
         seconds=statistics.fmean(trial.total_seconds for trial in trials),
@@ -183,7 +214,13 @@ def _group(trials: Sequence[Result], objective: Objective, explored_by: int | No
         other_scores=() if objective == ACCURACY else tuple(objective.score_of(trial) for trial in trials),
         folds=tuple(fold for trial in trials if (fold := fold_of(trial)) is not None),
         explored_only=explored_by is not None and trials[0].seed == explored_by,
+        network=network_of(trials[0]),
     )
+
+
+def _plain(depth: float) -> float:
+    """A depth that is a whole number as one; a share stays what it is."""
+    return int(depth) if depth == int(depth) else depth
 
 
 def _swept(records: Sequence[Result]) -> tuple[str, ...]:
@@ -192,7 +229,14 @@ def _swept(records: Sequence[Result]) -> tuple[str, ...]:
     pruned = [record for record in records if record.status == "pruned" and (record.config or record.history)]
     trials = [*ranked(records), *pruned]
     keys = sorted({key for trial in trials for key in trial.params if key not in OWN_COLUMNS and is_meaningful(key)})
-    return tuple(key for key in keys if len({repr(trial.params.get(key)) for trial in trials}) > 1)
+    values = {key: {(network_of(trial), repr(trial.params.get(key))) for trial in trials} for key in keys}
+    networks = {network_of(trial) for trial in trials}
+    return tuple(
+        key
+        for key in keys
+        if len({value for _, value in values[key]}) > 1
+        and not (key == "model.weights" and len(values[key]) == len(networks))  # each network has its own
+    )
 
 
 def setting(record: Result, key: str) -> Any:
@@ -255,7 +299,8 @@ def winner_sentence(table: Table) -> str:
         return _no_winner(table)
 
     settings = label(winner.params, table.swept)
-    where = f"freeze_depth={winner.freeze_depth} {settings}".strip()
+    network = table.at(winner)[0]
+    where = f"{network} freeze_depth={winner.freeze_depth} {settings}".strip()
     seeds = len(winner.accuracies)
     basis = f"mean of {seeds} seeds with its 95 % interval" if seeds > 1 else "one seed: no interval"
     result = f"{table.objective.name} {score_text(winner, table.objective)}"

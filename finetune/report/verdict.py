@@ -1,6 +1,7 @@
 """Records to conclusions, in words: what is best, how surely, what is cheap, and what it cost to know."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -9,7 +10,7 @@ import numpy as np
 
 from finetune.config import freeze_depth_number
 from finetune.errors import counted
-from finetune.records.ranking import ACCURACY, exploring_seed
+from finetune.records.ranking import ACCURACY, NetworkDepth, exploring_seed, network_of
 from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE, values_by_epoch
 from finetune.report.decision import decision, expectation, points
@@ -63,8 +64,9 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
         *_about_depths(records, standings, table),
         *_expected(records, standings, table, best),
         *_about_cheapest(cheapest, best, depths, table),
+        *_about_networks(depths, table),
         *_about_strategies(depths, table),
-        *_about_head(records, depths, best),
+        *_about_head(records, depths, best, table),
         *_cost(records, table),
     ]
     return Conclusions(tuple(sentences), depths, cheapest, standings.judged, standings.by_image)
@@ -143,6 +145,21 @@ def _share_of_time(group: Group, best: Group) -> str:
     return f"{group.seconds / best.seconds:.0%}" if best.seconds else "an unknown share"
 
 
+def _about_networks(depths: Sequence[Depth], table: Table) -> list[str]:
+    """The best depth of each network, what it came to and what it cost, the best first; nothing of one network."""
+    best: dict[str, Depth] = {}
+    for depth in sorted(depths, key=lambda depth: depth.group.rank):
+        best.setdefault(table.at(depth.group)[0], depth)
+    if len(best) < 2:
+        return []
+
+    each = [
+        f"{depth.name} {score_text(depth.group, table.objective)} in {depth.group.seconds:.1f} s a trial"
+        for depth in best.values()
+    ]
+    return [f"The best of each network: {'; '.join(each)}."]
+
+
 def _about_strategies(depths: Sequence[Depth], table: Table) -> list[str]:
     """What the best of each strategy came to, and what it cost; nothing where all trials froze and nothing else."""
     best: dict[str, Group] = {}
@@ -152,21 +169,23 @@ def _about_strategies(depths: Sequence[Depth], table: Table) -> list[str]:
         return []
 
     each = [
-        f"{name} {score_text(group, table.objective)} in {group.seconds:.1f} s a trial (k={group.freeze_depth} "
+        f"{name} {score_text(group, table.objective)} in {group.seconds:.1f} s a trial ({table.name(group)} "
         f"{label(group.params, table.swept)})"
         for name, group in best.items()
     ]
     return [f"The best of each strategy, all trained for as many epochs: {'; '.join(each)}."]
 
 
-def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group) -> list[str]:
-    """How the head alone fares, which needs the least training; nothing where it was not tried."""
-    deepest_depth = head_only_depth(records)
-    head = next((depth for depth in depths if depth.group.freeze_depth == deepest_depth), None)
-    if head is None or len({depth.group.freeze_depth for depth in depths}) < 2:
+def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group, table: Table) -> list[str]:
+    """How the best network's head alone fares, which needs the least training; nothing where it was not tried."""
+    network = table.at(best)[0]
+    deepest_depth = head_only_depth([record for record in records if network in ("", network_of(record))])
+    own = [depth for depth in depths if table.at(depth.group)[0] == network]
+    head = next((depth for depth in own if depth.group.freeze_depth == deepest_depth), None)
+    if head is None or len({depth.group.freeze_depth for depth in own}) < 2:
         return []
     if head.standing == "best":
-        return [f"The best trains the head alone (k={deepest_depth})."]
+        return [f"The best trains the head alone ({table.name(head.group)})."]
 
     gap = points(best.score - head.group.score)
     certainty = {
@@ -176,7 +195,7 @@ def _about_head(records: Sequence[Result], depths: Sequence[Depth], best: Group)
     }
     time = _share_of_time(head.group, best)
     how = certainty.get(head.standing, "which may be luck")
-    return [f"The head alone (k={deepest_depth}) is {gap} behind, {how}, in {time} of the best's time."]
+    return [f"The head alone ({table.name(head.group)}) is {gap} behind, {how}, in {time} of the best's time."]
 
 
 def head_only_depth(records: Sequence[Result]) -> float | None:
@@ -196,7 +215,7 @@ def _cost(records: Sequence[Result], table: Table) -> list[str]:
     spent = sum(record.total_seconds for record in records)
     sentence = f"It cost {duration(spent)} of trial time in {counted(len(records), 'trial')}"
 
-    grid = _cost_of_grid(records, table.objective.explored_by)
+    grid = _cost_of_grid(records, table)
     if grid:
         sentence += f"; all of its configurations, run whole with one seed, would have cost {duration(grid)}"
 
@@ -206,21 +225,21 @@ def _cost(records: Sequence[Result], table: Table) -> list[str]:
     return [f"{sentence}."]
 
 
-def _cost_of_grid(records: Sequence[Result], explored_by: int | None) -> float:
+def _cost_of_grid(records: Sequence[Result], table: Table) -> float:
     """Seconds that the configurations of a sweep with repeats would have cost in whole trials; 0 where not known.
 
     One that was stopped, or not started, costs what whole trials of its depth do.
     """
+    explored_by = table.objective.explored_by
     explored = [record for record in records if record.seed == explored_by and record.status in ("complete", "pruned")]
     whole = [record for record in explored if record.status == "complete"]
-    seconds = {depth: [r.total_seconds for r in whole if r.freeze_depth == depth] for depth in _depths(whole)}
-    if explored_by is None or not _depths(explored) <= seconds.keys():
+    seconds: dict[NetworkDepth, list[float]] = {}
+    for record in whole:
+        seconds.setdefault(table.at(record), []).append(record.total_seconds)
+    known = all(record.freeze_depth is not None and table.at(record) in seconds for record in explored)
+    if explored_by is None or not known:
         return 0.0
-    return sum(sum(of_depth) / len(of_depth) for r in explored if (of_depth := seconds[r.freeze_depth]))
-
-
-def _depths(records: Sequence[Result]) -> set[float | None]:
-    return {record.freeze_depth for record in records}
+    return sum(statistics.fmean(seconds[table.at(record)]) for record in explored)
 
 
 def _number(values: Mapping[str, object], name: str) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 from finetune.compose import compose_config
 from finetune.config import digest_of, freeze_depth_number
 from finetune.errors import counted
+from finetune.records.ranking import BACKBONE
 from finetune.records.result import Result
 from finetune.report.verdict import duration
 from finetune.storage.faults import disarm
@@ -101,18 +102,20 @@ class Estimate:
 
     @property
     def _of_depths(self) -> list[str]:
-        """A line for each freeze depth, where several are swept."""
-        depths = defaultdict[Any, list[Kind]](list)
+        """A line for each freeze depth, of each network, where several are swept."""
+        depths = defaultdict[tuple[str, Any], list[Kind]](list)
         for kind in self.kinds.values():
             if DEPTH in kind.params:
-                depths[kind.params[DEPTH]].append(kind)
+                depths[str(kind.params.get(BACKBONE, "")), kind.params[DEPTH]].append(kind)
 
         lines = []
-        for depth in sorted(depths, key=freeze_depth_number):
-            trials = sum(kind.trials for kind in depths[depth])
-            seconds = sum(kind.trials * kind.seconds for kind in depths[depth])
+        for network, depth in sorted(depths, key=lambda where: (where[0], freeze_depth_number(where[1]))):
+            kinds = depths[network, depth]
+            trials = sum(kind.trials for kind in kinds)
+            seconds = sum(kind.trials * kind.seconds for kind in kinds)
             each = f"{counted(trials, 'trial')} of {duration(seconds / trials)}"
-            lines.append(f"  k={depth}: {each}, {duration(seconds / self.slots)} of that time")
+            name = f"{network} k={depth}".strip()
+            lines.append(f"  {name}: {each}, {duration(seconds / self.slots)} of that time")
         return lines
 
 

@@ -1,5 +1,7 @@
 """Which trials of an exploration can hardly become the best of their depth. Knows curves and settings, no records.
 
+Of several networks, each has a race of its own.
+
 A trial is compared with whole ones of its own depth, for what is best at one depth says little of another: shallow cuts
 start slowly and end high. So do large learning rates, so these come first, and of equals small heads. A trial is
 granted what a whole one with a rate no smaller than its own gained: with a schedule that decays, a larger rate gains
@@ -107,7 +109,7 @@ def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) ->
     Args:
         depth: The trial's.
         params: Its swept settings.
-        ended: All trials of deeper cuts.
+        ended: All trials of deeper cuts of the same network.
     """
     deeper = min((trial.depth for trial in ended if trial.depth > depth), default=None)
     if deeper is None or RATE not in params:

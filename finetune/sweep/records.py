@@ -1,5 +1,6 @@
 """What the trials of a sweep left in its folder. Imports no torch."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +24,7 @@ from finetune.records.layout import (
     SWEEP,
     TRIALS,
 )
+from finetune.records.ranking import BACKBONE
 from finetune.records.read import finished_record
 from finetune.records.result import Result
 from finetune.storage.durable import write_durably
@@ -35,14 +37,24 @@ def trial_settings(spec: SweepSpec) -> Callable[[Params], dict[str, Any]]:
     """From the parameters of a trial to all its settings, as composing its config gives them, `out` apart.
 
     That takes microseconds instead of a tenth of a second: the swept values are put into the settings of one composed
-    trial. Where a value refers to others by `${`, each trial is composed.
+    trial of each network. Where a value refers to others by `${`, each trial is composed.
     """
     swept = (str(value) for distribution in spec.parameters.values() for value in distribution.values)
     if any("${" in text for text in (*spec.fixed, *swept)):
         return lambda params: flat(compose_config(spec.overrides(params)))
 
-    settings = flat(compose_config(spec.overrides(corners(spec)[0])))
-    return lambda params: {**settings, **{key: typed(key, value) for key, value in params.items()}}
+    first = corners(spec)[0]
+
+    @functools.cache
+    def of_network(name: str | None) -> dict[str, Any]:
+        """A network of its own leaves other settings open, such as the size of its images."""
+        network = {} if name is None else {BACKBONE: name}
+        return flat(compose_config(spec.overrides({**first, **network})))
+
+    return lambda params: {
+        **of_network(params.get(BACKBONE)),
+        **{key: typed(key, value) for key, value in params.items()},
+    }
 
 
 def clear_attempt(trial: Path) -> None:

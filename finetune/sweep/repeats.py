@@ -14,7 +14,7 @@ from finetune.report.stats import Name
 from finetune.report.variance import Bits
 
 Contender = float | str
-"""A freeze depth, or the settings of a configuration where freeze depth is not swept."""
+"""A freeze depth; or in words: of which network, a strategy, or the settings where freeze depth is not swept."""
 
 
 @dataclass(frozen=True)

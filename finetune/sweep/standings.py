@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from finetune.config import freeze_depth_number
-from finetune.records.ranking import Objective, next_fold
+from finetune.records.ranking import BACKBONE, Objective, next_fold
 from finetune.records.result import Result
 from finetune.report.bits import columns_of, values_of
 from finetune.report.judge import LOOKS
@@ -54,8 +54,8 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
     """
     depth = depth_of(params)
     others: list[Finished | Running] = [*sweep.finished, *sweep.running]
-    own_strategy = strategy_of(params)  # what is best of one strategy says little of another, either
-    before = [other for other in others if 0 <= other.place < place and strategy_of(other.params) == own_strategy]
+    own_kind = _kind(params)  # what is best of one network, or strategy, says little of another, either
+    before = [other for other in others if 0 <= other.place < place and _kind(other.params) == own_kind]
     deeper = min((own for other in before if (own := depth_of(other.params)) > depth), default=None)
     rivals = [other for other in before if depth_of(other.params) in (depth, deeper)]
     in_order = sweep.spec.method != "bayes"  # whose next trial depends on what has ended when it is proposed
@@ -77,6 +77,11 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
 def depth_of(params: Params) -> float:
     """A trial's freeze depth as a number; 0 for all where it is not swept."""
     return float(freeze_depth_number(params.get(DEPTH, 0)))
+
+
+def _kind(params: Params) -> tuple[str, str]:
+    """The network, as far as it is swept, and the strategy."""
+    return str(params.get(BACKBONE, "")), strategy_of(params)
 
 
 def _ended(trial: Finished) -> Ended:

@@ -90,10 +90,23 @@ def test_imbalance_warnings_views_mixed_data_and_failures_are_caveats() -> None:
     assert "a store of 4 fixed augmented views" in caveats_of([replace(record(4, 0.9), cache={"views": 4})])
     mixed = [replace(record(4, 0.9, s), digests={"split": str(s)}) for s in range(2)]
     assert "The trials used 2 different splits" in caveats_of(mixed)
-    networks = [replace(trial, config={"model.backbone": f"resnet{i}"}) for i, trial in enumerate(mixed)]
-    assert "The trials used 2 networks (resnet0, resnet1)" in caveats_of(networks)
     folds = [replace(trial, config={"data.folds": 2, "data.fold": i}) for i, trial in enumerate(mixed)]
     assert "different splits" not in caveats_of(folds)
     assert "1 trial failed: out of memory" in caveats_of(
         [replace(record(4, None, 0, "failed"), reason="out of memory")]
     )
+
+
+def test_depths_of_several_networks_are_comparable_as_shares_alone() -> None:
+    digests = [{"weights": name, "dataset": name, "split": "s"} for name in ("a", "b")]
+    sizes = [{"size": size, "interpolation": "bilinear"} for size in (224, 299)]
+    networks = [
+        replace(record(4, 0.9), key=f"{i}", config={"model.backbone": f"net{i}"}, digests=digests[i], input=sizes[i])
+        for i in range(2)
+    ]
+    found = caveats_of(networks)
+    assert "k counts the blocks of 2 networks, so equal k of two of them are not equally deep" in found
+    assert "different" not in found, "each network has weights of its own, and takes the images in its own size"
+    shares = [replace(trial, freeze_unit="share") for trial in networks]
+    assert "k counts" not in caveats_of(shares)
+    assert "2 different images" in caveats_of([replace(trial, input=sizes[0]) for trial in networks])

@@ -11,7 +11,6 @@ from finetune.compose import compose_config
 from finetune.config import flat, trial_key
 from finetune.records.layout import REPORT
 from finetune.records.predictions import predictions_of
-from finetune.records.ranking import ACCURACY
 from finetune.records.repeat import repeat_command, repeat_overrides
 from finetune.records.result import Result
 from finetune.records.scores import Confusion
@@ -164,7 +163,7 @@ def test_a_learning_rate_that_was_no_override_has_its_cell() -> None:
     """Two sweeps in one report: one sweeps the rate, the other has the schema's."""
     swept = [record(4, 0.5, optim__lr=0.01), record(9, 0.7, optim__lr=0.01)]
     other = replace(record(4, 0.9), key="other", config={"optim.lr": 0.001})
-    (cells,) = rates_figure([*swept, other], ACCURACY).data
+    (cells,) = rates_figure([*swept, other], tabulate([*swept, other])).data
     assert list(cells.y) == ["0.001", "0.01"]
     assert [list(row) for row in cells.z] == [[0.9, None], [0.5, 0.7]]
 
@@ -173,14 +172,16 @@ def test_rates_of_its_own_have_rows_of_their_own() -> None:
     alike = record(4, 0.5, optim__lr=0.01)
     faster_head = record(4, 0.6, optim__lr=0.01, optim__head_lr=10.0)
     slower_units = record(9, 0.7, optim__lr=0.01, optim__head_lr=10.0, optim__layer_decay=0.7)
-    (cells,) = rates_figure([alike, faster_head, slower_units], ACCURACY).data
+    records = [alike, faster_head, slower_units]
+    (cells,) = rates_figure(records, tabulate(records)).data
     assert list(cells.y) == ["0.01", "0.01, head ×10", "0.01, head ×10, ×0.7 a unit"]
     assert [list(row) for row in cells.z] == [[0.5, None], [0.6, None], [None, 0.7]]
 
 
 def test_many_learning_rates_are_put_into_bands_that_hold_every_trial() -> None:
     rates = np.geomspace(1e-5, 1e-1, 30)
-    (cells,) = rates_figure([record(4, 0.5, optim__lr=float(rate)) for rate in rates], ACCURACY).data
+    records = [record(4, 0.5, optim__lr=float(rate)) for rate in rates]
+    (cells,) = rates_figure(records, tabulate(records)).data
     assert len(cells.y) == 8
     assert all(row == [0.5] for row in map(list, cells.z))
 

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from finetune.compose import compose_config
-from finetune.config import flat
+from finetune.config import flat, key_of, trial_key
 from finetune.records.ranking import read_objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import label, tabulate, winner_sentence
 from finetune.sweep.records import trial_settings, unrecorded
 from finetune.sweep.run import run_sweep
+from finetune.sweep.search import planned_trials
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options
 from tests.sweep.conftest import Pretender, spec_of
@@ -87,3 +88,20 @@ def test_what_cannot_be_composed_any_more_is_recorded_with_what_is_known(tmp_pat
     record = unrecorded(tmp_path / "t", spec, params, {}, "failed", "died")
     assert (record.config, record.params, record.freeze_depth) == ({}, params, 2)
     assert trial_settings(spec)(params)["model.freeze_unit"] == "stage"
+
+
+def test_a_trial_of_any_network_has_the_key_that_it_gives_itself(tmp_path: Path) -> None:
+    """Networks leave other settings open: a ResNet's images have 224 pixels, timm's weights are `pretrained`."""
+    networks = ["resnet50", "convnext_tiny", "timm/vit_tiny_patch16_224"]
+    space = {"model.backbone": {"values": networks}, "model.freeze_depth": {"values": [0, 0.5]}}
+    spec = spec_of(tmp_path, ["data.root=photos", "model.freeze_unit=share"], space)
+    settings_of = trial_settings(spec)
+    for params in planned_trials(spec):
+        assert key_of(settings_of(params)) == trial_key(compose_config(spec.overrides(params))), params
+
+
+def test_each_network_may_have_weights_of_its_own(tmp_path: Path) -> None:
+    fixed = ["data.root=photos", "model.freeze_unit=share", "model.weights='of/${model.backbone}.pth'"]
+    spec = spec_of(tmp_path, fixed, {"model.backbone": {"values": ["resnet18", "cnn5"]}})
+    weights = [trial_settings(spec)(params)["model.weights"] for params in planned_trials(spec)]
+    assert weights == ["of/resnet18.pth", "of/cnn5.pth"]

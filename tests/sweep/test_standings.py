@@ -31,15 +31,26 @@ SPACE = {
     "optim.lr": {"values": [0.001, 0.01, 0.1]},
 }
 BEST = {0: 0.60, 4: 0.74, 8: 0.78, 14: 0.70}
+SUITS = {0: 0.001, 4: 0.01, 8: 0.01, 14: 0.1}
+OF_NETWORKS = {
+    ("narrow_resnet50", 0): (0.1, 0.70),
+    ("narrow_resnet50", 0.5): (0.1, 0.74),
+    ("narrow_resnet50", 1): (0.1, 0.60),
+    ("cnn5", 0): (0.001, 0.50),
+    ("cnn5", 0.5): (0.001, 0.45),
+    ("cnn5", 1): (0.001, 0.40),
+}
+"""The rate that suits, and what it comes to: small rates win at every depth of one network, large ones of the other."""
 
 
 def curve(settings: dict[str, Any]) -> list[float]:
     """Accuracy after each epoch; a depth has a rate that suits it, smaller where more is trained."""
-    depth, rate = int(settings["model.freeze_depth"]), float(settings["optim.lr"])
-    suits = {0: 0.001, 4: 0.01, 8: 0.01, 14: 0.1}[depth]
+    depth, rate = settings["model.freeze_depth"], float(settings["optim.lr"])
+    network = settings["model.backbone"] if settings["model.freeze_unit"] == "share" else ""
+    suits, best = OF_NETWORKS[network, depth] if network else (SUITS[depth], BEST[depth])
     distance = abs(np.log10(rate / suits))
-    rng = np.random.default_rng([depth, int(1000 * rate), int(settings["seed"])])
-    last = BEST[depth] - 0.12 * distance + 0.01 * rng.normal()
+    rng = np.random.default_rng([int(100 * depth if network else depth), int(1000 * rate), int(settings["seed"])])
+    last = best - 0.12 * distance + 0.01 * rng.normal()
     return [last - 0.25 * 0.5**epoch - 0.05 * distance * 0.5**epoch for epoch in range(EPOCHS)]
 
 
@@ -103,8 +114,8 @@ class Drawn:
             key=key_of(self.settings),
             status=status,
             reason=reason,
-            freeze_depth=int(self.settings["model.freeze_depth"]),
-            freeze_unit="block",
+            freeze_depth=self.settings["model.freeze_depth"],
+            freeze_unit=self.settings["model.freeze_unit"],
             seed=self.settings["seed"],
             val_acc_best=history[best]["val/acc"],
             best_epoch=best,
@@ -300,3 +311,30 @@ def test_records_of_another_folder_count_as_repeats_too(
     again = run_sweep(spec, tmp_path / "again", options)
     assert again.taken >= 9 + sum(record.status == "complete" for record in again.results) - 9
     assert state_of(tmp_path / "again")[1] == state_of(tmp_path / "s")[1]
+
+
+def test_networks_race_each_by_itself_and_their_best_are_repeated_together(tmp_path: Path, drawn: Runner) -> None:
+    """The exploration of two networks is that of each alone: no trial is stopped for what the other came to."""
+    shares: dict[str, Any] = {"model.freeze_depth": {"values": [0, 0.5, 1]}, "optim.lr": SPACE["optim.lr"]}
+    words = ["model.freeze_unit=share"]
+    networks = ["narrow_resnet50", "cnn5"]
+    both = drawn("both", Drawer(2, 1), space={"model.backbone": {"values": networks}, **shares}, words=words)
+
+    def explored(sweep: Sweep) -> dict[str, tuple[str, str]]:
+        return {r.key: (r.status, r.reason) for r in sweep.results if r.seed == 0}
+
+    alone: dict[str, tuple[str, str]] = {}
+    for network in networks:
+        sweep = drawn(network, Drawer(1), space={"model.backbone": {"values": [network]}, **shares}, words=words)
+        alone |= explored(sweep)
+    assert explored(both) == alone
+    assert any("lost to a smaller one" in reason for _, reason in alone.values())
+
+    found = conclusions(tmp_path / "both")
+    assert found.judged
+    (best,) = (depth.name for depth in found.depths if depth.standing == "best")
+    assert best == "narrow_resnet50 k=0.5"
+    assert {depth.name.split()[0] for depth in found.depths} == set(networks)
+    repeated = {(r.config["model.backbone"], r.freeze_depth) for r in both.results if r.seed != 0}
+    assert ("narrow_resnet50", 0.5) in repeated
+    assert ("cnn5", 1) not in repeated, "far behind the best of all, though its network's own trials were raced apart"

@@ -15,6 +15,10 @@ from finetune.report.table import Table, label
 
 BLUE, ORANGE, GREY = "#3d8fd1", "#d55e00", "#8a8a8a"
 GREEN, PURPLE = "#009e73", "#cc79a7"
+LINES = (BLUE, "#e69f00", GREEN, PURPLE, ORANGE)
+"""Of the curves of several networks."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 SCALE = "Cividis"
 TICKS = 20
 """Values that an axis names one by one, at the most."""
@@ -38,6 +42,11 @@ class Picture:
 def share_format(objective: Objective) -> str:
     """D3's format of an axis of what the sweep optimises: per cent, but for losses."""
     return ".0%" if sign_of(objective.metric) > 0 else ""
+
+
+def line_style(i: int) -> dict[str, object]:
+    """Colour and dash of the i-th of several curves: no two of twenty are alike, nor told apart by colour alone."""
+    return {"color": LINES[i % len(LINES)], "dash": DASHES[i % len(DASHES)]}
 
 
 def empty_figure(x: str, y: str) -> go.Figure:
@@ -100,7 +109,10 @@ def hover(records: Sequence[Result], table: Table, first: str) -> dict[str, Any]
     """What a scatter of trials shows of one under the pointer, beginning with `first`, and its key for a click."""
     return {
         "customdata": [record.key for record in records],
-        "text": [f"{plain(label(record.params, table.swept))} seed={record.seed}" for record in records],
+        "text": [
+            f"{f'{plain(table.name(r))} ' if table.networks else ''}{plain(label(r.params, table.swept))} seed={r.seed}"
+            for r in records
+        ],
         "hovertemplate": f"{first}<br>{table.objective.name} %{{y:.4f}}<br>%{{text}}<extra></extra>",
     }
 

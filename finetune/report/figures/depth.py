@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from finetune.errors import counted
 from finetune.records.metric import sign_of
+from finetune.records.ranking import network_of
 from finetune.records.result import Result
 from finetune.report.depths import common_depths, margin, unit_names
 from finetune.report.figures.base import (
@@ -15,6 +16,7 @@ from finetune.report.figures.base import (
     TRIAL,
     empty_figure,
     hover,
+    line_style,
     plain,
     row_layout,
     share_format,
@@ -35,6 +37,8 @@ def depth_figure(
 ) -> go.Figure:
     """Validation accuracy against freeze depth: every trial a point, the best of each depth a line with intervals.
 
+    Of several networks each has a line, and its trials the colour of that.
+
     Args:
         table: Of all records.
         complete: The trials to show.
@@ -43,40 +47,50 @@ def depth_figure(
     """
     plot = empty_figure("freeze depth k", f"best {table.objective.words}")
     left = beside([depth.group.freeze_depth for depth in depths])
-    for name, trials, marker in _kinds(complete, explored_by):
-        shown = hover(trials, table, "%{fullData.name}")
-        plot.add_scatter(
-            x=[(record.freeze_depth or 0) - left for record in trials],
-            y=[table.objective.shown(record) for record in trials],
-            mode="markers",
-            name=name,
-            marker=marker,
-            **shown | {"text": [f"k={r.freeze_depth} {text}" for r, text in zip(trials, shown["text"], strict=True)]},
-        )
+    aside = places(table, left)
+    for i, network in enumerate(table.networks or ("",)):
+        own = [record for record in complete if network in ("", network_of(record))]
+        for name, trials, marker in _kinds(own, explored_by):
+            shown = hover(trials, table, "%{fullData.name}")
+            if not network:
+                shown["text"] = [f"{table.name(r)} {text}" for r, text in zip(trials, shown["text"], strict=True)]
+            plot.add_scatter(
+                x=[(record.freeze_depth or 0) + aside[network] - left for record in trials],
+                y=[table.objective.shown(record) for record in trials],
+                mode="markers",
+                name=name,
+                legendgroup=name if network else None,
+                showlegend=i == 0,
+                marker=marker | ({"color": line_style(i)["color"]} if network else {}),
+                **shown,
+            )
 
-    plot.add_scatter(
-        x=[depth.group.freeze_depth for depth in depths],
-        y=[table.mean_of(depth.group) for depth in depths],
-        mode="lines",
-        name="best configuration, mean of its seeds",
-        line={"color": ORANGE, "width": 2.5},
-        error_y=_interval(depths),
-        hoverinfo="skip",
-    )
+    for i, network in enumerate(table.networks or ("",)):
+        members = [depth for depth in depths if table.at(depth.group)[0] == network]
+        plot.add_scatter(
+            x=[depth.group.freeze_depth + aside[network] for depth in members],
+            y=[table.mean_of(depth.group) for depth in members],
+            mode="lines",
+            name=plain(network) or "best configuration, mean of its seeds",
+            line={"width": 2.5, **(line_style(i) if network else {"color": ORANGE})},
+            error_y=_interval(members),
+            hoverinfo="skip",
+        )
     for standing, members in by_standing(depths).items():
         plot.add_scatter(
-            x=[depth.group.freeze_depth for depth in members],
+            x=[depth.group.freeze_depth + aside[table.at(depth.group)[0]] for depth in members],
             y=[table.mean_of(depth.group) for depth in members],
             mode="markers",
             name=STANDINGS[standing],
             marker=MARKS[standing].plotly,
             text=[_hover_text(depth, table) for depth in members],
-            hovertemplate=f"k=%{{x}}<br>mean {table.objective.name} %{{y:.4f}}%{{text}}<extra></extra>",
+            customdata=[plain(depth.name) for depth in members],
+            hovertemplate=f"%{{customdata}}<br>mean {table.objective.name} %{{y:.4f}}%{{text}}<extra></extra>",
         )
     plot.update_layout(
         yaxis={"range": span(depths, complete, table), "tickformat": share_format(table.objective)}, height=540
     )
-    _name_depths(plot, [depth.group.freeze_depth for depth in depths], complete)
+    _name_depths(plot, sorted({depth.group.freeze_depth for depth in depths}), complete)
     return plot
 
 
@@ -120,6 +134,17 @@ def configurations_figure(table: Table, complete: Sequence[Result], configuratio
 def beside(depths: Sequence[float]) -> float:
     """How far the trials lie to the left of their depth, where the mean has its interval and would hide them."""
     return 0.016 * (max(depths) - min(depths) + (1 if max(depths) > 1 else 0.1))
+
+
+def places(table: Table, left: float) -> dict[str, float]:
+    """How far each network's curve lies to the right of its depths, so that intervals lie beside each other.
+
+    Args:
+        table: Which has the networks; one alone stays where it is, under an empty name.
+        left: What `beside` gives.
+    """
+    networks = table.networks or ("",)
+    return {name: 1.6 * left * (i - (len(networks) - 1) / 2) for i, name in enumerate(networks)}
 
 
 def span(depths: Sequence[Depth], complete: Sequence[Result], table: Table) -> list[float]:

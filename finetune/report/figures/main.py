@@ -68,8 +68,7 @@ def _of_verdict(
         yield Picture(
             "depth",
             f"{title} against freeze depth",
-            f"Points are trials; the line joins the best configuration of each depth{interval}. Above: share of "
-            "the parameters, and of the forward pass at 224 px, that is frozen.",
+            _of_curves(table, interval),
             depth_figure(table, complete, depths, explored_by),
         )
 
@@ -88,6 +87,19 @@ def _of_verdict(
             "than that; left of it, nothing is decided.",
             lead_figure(depths, table.objective),
         )
+
+
+def _of_curves(table: Table, interval: str) -> str:
+    if table.networks:
+        return (
+            f"Points are trials; a line joins the best configuration of each depth of one network{interval}. "
+            "Its trials have its colour, and a mark says how a depth stands against the best of all. At each depth "
+            "the networks lie side by side."
+        )
+    return (
+        f"Points are trials; the line joins the best configuration of each depth{interval}. Above: share of "
+        "the parameters, and of the forward pass at 224 px, that is frozen."
+    )
 
 
 def _title(table: Table) -> str:
@@ -118,14 +130,14 @@ def _of_cost(
             "spent",
             "Where the trials went",
             "The time that the trials of each depth took; the numbers in the bars count them.",
-            spent_figure(spent(records, explored_by)),
+            spent_figure(spent(records, table)),
         )
 
 
 def _of_settings(complete: Sequence[Result], table: Table) -> Iterator[Picture]:
     if not {"optim.lr", "optim.head_lr", "optim.layer_decay"}.isdisjoint(table.swept):
         note = f"Mean {table.objective.words} of each cell's trials."
-        yield Picture("rates", "Learning rate × depth", note, rates_figure(complete, table.objective))
+        yield Picture("rates", "Learning rate × depth", note, rates_figure(complete, table))
 
     yield Picture(
         "parallel",

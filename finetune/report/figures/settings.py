@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from finetune.records.metric import sign_of
-from finetune.records.ranking import Objective
+from finetune.records.ranking import BACKBONE, NetworkDepth, depth_name, network_of
 from finetune.records.result import Result
-from finetune.report.figures.base import BLUE, SCALE, TICKS, bars, empty_figure, plain, share_format
+from finetune.report.figures.base import BLUE, SCALE, TICKS, bars, empty_figure, plain, share_format, wrapped
 from finetune.report.importance import importance
 from finetune.report.table import Table, label, setting, short, value_text
 
@@ -23,30 +23,32 @@ _SAME = 1e-6
 """Relative difference of learning rates that are one and the same, read from different files."""
 
 
-def rates_figure(complete: Sequence[Result], objective: Objective) -> go.Figure:
+def rates_figure(complete: Sequence[Result], table: Table) -> go.Figure:
     """The mean of what the sweep optimises by learning rate and depth; many different rates are put into bands.
 
     Trials whose head or whose early units have rates of their own have rows of their own.
     """
+    objective = table.objective
     bands = _bands(sorted({_rate(record) for record in complete}))
-    depths = sorted({record.freeze_depth for record in complete if record.freeze_depth is not None})
+    depths = sorted({table.at(record) for record in complete if record.freeze_depth is not None})
     rows = [(own, band) for own in sorted({_own_rates(record) for record in complete}) for band in bands]
 
-    def mean(own: str, band: tuple[float, float], depth: float) -> float | None:
+    def mean(own: str, band: tuple[float, float], depth: NetworkDepth) -> float | None:
         low, high = band[0] * (1 - _SAME), band[1] * (1 + _SAME)
         of_row = [r for r in complete if _own_rates(r) == own and low <= _rate(r) <= high]
-        values = [objective.shown(record) for record in of_row if record.freeze_depth == depth]
+        values = [objective.shown(record) for record in of_row if table.at(record) == depth]
         return sum(values) / len(values) if values else None
 
+    name = "%{x}" if table.networks else "k=%{x}"
     plot = empty_figure("freeze depth k", "learning rate")
     plot.add_heatmap(
-        x=[str(depth) for depth in depths],
+        x=[wrapped(depth_name(depth)) if table.networks else f"{depth[1]:g}" for depth in depths],
         y=[(f"{low:.3g}" if low == high else f"{low:.1g}–{high:.1g}") + own for own, (low, high) in rows],
         z=[[mean(own, band, depth) for depth in depths] for own, band in rows],
         colorscale=SCALE,
         reversescale=sign_of(objective.metric) < 0,
         texttemplate="%{z:.3f}" if len(depths) <= 10 else None,
-        hovertemplate=f"k=%{{x}}, lr %{{y}}<br>mean {objective.name} %{{z:.4f}}<extra></extra>",
+        hovertemplate=f"{name}, lr %{{y}}<br>mean {objective.name} %{{z:.4f}}<extra></extra>",
         hoverongaps=False,
         colorbar={"thickness": 12, "tickformat": share_format(objective)},
     )
@@ -77,7 +79,8 @@ def _bands(rates: Sequence[float]) -> list[tuple[float, float]]:
 
 def parallel_figure(complete: Sequence[Result], table: Table) -> go.Figure:
     """Every trial as a line over its settings and its accuracy, drawn in eight bands of accuracy."""
-    axes: dict[str, list[Any]] = {"k": [record.freeze_depth for record in complete]}
+    axes: dict[str, list[Any]] = {"network": list(map(network_of, complete))} if table.networks else {}
+    axes["k"] = [record.freeze_depth for record in complete]
     axes |= {short(key): [setting(record, key) for record in complete] for key in table.swept}
     axes[table.objective.name] = [table.objective.shown(record) for record in complete]
 
@@ -117,7 +120,7 @@ def _add_band(
         x += [*range(len(line)), None]
         y += [*line, None]
         keys += [trial.key] * points
-        texts += [f"k={trial.freeze_depth} {plain(label(trial.params, table.swept))} seed={trial.seed}"] * points
+        texts += [f"{table.name(trial)} {plain(label(trial.params, table.swept))} seed={trial.seed}"] * points
 
     plot.add_scatter(
         x=x,
@@ -156,7 +159,8 @@ def _marks(values: Sequence[Any]) -> list[tuple[float, str]]:
 
 def importance_figure(complete: Sequence[Result], table: Table) -> go.Figure | None:
     """A bar for each setting's share of the importance; None where it cannot be told."""
-    weights = importance(complete, ["model.freeze_depth", *table.swept], table.objective)
+    networks = [BACKBONE] if table.networks else []
+    weights = importance(complete, ["model.freeze_depth", *networks, *table.swept], table.objective)
     if not weights:
         return None
     return bars({short(key): value for key, value in weights.items()}, "share of the importance", BLUE, ".0%")

@@ -7,31 +7,48 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from finetune.records.metric import of_an_epoch
+from finetune.records.ranking import network_of
 from finetune.records.result import Result
-from finetune.report.figures.base import GREY, ORANGE, SCALE, TRIAL, empty_figure, hover, share_format
-from finetune.report.table import Group, Table
+from finetune.report.figures.base import (
+    DASHES,
+    GREY,
+    LINES,
+    ORANGE,
+    SCALE,
+    SYMBOLS,
+    TRIAL,
+    empty_figure,
+    hover,
+    plain,
+    share_format,
+)
+from finetune.report.table import Table
 
 _CURVES = 60
 """Learning curves beside those of the best configurations, at the most."""
 
 
 def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
-    """Accuracy against the seconds of a trial."""
+    """Accuracy against the seconds of a trial; of several networks each has a colour and a mark of its own."""
     plot = empty_figure("seconds of a trial", f"best {table.objective.words}")
-    plot.add_scatter(
-        x=[record.total_seconds for record in complete],
-        y=[table.objective.shown(record) for record in complete],
-        mode="markers",
-        name="trial",
-        marker={
-            "color": [record.freeze_depth for record in complete],
-            "colorscale": SCALE,
-            "size": 9,
-            "line": {"color": GREY, "width": 1},  # its ends are as dark and as light as a page may be
-            "colorbar": {"title": {"text": "k"}, "thickness": 12},
-        },
-        **hover(complete, table, "k=%{marker.color}, %{x:.1f} s"),
-    )
+    by_depth = {
+        "color": [record.freeze_depth for record in complete],
+        "colorscale": SCALE,
+        "size": 9,
+        "line": {"color": GREY, "width": 1},  # its ends are as dark and as light as a page may be
+        "colorbar": {"title": {"text": "k"}, "thickness": 12},
+    }
+    for i, network in enumerate(table.networks or ("",)):
+        trials = [record for record in complete if network in ("", network_of(record))]
+        by_network = {"color": LINES[i % len(LINES)], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 9, "opacity": 0.75}
+        plot.add_scatter(
+            x=[record.total_seconds for record in trials],
+            y=[table.objective.shown(record) for record in trials],
+            mode="markers",
+            name=plain(network) or "trial",
+            marker=by_network if network else by_depth,
+            **hover(trials, table, "%{x:.1f} s" if network else "k=%{marker.color}, %{x:.1f} s"),
+        )
     plot.update_yaxes(tickformat=share_format(table.objective))
     front = pareto_front([(record.total_seconds, table.objective.score_of(record)) for record in complete])
     plot.add_scatter(
@@ -39,7 +56,7 @@ def pareto_figure(complete: Sequence[Result], table: Table) -> go.Figure:
         y=[table.objective.score(score) for _, score in front],
         mode="lines",
         name="Pareto front",
-        line={"color": ORANGE, "width": 2, "shape": "hv"},
+        line={"color": GREY if table.networks else ORANGE, "width": 2, "shape": "hv"},
         hoverinfo="skip",
     )
     return plot
@@ -69,11 +86,11 @@ def curves_figure(complete: Sequence[Result], table: Table) -> go.Figure:
 
     shares = [0.2 + 0.7 * i / max(1, len(best) - 1) for i in range(len(best))]  # its ends do not show on every page
     colors = sample_colorscale(SCALE, shares)
-    dashes = itertools.cycle(("solid", "dash", "dot", "dashdot"))
+    dashes = itertools.cycle(DASHES)
     by_key = {record.key: record for record in complete}
     for group, color, dash in zip(best, colors, dashes, strict=False):
         line = {"color": color, "width": 2.5, "dash": dash}
-        _add_curves(plot, group, [by_key[key] for key in group.keys], line, metric)
+        _add_curves(plot, plain(table.name(group)), [by_key[key] for key in group.keys], line, metric)
     return plot
 
 
@@ -89,9 +106,8 @@ def _add_grey_curves(plot: go.Figure, records: Sequence[Result], metric: str) ->
     plot.add_scatter(x=x, y=y, mode="lines", name="other trials", line=line, opacity=0.35, hoverinfo="skip")
 
 
-def _add_curves(plot: go.Figure, group: Group, records: Sequence[Result], line: dict[str, object], metric: str) -> None:
+def _add_curves(plot: go.Figure, name: str, records: Sequence[Result], line: dict[str, object], metric: str) -> None:
     """Add a curve for each seed of a configuration, under one entry of the legend."""
-    name = f"k={group.freeze_depth}"
     for i, record in enumerate(records):
         plot.add_scatter(
             x=[epoch["epoch"] + 1 for epoch in record.history],

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from finetune.errors import counted
-from finetune.records.ranking import Objective
+from finetune.records.ranking import NetworkDepth, Objective, depth_name
 from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE
 from finetune.report.figures.base import BLUE, GREEN, GREY, ORANGE, PURPLE, empty_figure, plain, row_layout, wrapped
 from finetune.report.standing import STANDINGS, Depth
+from finetune.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -165,17 +166,18 @@ _ROOM = 0.04
 """Share of the longest bar that has room for a number, on a phone too."""
 
 
-def spent(records: Sequence[Result], explored_by: int | None) -> dict[str, dict[float, list[float]]]:
+def spent(records: Sequence[Result], table: Table) -> dict[str, dict[NetworkDepth, list[float]]]:
     """The seconds of each trial by what it was for, one of `SPENT`, and by freeze depth; without one it is left out.
 
     Args:
         records: All of a sweep's.
-        explored_by: The seed that explored; None where there are no repeats.
+        table: Made from them.
     """
-    seconds: dict[str, dict[float, list[float]]] = {purpose: {} for purpose in SPENT}
+    seconds: dict[str, dict[NetworkDepth, list[float]]] = {purpose: {} for purpose in SPENT}
     for record in records:
         if record.freeze_depth is not None:
-            seconds[_purpose(record, explored_by)].setdefault(record.freeze_depth, []).append(record.total_seconds)
+            purpose = _purpose(record, table.objective.explored_by)
+            seconds[purpose].setdefault(table.at(record), []).append(record.total_seconds)
     return seconds
 
 
@@ -187,8 +189,8 @@ def _purpose(record: Result, explored_by: int | None) -> str:
     return "explored whole" if record.status == "complete" else "stopped or not started"
 
 
-def spent_figure(seconds: Mapping[str, Mapping[float, Sequence[float]]]) -> go.Figure:
-    """A bar a freeze depth: how long its trials took, by what they were for; the numbers in it count them."""
+def spent_figure(seconds: Mapping[str, Mapping[NetworkDepth, Sequence[float]]]) -> go.Figure:
+    """A bar a freeze depth of a network: how long its trials took, by what for; the numbers in it count them."""
     depths = sorted({depth for of_depth in seconds.values() for depth in of_depth})
     longest = max(sum(sum(of_depth.get(depth, ())) for of_depth in seconds.values()) for depth in depths)
     unit, divisor = ("seconds", 1) if longest < 300 else ("minutes", 60) if longest < 18000 else ("hours", 3600)
@@ -200,7 +202,7 @@ def spent_figure(seconds: Mapping[str, Mapping[float, Sequence[float]]]) -> go.F
         counts = [len(of_depth.get(depth, ())) for depth in depths]
         plot.add_bar(
             x=[sum(of_depth.get(depth, ())) / divisor for depth in depths],
-            y=[f"k={depth}" for depth in depths],
+            y=[wrapped(depth_name(depth)) for depth in depths],
             orientation="h",
             name=purpose,
             marker=SPENT[purpose],
@@ -224,7 +226,7 @@ def spent_figure(seconds: Mapping[str, Mapping[float, Sequence[float]]]) -> go.F
         yaxis={
             "type": "category",
             "categoryorder": "array",
-            "categoryarray": [f"k={depth}" for depth in depths],
+            "categoryarray": [wrapped(depth_name(depth)) for depth in depths],
             "autorange": "reversed",
             "tickformat": "",
         },

@@ -12,7 +12,7 @@ import plotly.offline
 from finetune.records.layout import RECORD, REPORT, TRIALS
 from finetune.records.plan import is_through
 from finetune.records.predictions import Predictions
-from finetune.records.ranking import read_objective
+from finetune.records.ranking import network_of, read_objective
 from finetune.records.repeat import repeat_command
 from finetune.records.result import Result
 from finetune.report.caveats import caveats
@@ -85,7 +85,8 @@ def page(folders: Sequence[Path], records: Sequence[Result], live: str = "") -> 
         pictures="\n".join(map(picture_html, main_pictures)),
         winner=winner,
         shown=f"The {SHOWN} best of {len(records)} are shown." if rest else "",
-        trials="\n".join(_trial_row(record, table.swept, first=i == 0) for i, record in enumerate(shown)),
+        trials="\n".join(_trial_row(record, table, first=i == 0) for i, record in enumerate(shown)),
+        network='<th class="text">network</th>' if table.networks else "",
         data=_data([*main_pictures, *winner_pictures], shown, table),
     )
 
@@ -128,7 +129,7 @@ def _data(drawn: Sequence[Picture], shown: Sequence[Result], table: Table) -> st
     """What the page's script reads: the figures, and each trial's name and command for when it is picked."""
     figures = {picture.name: _rounded(json.loads(picture.figure.to_json())) for picture in drawn}
     trials = {
-        record.key: {"name": _trial_name(record, table.swept), "command": repeat_command(record.config)}
+        record.key: {"name": _trial_name(record, table), "command": repeat_command(record.config)}
         for record in shown
         if record.config
     }
@@ -163,9 +164,11 @@ def _caveats(sentences: Sequence[str]) -> str:
 
 def _depth_row(depth: Depth, table: Table) -> str:
     group = depth.group
+    network = [group.network] if table.networks else []
     cells = [
+        *network,
         group.freeze_depth,
-        table.trials_at(group.freeze_depth),
+        table.trials_at(group),
         score_text(group, table.objective),
         f"{group.seconds:.1f}",
         label(group.params, table.swept),
@@ -173,7 +176,8 @@ def _depth_row(depth: Depth, table: Table) -> str:
         STANDINGS[depth.standing] + ("" if depth.p is None else f" ({p_text(depth.p)})"),
     ]
     mark = ' class="winner"' if depth.standing == "best" else ""
-    return f"<tr{mark}>{_cells(cells, text=(4, 6))}</tr>"
+    text = (0, 5, 7) if network else (4, 6)
+    return f"<tr{mark}>{_cells(cells, text)}</tr>"
 
 
 def _behind(depth: Depth) -> str:
@@ -184,17 +188,20 @@ def _behind(depth: Depth) -> str:
     return "" if depth.behind is None else f"{depth.behind.mean:.3f} [{depth.behind.low:.3f}..{depth.behind.high:.3f}]"
 
 
-def _trial_row(record: Result, swept: Sequence[str], first: bool) -> str:
+def _trial_row(record: Result, table: Table, first: bool) -> str:
+    network = [network_of(record)] if table.networks else []
     cells = [
+        *network,
         "" if record.val_acc_best is None else f"{record.val_acc_best:.4f}",
         "" if record.freeze_depth is None else record.freeze_depth,
         record.seed,
         record.status if record.status == "complete" else f"{record.status}: {record.reason[:80]}",
         f"{record.total_seconds:.1f}",
-        label(record.params, swept),
+        label(record.params, table.swept),
     ]
+    text = (0, 4, 6) if network else (3, 5)
     key, focus = html.escape(record.key), 0 if first else -1  # Tab reaches the table once; arrow keys go on in it
-    return f'<tr data-key="{key}" tabindex="{focus}" aria-selected="false">{_cells(cells, text=(3, 5))}</tr>'
+    return f'<tr data-key="{key}" tabindex="{focus}" aria-selected="false">{_cells(cells, text)}</tr>'
 
 
 def _cells(cells: Sequence[Any], text: Sequence[int]) -> str:
@@ -204,9 +211,9 @@ def _cells(cells: Sequence[Any], text: Sequence[int]) -> str:
     )
 
 
-def _trial_name(record: Result, swept: Sequence[str]) -> str:
+def _trial_name(record: Result, table: Table) -> str:
     accuracy = record.status if record.val_acc_best is None else f"val/acc {record.val_acc_best:.4f}"
-    return f"k={record.freeze_depth} {label(record.params, swept)} seed={record.seed}: {accuracy}"
+    return f"{table.name(record)} {label(record.params, table.swept)} seed={record.seed}: {accuracy}"
 
 
 def _file(name: str) -> str:

@@ -39,7 +39,7 @@ def winner_section(record: Result, predictions: Predictions, table: Table) -> tu
     ]
 
     won = table.winner is not None and record.key in table.winner.keys
-    trial = f"k={record.freeze_depth} {label(record.params, table.swept)} seed={record.seed}".replace("  ", " ")
+    trial = f"{table.name(record)} {label(record.params, table.swept)} seed={record.seed}".replace("  ", " ")
     template = Template(Path(__file__).with_name("winner.html").read_text(encoding="utf-8"))
     section = template.substitute(
         trial=html.escape(trial),

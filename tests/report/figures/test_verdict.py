@@ -7,7 +7,7 @@ from finetune.records.ranking import Objective
 from finetune.report.figures.verdict import SPENT, lead_figure, spent, spent_figure
 from finetune.report.judge import Comparison
 from finetune.report.standing import Depth
-from finetune.report.table import Group
+from finetune.report.table import Group, tabulate
 from tests.report.test_table import record
 
 
@@ -73,20 +73,22 @@ SWEEP = [
     record(None, None, 3, "failed"),
 ]
 """Trials of 2 s, and a second more for each seed."""
+BY_0 = Objective(explored_by=0)
 
 
 def test_the_seconds_of_trials_are_kept_by_what_they_were_for() -> None:
-    assert spent(SWEEP, explored_by=0) == {
-        "explored whole": {4: [2], 11: [2]},
-        "stopped or not started": {4: [2]},
-        "repeats with new seeds": {11: [3, 4]},
-        "failed or interrupted": {11: [5]},
+    k4, k11 = ("", 4), ("", 11)
+    assert spent(SWEEP, tabulate(SWEEP, BY_0)) == {
+        "explored whole": {k4: [2], k11: [2]},
+        "stopped or not started": {k4: [2]},
+        "repeats with new seeds": {k11: [3, 4]},
+        "failed or interrupted": {k11: [5]},
     }
-    assert spent(SWEEP, explored_by=None)["explored whole"] == {4: [2], 11: [2, 3, 4]}
+    assert spent(SWEEP, tabulate(SWEEP))["explored whole"] == {k4: [2], k11: [2, 3, 4]}
 
 
 def test_bars_are_stacked_by_depth_and_count_their_trials() -> None:
-    plot = spent_figure(spent(SWEEP[:5], explored_by=0))
+    plot = spent_figure(spent(SWEEP[:5], tabulate(SWEEP[:5], BY_0)))
     assert [trace.name for trace in plot.data] == list(SPENT)[:3]  # nothing failed
     repeats = plot.data[2]
     assert (list(repeats.y), list(repeats.x)) == (["k=4", "k=11"], [0, 7])
@@ -100,7 +102,7 @@ def test_bars_are_stacked_by_depth_and_count_their_trials() -> None:
 
 @pytest.mark.parametrize(("seconds", "length", "unit"), [(600, 10, "minutes"), (36000, 10, "hours")])
 def test_long_sweeps_are_told_in_larger_units(seconds: float, length: float, unit: str) -> None:
-    plot = spent_figure({"explored whole": {4: [seconds / 2] * 2, 11: [1]}})
+    plot = spent_figure({"explored whole": {("", 4): [seconds / 2] * 2, ("", 11): [1]}})
     assert plot.data[0].x[0] == pytest.approx(length)
     assert list(plot.data[0].text) == ["2", ""]  # no room for a number
     assert plot.layout.xaxis.title.text == f"{unit} of trial time"
