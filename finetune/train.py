@@ -1,5 +1,6 @@
 """The ways a trial starts: from the command line, `python -m finetune.train KEY=VALUE …`, and from a sweep."""
 
+import contextlib
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from finetune.plugin import take_plugin
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
 from finetune.sharing.facts import Facts
+from finetune.sharing.networks import divide_network
 from finetune.sharing.prepare import prepare as prepare_sharing
 from finetune.storage.durable import refuse_unwritable, remove_leftovers
 from finetune.storage.parallel import Progress
@@ -44,6 +46,16 @@ def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress
     for cache in {config.cache.dir for config, _ in trials}:
         remove_leftovers(Path(cache).expanduser())
     return prepare_sharing(trials, stores, progress)
+
+
+def divide_networks(configs: Sequence[Sequence[str]]) -> None:
+    """Find out where the networks of trials, given as overrides, can be cut, once for all processes forked from this.
+
+    What is wrong with one of them its trials will say.
+    """
+    for overrides in configs:
+        with contextlib.suppress(Refused):
+            divide_network(compose_config(overrides))
 
 
 def calibrate(configs: Sequence[tuple[Sequence[str], int]]) -> Calibration:

@@ -90,14 +90,33 @@ def backbone_shapes(name: str, size: int | None = None) -> Backbone:
 
 
 @functools.cache
+def _division_of_shapes(name: str, size: int) -> Division | None:
+    """How the network is divided; None where that takes values. Found once a process and those forked from it."""
+    try:
+        return divide(create_shapes(name, size).eval(), size)
+    except NoValues:
+        return None
+
+
+def divides_without_values(name: str, size: int) -> bool:
+    """Whether shapes alone tell where a network can be cut, which is known from then on.
+
+    Raises:
+        Refused: there is no such network, or it does not take such images.
+        NotCuttable: it cannot be cut.
+    """
+    return _division_of_shapes(name, size) is not None
+
+
+@functools.cache
 def _division(name: str, size: int) -> Division:
     """How the network is divided; found once a process."""
     try:
-        try:
-            return divide(create_shapes(name, size).eval(), size)
-        except NoValues:
-            with torch.device("cpu"):
-                return divide(create(name, size).eval(), size)
+        found = _division_of_shapes(name, size)
+        if found is not None:
+            return found
+        with torch.device("cpu"):
+            return divide(create(name, size).eval(), size)
     except NotCuttable as problem:
         own = default_size(name)
         if size != own and _can_be_cut(name, own):

@@ -80,16 +80,26 @@ def create(name: str, size: int | None = None) -> nn.Module:
         return _OWN[name]()
     if name.startswith(TIMM):
         return _of_timm(name, size)
-    if name in (own := registered()):
-        return _built(name, size, own[name])
     if name not in torchvision_names():
+        own = registered()
+        if name in own:
+            return _built(name, size, own[name])
         known = [*_OWN, *own, *torchvision_names()]
         raise Refused(f"model.backbone={name} is not known; {nearest(name, known)}")
 
-    options = _OPTIONS.get(name, {})
-    if name.startswith("vit_") and size is not None:
-        options = {"image_size": size}
+    options = options_of(name, size)
     return _built(name, size, lambda: torchvision.models.get_model(name, weights=None, **options))
+
+
+def options_of(name: str, size: int | None) -> dict[str, Any]:
+    """What the builder of torchvision's or timm's is told besides a network's name, for images of this size."""
+    if name.startswith(TIMM):
+        settings = timm_settings(name)
+        fixed = settings.get("fixed_input_size") and size not in (None, settings["input_size"][-1])
+        return {"img_size": size} if fixed else {}
+    if name.startswith("vit_") and size is not None:
+        return {"image_size": size}
+    return dict(_OPTIONS.get(name, {}))
 
 
 def _of_timm(name: str, size: int | None) -> nn.Module:
@@ -98,9 +108,7 @@ def _of_timm(name: str, size: int | None) -> nn.Module:
         names = timm.list_models()
         raise Refused(f"model.backbone={name} is not known; {nearest(bare.partition('.')[0], names)}")
 
-    settings = timm_settings(name)
-    fixed = settings.get("fixed_input_size") and size not in (None, settings["input_size"][-1])
-    options = {"img_size": size} if fixed else {}
+    options = options_of(name, size)
     return _built(name, size, lambda: timm.create_model(bare, pretrained=False, num_classes=0, **options))
 
 
@@ -166,6 +174,11 @@ def timm_settings(name: str) -> Mapping[str, Any]:
 def torchvision_names() -> tuple[str, ...]:
     """torchvision's classification networks."""
     return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def is_public(name: str) -> bool:
+    """Whether a network is this package's, torchvision's or timm's, and so none that somebody registers."""
+    return name in _OWN or name.startswith(TIMM) or name in torchvision_names()
 
 
 @dataclass(frozen=True)
@@ -268,11 +281,17 @@ def _create_undrawn(name: str, size: int | None) -> nn.Module:
 
 def create_shapes(name: str, size: int | None = None) -> nn.Module:
     """A network wholly on the meta device, to look at."""
+    return on_meta(lambda: create(name, size))
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, wholly on the meta device."""
     try:
         with torch.device("meta"):
-            return create(name, size)
-    except NotImplementedError:
-        return _create_undrawn(name, size).to("meta")
+            return build()
+    except NotImplementedError:  # it computes with values while it is built
+        with torch.device("cpu"), _Undrawn():
+            return build().to("meta")
 
 
 def known_names(pattern: str = "") -> list[str]:

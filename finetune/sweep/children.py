@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import site
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,6 +24,18 @@ FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = cast("ForkServerContext", multiprocessing.get_context("forkserver" if FORKS else "spawn"))
 if FORKS:
     CONTEXT.set_forkserver_preload(["finetune.sweep.preload"])
+NETWORKS = "FINETUNE_NETWORKS"
+"""Environment variable of the server that forks: what `set_networks` was told, as JSON."""
+_networks: list[list[str]] = []
+
+
+def set_networks(trials: Iterable[list[str]]) -> None:
+    """Have the server, where it has yet to start, find out once where the networks of trials can be cut.
+
+    Args:
+        trials: The overrides of one trial of each network.
+    """
+    _networks[:] = trials
 
 
 def start_child(child: BaseProcess) -> None:
@@ -39,7 +52,7 @@ def ready_server() -> None:
     """Start the server that children are forked from, unless it is there; Ctrl-C while it imports is not for it."""
     from multiprocessing import forkserver, resource_tracker
 
-    with no_imports_from_here():
+    with no_imports_from_here(), _environment({NETWORKS: json.dumps(_networks)}):
         resource_tracker.ensure_running()  # which the server needs, and whose start would let interrupts through again
         with interrupts_blocked():  # passed on to it
             forkserver.ensure_running()
@@ -56,6 +69,13 @@ def no_imports_from_here() -> Iterator[None]:
     if home not in site.getsitepackages():  # a checkout, which may have been found because it is the current folder
         settings["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
 
+    with _environment(settings):
+        yield
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """These variables have these values meanwhile."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

@@ -11,11 +11,12 @@ from typing import Any
 from finetune.compose import compose_config
 from finetune.config import digest_of, key_of
 from finetune.records.layout import RECORD, SWEEP, TRIALS
-from finetune.records.ranking import MARGIN, REPEATED, Objective
+from finetune.records.ranking import BACKBONE, MARGIN, REPEATED, Objective
 from finetune.records.result import Result
 from finetune.storage.durable import remove_leftovers
 from finetune.storage.parallel import Progress, no_progress
 from finetune.storage.store import stores_in_use
+from finetune.sweep.children import set_networks
 from finetune.sweep.cluster import ClusterLauncher, read_cluster
 from finetune.sweep.coordinator import Coordinator
 from finetune.sweep.estimate import Estimate, estimate_sweep
@@ -75,6 +76,7 @@ def run_sweep(
     refuse_unusable(folder)
 
     # 2. Where the trials run, and what they share
+    set_networks(_networks(spec, seed))
     cluster = None if options.launcher == "local" else read_cluster(options.launcher)
     gpus = [] if cluster else chosen_gpus(usable_gpus(), options.gpus)
     if gpus and not _on_gpus(spec):
@@ -145,6 +147,13 @@ def _in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]
     if spec.target is not None or budget is not None:  # then it must not end lopsided
         return planned_trials(spec, seed, may_end_early=True)
     return sorted(planned_trials(spec, seed), key=sharing_order)
+
+
+def _networks(spec: SweepSpec, seed: int) -> list[list[str]]:
+    """The overrides of one trial of each network and image size of a sweep."""
+    planned = corners(spec) if spec.method == "bayes" else planned_trials(spec, seed)
+    examples = {digest_of([params.get(key) for key in (BACKBONE, "data.size")]): params for params in planned}
+    return [spec.overrides(params) for params in examples.values()]
 
 
 def _on_gpus(spec: SweepSpec) -> bool:
