@@ -102,8 +102,8 @@ def export(
 ) -> int:
     """Write a model that others can use without finetune.
 
-    OUT gets model.onnx, model.pt2, model.safetensors (torchvision's layout), classes.json and a model card, README.md,
-    with the code to use them.
+    OUT gets model.onnx, model.pt2, model.safetensors (as torchvision or timm load it), classes.json and a model card,
+    README.md, with the code to use them.
     """
     from finetune.export.write import CARD, refuse_unusable
     from finetune.export.write import export as write
@@ -122,23 +122,17 @@ def _card(classifier: "Classifier", record: "Result | None", file: Path) -> str:
     """The text of the model card of the classifier that was read from `file`."""
     from dataclasses import asdict
 
-    import torchvision
-
-    from finetune.export.card import model_card, torchvision_code
+    from finetune.export.card import model_card
+    from finetune.export.plain import library_of, plain_code
     from finetune.records.repeat import repeat_overrides
     from finetune.report.winner import sweep_verdict
 
-    backbone, classes = classifier.model.backbone, classifier.classes
-    code = ""
-    if backbone in torchvision.models.list_models():
-        layers = [f"torch.nn.{layer!r}" for layer in classifier.head]
-        code = torchvision_code(backbone, classifier.backbone.classifier, layers, len(classes))
-
     return model_card(
         classifier.model,
-        classes,
+        classifier.classes,
         asdict(classifier.preprocessing),
-        code,
+        library_of(classifier.model.backbone),
+        plain_code(classifier),
         record,
         chosen=sweep_verdict(file.parent) if record else "",
         command=repeat_overrides(record.config) if record else [],

@@ -36,15 +36,13 @@ _SCALING = """
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     image = image"""
 """What stands between opening an image and `.convert("RGB")`."""
-_TORCHVISION = """With torchvision alone, to train on or to take features from:
+_PLAIN = """With {library} alone, to train on or to take features from:
 
 ```python
-import torch
-import torchvision
+{imports}
 from safetensors.torch import load_file
 
-network = torchvision.models.{backbone}({arguments}){head}
-network.load_state_dict(load_file("model.safetensors"))
+{code}
 probabilities = network.eval()(torch.from_numpy(pixels("photo.jpg"))).softmax(dim=1)
 print(classes[probabilities[0].argmax()], probabilities[0].max().item())
 ```"""
@@ -54,7 +52,8 @@ def model_card(
     model: ModelConfig,
     classes: Sequence[str],
     pixels: dict[str, Any],
-    torchvision: str,
+    library: str,
+    code: str,
     result: Result | None,
     chosen: str,
     command: Sequence[str],
@@ -65,7 +64,8 @@ def model_card(
         model: The network's settings.
         classes: Names in label order.
         pixels: `size`, `resize`, `interpolation`, `mean`, `std`, `levels`.
-        torchvision: `torchvision_code`'s section; empty where torchvision has no such network.
+        library: Where the network comes from, `torchvision` or `timm`; empty where it is neither's.
+        code: `plain_code`'s lines, for that library.
         result: The record of the trial; None for a checkpoint that lies alone.
         chosen: What the sweep that chose the settings says of them; empty without one.
         command: The overrides that repeat the trial.
@@ -84,7 +84,8 @@ def model_card(
         code=_RESIZING_CODE[resize].format(size=(n, n), method=method, color=PAD_COLOR),
         mean=list(pixels["mean"]),
         std=list(pixels["std"]),
-        torchvision=torchvision or f"torchvision has no network of its own like {model.backbone}.",
+        library=f"{library}'s" if library else "its own",
+        plain=_plain(library, code) or f"torchvision has no network of its own like {model.backbone}.",
         classes="\n".join(f"{label}. {name}" for label, name in enumerate(classes)),
         metrics=_metrics(result, chosen),
         provenance=_provenance(model, result, command),
@@ -111,21 +112,10 @@ def _scaling(levels: Mapping[str, Any] | None) -> str:
     return _SCALING.format(integers=integers, floats=tuple(levels["floats"] or integers))
 
 
-def torchvision_code(backbone: str, classifier: str, head: Sequence[str], classes: int) -> str:
-    """The section that loads the weights into torchvision's own network.
-
-    Args:
-        backbone: torchvision's name.
-        classifier: The attribute that the head replaces.
-        head: The layers as Python code.
-        classes: Outputs.
-    """
-    linear = [layer for layer in head if "Linear" in layer]
-    if len(linear) == 1 and classifier == "fc":  # torchvision builds that one itself
-        return _TORCHVISION.format(backbone=backbone, arguments=f"num_classes={classes}", head="")
-
-    layers = linear[0] if len(linear) == 1 else f"torch.nn.Sequential({', '.join(head)})"
-    return _TORCHVISION.format(backbone=backbone, arguments="", head=f"\nnetwork.{classifier} = {layers}")
+def _plain(library: str, code: str) -> str:
+    """The section that loads the weights into the network of its own library."""
+    imports = "\n".join(f"import {name}" for name in sorted(("torch", library)))
+    return _PLAIN.format(library=library, imports=imports, code=code) if code else ""
 
 
 def _network(model: ModelConfig) -> str:

@@ -40,7 +40,7 @@ class Classifier:
         return Network(nn.Identity(), nn.Sequential(*self.backbone.modules), self.head).eval()
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor by torchvision's name; the head stands where torchvision has its classifier.
+        """Every tensor by its library's name; the head stands where torchvision, or timm, has its classifier.
 
         For a ResNet that is `fc.weight` and `fc.bias` when the head is linear, and `fc.0.weight`, `fc.2.weight` …, by
         place in the head, when it has hidden layers.
@@ -101,7 +101,7 @@ def _exported(path: Path, about: dict[str, str]) -> Classifier:
 
 
 def exported_bytes(classifier: Classifier) -> bytes:
-    """All tensors in torchvision's layout, as a safetensors file that `load_classifier` reads."""
+    """All tensors in their library's layout, as a safetensors file that `load_classifier` reads."""
     known = {"model": asdict(classifier.model), "classes": classifier.classes, "refit": classifier.refit}
     about = {_ABOUT: json.dumps(known), "preprocessing": classifier.preprocessing.text, "format": "pt"}
     state = classifier.state()

@@ -3,7 +3,7 @@
 import inspect
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,14 +27,14 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
     N × classes. `model.safetensors` gives logits.
 
     Raises:
-        Refused: `out` cannot be used, or a package that writes ONNX is missing.
+        Refused: `out` cannot be used, a package that writes ONNX is missing, or the network cannot be written so.
     """
     refuse_unusable(out)
     network = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
     files = {
         EXPORTED: exported_bytes(classifier),
-        ONNX: _onnx(network, classifier),
-        PT2: _pt2(network, classifier),
+        ONNX: _written(_onnx, "ONNX", network, classifier),
+        PT2: _written(_pt2, "a program of torch.export", network, classifier),
         CLASSES: class_file(classifier.classes),
         CARD: card.encode(errors="replace"),
     }
@@ -43,6 +43,21 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
     with published_folder(out) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
+
+
+def _written(
+    write: Callable[[nn.Module, Classifier], bytes], what: str, network: nn.Module, classifier: Classifier
+) -> bytes:
+    try:
+        return write(network, classifier)
+    except Refused:
+        raise
+    except Exception as error:  # whatever the exporters of PyTorch raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Refused(
+            f"{classifier.model.backbone} cannot be written as {what} by torch {torch.__version__} ({lines[0][:200]}); "
+            "use it with `finetune predict`, which needs no export, or train another network"
+        ) from error
 
 
 def refuse_unusable(out: Path) -> None:

@@ -566,7 +566,7 @@ def test_fault_53_12_bits_in_16_are_scaled_and_whoever_uses_the_model_scales_ali
         deep = [row for _, row in probabilities_of(model, sorted(images.rglob("*.png")), device="cpu")]
         eight = [row for _, row in probabilities_of(model, sorted(plain.rglob("*.png")), device="cpu")]
         np.testing.assert_allclose(np.stack(deep), np.stack(eight), atol=0.02)  # half a level at the most
-    card = model_card(classifier.model, classifier.classes, vars(classifier.preprocessing), "", None, "", [])
+    card = model_card(classifier.model, classifier.classes, vars(classifier.preprocessing), "", "", None, "", [])
     assert "0 becomes black and 4095 white" in card
     assert "low, high = (0, 4095)" in card
 
