@@ -84,4 +84,11 @@ def _of_packages() -> dict[str, Callable[[], Any]]:
 
 
 def _loaded(point: importlib.metadata.EntryPoint) -> Any:
-    return point.load()()
+    try:
+        build = point.load()
+    except Exception as error:  # whatever the package raises when it is imported
+        raise Refused(
+            f"model.backbone={point.name} is {point.value} of an installed package, which cannot be loaded "
+            f"({type(error).__name__}: {error}); mend that package, or take another network"
+        ) from error
+    return build()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune.console import console, plain_table
-from finetune.errors import Refused
+from finetune.errors import Refused, counted
 
 if TYPE_CHECKING:
     from finetune.config import Config
@@ -174,7 +174,7 @@ def backbones(
         console.print(f"{len(names)} networks; with a PATTERN that fits up to {_MOST_ROWS} of them, what each is like")
         return 0
 
-    table = plain_table(f"{len(names)} networks, without their classifiers")
+    table = plain_table(f"{counted(len(names), 'network')}, without classifier")
     for column in ("name", "parameters", "GFLOPs", "blocks", "size", "weights here"):
         table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for name in names:

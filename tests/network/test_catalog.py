@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.models import resnet50
 
 from finetune.compose import compose_config
 from finetune.config import trial_key
@@ -13,6 +14,7 @@ from finetune.network.catalog import (
     torchvision_names,
     with_input,
 )
+from tests.models import finetune
 
 
 def test_an_empty_network_has_its_tables_and_nothing_else() -> None:
@@ -63,3 +65,37 @@ def test_a_size_that_a_network_cannot_take_is_refused_with_its_own() -> None:
         pytest.raises(Refused, match=r"vit_b_16 cannot take images of 100 x 100 .*data.size=224"),
     ):
         create("vit_b_16", 100)
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pattern: str) -> list[list[str]]:
+    """The lines of `finetune backbones PATTERN`, as words."""
+    assert finetune(monkeypatch, "backbones", pattern) == 0
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_networks_are_listed_with_what_a_person_chooses_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patterns = ("resnet5[0]", "narrow_")
+    rows = {words[0]: words[1:] for pattern in patterns for words in listed(monkeypatch, capsys, pattern) if words}
+    assert {"resnet50", "narrow_resnet50"} <= rows.keys()
+    parameters = sum(value.numel() for name, value in resnet50().named_parameters() if not name.startswith("fc."))
+    assert rows["resnet50"][0] == f"{parameters:,}"
+    assert float(rows["resnet50"][1]) == pytest.approx(8.2, abs=0.05)  # torchvision gives 4.09 G multiply-adds, with fc
+    assert rows["resnet50"][2:4] == ["17", "224"]
+    assert rows["narrow_resnet50"][-1] == "yes", "its weights ship"
+
+
+def test_many_networks_are_named_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(monkeypatch, capsys, "")
+    assert ["vit_b_16"] in rows
+    assert rows[-1] == [] or "networks;" in " ".join(rows[-2] + rows[-1])
+
+
+def test_a_pattern_that_fits_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(monkeypatch, "backbones", "resnet5O") == 2
+    assert "no network's name contains 'resnet5O'; `finetune backbones` lists them all" in " ".join(
+        capsys.readouterr().err.split()
+    )
