@@ -125,7 +125,9 @@ def build_loggers(logger: LoggerConfig, out: Path) -> list[Logger]:
     if logger.name == "tensorboard":
         return [TensorBoardLogger(out, name="", version="")]
     if logger.name == "mlflow":
-        return [MLFlowLogger(logger.project, run_name=out.name)]
+        # where MLflow itself looks by default; Lightning's own default is a folder, which MLflow 3 refuses
+        place = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        return [MLFlowLogger(logger.project, run_name=out.name, tracking_uri=place)]
     if logger.name == "wandb" or (logger.name == "auto" and "WANDB_SWEEP_ID" in os.environ):
         return [PatientLogger(logger.project, logger.mode == "offline", out)]
     return []
