@@ -1,6 +1,7 @@
 """The ways a trial starts: from the command line, `python -m finetune.train KEY=VALUE …`, and from a sweep."""
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -96,13 +97,35 @@ def main() -> int:
     """The command `python -m finetune.train`; returns the exit code."""
     debug = "--debug" in sys.argv
     try:
-        words = take_plugin([word for word in sys.argv[1:] if word != "--debug"])
+        words = _with_files(take_plugin([word for word in sys.argv[1:] if word != "--debug"]))
     except Refused as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return 2
     sys.argv = [sys.argv[0], *as_overrides(words)]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     return _exit_code(_from_command_line, debug)
+
+
+def _with_files(words: Sequence[str]) -> list[str]:
+    """The words, with settings in place of each JSON file of them, as W&B's agent passes `${args_json_file}`.
+
+    Raises:
+        Refused: a file cannot be read, or holds something else.
+    """
+    settings = list[str]()
+    for word in words:
+        if "=" in word or not word.endswith(".json"):
+            settings.append(word)
+            continue
+
+        try:
+            values = json.loads(Path(word).read_text())
+        except (OSError, ValueError) as error:
+            raise Refused(f"{word} cannot be read ({error}); give a JSON file of settings, or KEY=VALUE") from error
+        if not isinstance(values, dict):
+            raise Refused(f'{word} holds no settings; give a JSON file such as {{"optim.lr": 0.01}}')
+        settings += [override(key, value) for key, value in values.items()]
+    return settings
 
 
 def _train_and_tell(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import finetune.train
-from finetune.compose import compose_config
+from finetune.compose import compose_config, override_values
 from finetune.config import flat, trial_key
 from finetune.data.batches import StoredImages
 from finetune.errors import Refused
@@ -19,6 +19,7 @@ from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result, outcome
 from finetune.sharing.facts import Facts
 from finetune.sharing.images import open_images
+from finetune.train import _with_files
 from finetune.trial.run import train
 from tests.faults.invariants import PATIENCE, wait_for
 from tests.forked import Command
@@ -280,3 +281,21 @@ def test_what_a_trial_cannot_take_gets_one_sentence_and_hydras_own_flags_work(
     assert main(monkeypatch, *words) == (0 if "--cfg" in words else 2)
     printed = capsys.readouterr()
     assert said in printed.out + printed.err
+
+
+def test_settings_come_from_a_json_file_as_wandbs_agent_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "config-1.json"
+    file.write_text(json.dumps({"optim.lr": 0.01, "model.head.hidden": [8], "data.root": "a, b"}))
+    words = _with_files(["model.freeze_depth=3", str(file)])
+    assert words[0] == "model.freeze_depth=3"
+    assert override_values(words) == {
+        "model.freeze_depth": 3,
+        "optim.lr": 0.01,
+        "model.head.hidden": [8],
+        "data.root": "a, b",
+    }
+    with pytest.raises(Refused, match=r"cannot be read .* give a JSON file of settings, or KEY=VALUE"):
+        _with_files([str(tmp_path / "other.json")])
+    file.write_text("[1]")
+    with pytest.raises(Refused, match="holds no settings; give a JSON file such as"):
+        _with_files([str(file)])

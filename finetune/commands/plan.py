@@ -54,6 +54,8 @@ def plan(
         trial = search.propose()
         if trial is not None:
             console.print("python -m finetune.train " + shlex.join(spec.overrides(trial)))
+    for sentence in spec.read_otherwise:
+        console.print(f"other than under W&B: {sentence}")
     for problem in spec.not_for_agents:
         console.print(f"W&B's own agents cannot run this file: {problem}")
     return 0

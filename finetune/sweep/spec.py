@@ -19,15 +19,13 @@ from finetune.sweep.yaml_file import read_document
 METHODS = ("grid", "random", "bayes")
 _MOST = 1_000_000
 """Values of a parameter in a grid, at the most."""
-_READ = ("name", "command", "method", "metric", "parameters", "run_cap", "early_terminate")
+_READ = ("name", "command", "method", "metric", "metrics", "parameters", "run_cap", "early_terminate", "scheduler")
 _IGNORED = ("description", "project", "entity", "controller", "apiVersion", "kind")
 """What W&B's schema has and no trial depends on: where a sweep is shown, and who proposes its trials."""
 _ELSEWHERE = {
     "program": "use command, as sweeps/local.yaml has it: a sweep file runs finetune.train and no other program",
     "job": "remove it, and run the file with `finetune sweep --launcher slurm`, or with agents",
     "image_uri": "remove it, and run the file with `finetune sweep --launcher slurm`, or with agents",
-    "scheduler": "use method: grid, random or bayes",
-    "metrics": "a sweep here has one metric; use metric",
 }
 """What W&B's schema has and cannot be honoured here, with what to do instead."""
 
@@ -56,6 +54,8 @@ class SweepSpec:
     """The file's own rule of when a running trial is given up."""
     not_for_agents: tuple[str, ...] = ()
     """What keeps W&B's own agents from running the file, one sentence each."""
+    read_otherwise: tuple[str, ...] = ()
+    """What W&B would do with the file that is not done here, one sentence each."""
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """What `python -m finetune.train` gets for a trial with these parameters."""
@@ -100,6 +100,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
     """
     raw = read_document(path)
     _check_keys(path, raw)
+    raw, read_otherwise = _without_scheduler(path, raw)
     name, method = _name(path, raw), _method(path, raw)
 
     # 1. What is searched for, and for how long
@@ -131,6 +132,7 @@ def read_sweep(path: Path, overrides: tuple[str, ...] = (), trials: int | None =
         target=target,
         stopping=stopping,
         not_for_agents=tuple(_problems(raw, [key for key, _, nested in entries if nested])),
+        read_otherwise=read_otherwise,
     )
 
 
@@ -146,6 +148,29 @@ def _check_keys(path: Path, raw: Any) -> None:
 
     if raw.get("kind", "sweep") != "sweep":
         raise Refused(f"{path}: kind {raw['kind']!r} is not supported; remove it, or set kind: sweep")
+
+
+def _without_scheduler(path: Path, raw: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """A file of W&B's schema for its sweep scheduler in terms of the one before; and what is read otherwise.
+
+    Of several `metrics` the first one is optimised; `method: custom` has the scheduler propose trials, as bayes does.
+    """
+    older, notes = dict(raw), []
+    if older.pop("scheduler", None) is not None:
+        notes.append("scheduler: `finetune sweep` proposes the trials itself")
+    if older.get("method") == "custom":
+        older["method"] = "bayes"
+        notes.append("method custom: read as bayes")
+
+    metrics = older.pop("metrics", None)
+    if metrics is not None:
+        if not isinstance(metrics, list) or not metrics or "metric" in older:
+            raise Refused(f"{path}: metrics must be a list of one or more, without metric beside it")
+        names = [read_metric(path, entry, str(older.get("method")))[0] for entry in metrics]
+        older["metric"] = metrics[0]
+        if names[1:]:
+            notes.append(f"metrics: {names[0]} is optimised; {', '.join(names[1:])} stands in the records alone")
+    return older, tuple(notes)
 
 
 def _name(path: Path, raw: Mapping[str, Any]) -> str:
@@ -254,7 +279,7 @@ def command_overrides(where: str, command: Any) -> tuple[str, ...]:
         raise Refused(f"{where}: command must be a list of words")
     if not command:
         return ()
-    if "${args_no_hyphens}" not in command:
+    if not {"${args_no_hyphens}", "${args_json_file}"} & set(command):
         raise Refused(f"{where}: command must hold ${{args_no_hyphens}}, which passes the swept values to Hydra")
 
     start = command.index("finetune.train") if "finetune.train" in command else 0

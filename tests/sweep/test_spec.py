@@ -77,9 +77,14 @@ REFUSED = {
     "{job: me/p/job-x:latest, method: grid, parameters: {seed: {value: 1}}}": "key 'job' is not supported; remove it,",
     "{image_uri: x, method: grid, parameters: {seed: {value: 1}}}": "key 'image_uri' is not supported; remove it, and",
     "{kind: run, method: grid, parameters: {seed: {value: 1}}}": "kind 'run' is not supported; remove it, or set kind:",
-    "{scheduler: {engine: optuna}, method: grid, parameters: {seed: {value: 1}}}": "'scheduler' is not supported; use",
-    "{metrics: [], method: grid, parameters: {seed: {value: 1}}}": "'metrics' is not supported; a sweep here has one m",
-    "{method: custom, parameters: {seed: {value: 1}}}": "method 'custom' is not supported; choose from bayes, grid, ra",
+    "{metrics: [], method: grid, parameters: {seed: {value: 1}}}": "metrics must be a list of one or more",
+    "{metrics: [{name: val/acc}], metric: {name: val/acc}, method: grid, parameters: {seed: {value: 1}}}": (
+        "metrics must be a list of one or more, without metric beside it"
+    ),
+    "{metrics: [{name: val/loss}, {name: speed}], method: grid, parameters: {seed: {value: 1}}}": (
+        "metric.name 'speed' is not reported; choose from"
+    ),
+    "{method: custom, parameters: {seed: {value: 1}}}": "method bayes never ends by itself; add run_cap: NUMBER",
     "{method: grid, metric: {name: val/acc_best}, parameters: {seed: {value: 1}}}": (
         "metric val/acc_best without a goal would be minimized, which keeps the worst trial; write metric: {name: "
         "val/acc_best, goal: maximize}"
@@ -373,3 +378,23 @@ def _entries(schema: dict[str, Any]) -> list[dict[str, Any]]:
     definitions = [value for name, value in schema["definitions"].items() if name.startswith("param_")]
     flat = [inner for definition in definitions for inner in definition.get("anyOf", [definition])]
     return [entry for entry in flat if "distribution" in entry.get("properties", {})]
+
+
+def test_a_file_for_the_sweep_scheduler_is_read_and_what_is_not_done_is_said(tmp_path: Path) -> None:
+    spec = read(
+        tmp_path,
+        "{method: custom, run_cap: 9, scheduler: {engine: optuna, source: x.py}, parameters: {seed: {values: [1, 2]}},"
+        " metrics: [{name: val/acc_best, goal: maximize}, {name: val/loss, goal: minimize}],"
+        ' command: ["${env}", "${interpreter}", "-m", finetune.train, model=resnet50, "${args_json_file}"]}',
+    )
+    assert (spec.method, spec.metric, spec.goal, spec.fixed) == (
+        "bayes",
+        "val/acc_best",
+        "maximize",
+        ("model=resnet50",),
+    )
+    assert spec.read_otherwise == (
+        "scheduler: `finetune sweep` proposes the trials itself",
+        "method custom: read as bayes",
+        "metrics: val/acc_best is optimised; val/loss stands in the records alone",
+    )
