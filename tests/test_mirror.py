@@ -21,6 +21,7 @@ ELSEWHERE = {
     "commands/wandb": "test_wandb.py",
     "console": "test_cli.py",
     "visible_gpus": "faults/test_gpus.py",
+    "data/check_page": "data/test_check.py",
     "data/ambiguity": "data/test_splits.py",
     "data/contents": "data/test_splits.py",
     "data/extremes": "data/test_levels.py",

@@ -1,6 +1,7 @@
 """What to look at before training: the images, and what each freeze depth freezes."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,9 @@ def check(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As for training: data.on_bad=skip …")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures of each class.")
+    ] = None,
 ) -> int:
     """Look at images before training.
 
@@ -28,10 +32,13 @@ def check(
     from finetune.compose import compose_config, override
     from finetune.data.check import BALANCED_METRIC
     from finetune.data.table import is_table
+    from finetune.storage.durable import refuse_unwritable
 
     key = "data.csv" if is_table(Path(data).expanduser()) else "data.root"
     settings = [override(key, data), *(overrides or ())]
     config = compose_config(settings)
+    if html is not None:
+        refuse_unwritable(html, "--html")
     inspection = _inspect(config)
     _print_images(data, inspection)
 
@@ -39,12 +46,17 @@ def check(
         console.print(f"unreadable: {path} ({why})")
     from finetune.network.catalog import with_input  # with torch, whose seconds nobody should wait before the table
 
-    for sentence in inspection.caveats(with_input(config).data.size):
+    caveats = inspection.caveats(with_input(config).data.size)
+    for sentence in caveats:
         console.print(f"caveat: {sentence}")
 
-    refusals = inspection.refusals(config.data.on_bad, config.data.on_leak)
-    for reason in refusals:
-        console.print(f"training would be refused: {reason}")
+    refusals = [
+        f"training would be refused: {why}" for why in inspection.refusals(config.data.on_bad, config.data.on_leak)
+    ]
+    for sentence in refusals:
+        console.print(sentence)
+    if html is not None:
+        _write_page(html, data, inspection, [*refusals, *caveats])
     if refusals:
         return 2
 
@@ -52,6 +64,15 @@ def check(
         settings.append(BALANCED_METRIC)
     console.print(f"ready to train: finetune sweep explore.yaml {shlex.join(settings)}")
     return 0
+
+
+def _write_page(file: Path, data: str, inspection: "Inspection", sentences: Sequence[str]) -> None:
+    """Write the page with pictures of each class, and say where it is."""
+    from finetune.data.check_page import check_page
+    from finetune.storage.durable import write_durably
+
+    write_durably(file, check_page(data, inspection, sentences).encode(errors="replace"))
+    console.print(f"page: {file}")
 
 
 def _inspect(config: "Config") -> "Inspection":

@@ -53,6 +53,8 @@ class Inspection:
     """Groups of files with the same bytes, of two or more."""
     levels_note: str = ""
     """A sentence on how pixels of more than 8 bits are scaled, where that is not from 0 to 65535."""
+    levels: Levels = DEFAULT_LEVELS
+    """How they are scaled."""
 
     @property
     def readable(self) -> dict[Path, ImageSummary]:
@@ -223,7 +225,7 @@ def inspect_images(
         if files[path].digest:
             by_digest[files[path].digest].append(path)
     copies = tuple(tuple(group) for group in by_digest.values() if len(group) > 1)
-    return Inspection(data, summaries, copies, extremes.note if extremes is not None else "")
+    return Inspection(data, summaries, copies, extremes.note if extremes is not None else "", levels)
 
 
 def range_and_median(values: list[int]) -> str:

@@ -1,5 +1,7 @@
 """finetune check tells what is in a folder, and agrees with training about what is refused."""
 
+import base64
+import io
 import re
 import shutil
 from pathlib import Path
@@ -129,3 +131,32 @@ def test_its_exit_code_says_whether_training_would_be_refused(
     assert refused == (
         fault not in ("sound",) and (on_bad == "refuse" or fault not in ("truncated", "empty file", "text"))
     )
+
+
+def test_the_page_shows_images_of_each_class_and_what_is_wrong(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copy(images / "train" / "class0" / "0.png", images / "val" / "class1" / "<same>.png")
+    (images / "val" / "class2" / "broken.png").write_bytes(b"no image")
+    code, said = check(monkeypatch, capfd, images, "--html", str(tmp_path / "look.html"))
+    assert code == 2
+    assert f"page: {tmp_path / 'look.html'}" in said
+
+    page = (tmp_path / "look.html").read_text()
+    assert page.count("<img ") == 3 * 8 + 1  # of each class six to train on and two to validate; and the copy
+    assert 'class2 <span class="quiet">8 train, 5 val' in page
+    assert "training would be refused: 1 unreadable image" in page
+    assert "&lt;same&gt;.png" in page
+    assert "<same>" not in page
+    for picture in re.findall(r"base64,([^\"]+)", page):
+        shown = Image.open(io.BytesIO(base64.b64decode(picture)))
+        assert shown.size == (40, 32)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_images_are_read(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune(monkeypatch, "check", str(images), "--html", "/proc/look.html") == 2
+    said = capfd.readouterr()
+    assert "refused: --html /proc/look.html" in said.err
+    assert said.out == ""
