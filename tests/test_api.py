@@ -105,6 +105,8 @@ def test_what_is_frozen_does_not_change(images: Path, tmp_path: Path) -> None:
 def test_validation_alone_adds_no_epoch(images: Path, tmp_path: Path) -> None:
     module, data = fitted(images, tmp_path, "all", enable_checkpointing=False)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    with pytest.raises(Refused, match="there are no test images; add test/ beside train/"):
+        trainer.test(module, data)
     (figures,) = trainer.validate(module, data, verbose=False)
     assert figures["val/acc"] == pytest.approx(module.history[-1]["val/acc"])
     assert len(module.history) == 2

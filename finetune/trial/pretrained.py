@@ -9,6 +9,7 @@ from finetune.compose import compose_config, override, shipped
 from finetune.config import Config
 from finetune.data.augment import Augment, Preprocess, build_mix
 from finetune.data.batches import PixelData
+from finetune.errors import Refused
 from finetune.network.catalog import NetworkInput, input_of, with_input
 from finetune.network.freeze import cut_of
 from finetune.network.network import build_network
@@ -149,6 +150,8 @@ class ImageData(PixelData):
             config = replace(self.config, data=sized)
             self.stores = decode_images(config, find_data(config)).splits
             self.preprocess = _preprocess(self.config, given)
+        if stage == "test" and "test" not in self.stores:
+            raise Refused("there are no test images; add test/ beside train/, or set data.use_val_as=test")
         super().setup(stage)
 
 
