@@ -25,7 +25,7 @@ SPEC ?= sweeps/local.yaml
 LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help setup sweep-local agents test test-slow test-all test-oldest soak check lint format lock release clean
+.PHONY: help docs setup sweep-local agents test test-slow test-all test-oldest soak check lint format lock release clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -92,8 +92,15 @@ lock: ## bring requirements.lock up to pyproject.toml; remove a line from it to 
 	  --constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet >> requirements.new
 	mv requirements.new requirements.lock
 
+docs: ## build the documents as a site, build/site/index.html, with the report of `make sweep-local` where there is one
+	"$(PYTHON)" -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-docs/bin/python -m pip install --quiet --group docs
+	.venv-docs/bin/python .ci/documents.py build/documents
+	.venv-docs/bin/mkdocs build --quiet
+
 release: $(SETUP) ## test, tag and build VERSION=0.2.0 into dist/; the tree must be clean, and the changelog have its section
 	$(BIN)/python .ci/release.py "$(or $(VERSION),$(error give VERSION=0.2.0))"
 
 clean: ## remove what the build made, not the runs
-	rm -rf .venv .venv-oldest dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-oldest .venv-docs dist build .mypy_cache .ruff_cache .pytest_cache
