@@ -69,8 +69,9 @@ def answer_for(
             run(thread)
 
     patch.setattr(threading.Thread, "run", run_with_gpu)
-    patch.setattr(torch.accelerator, "synchronize", lambda device=None: gpu.wait())
-    patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    if hasattr(torch, "accelerator"):  # since torch 2.6
+        patch.setattr(torch.accelerator, "synchronize", lambda device=None: gpu.wait())
+        patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     group = torch._C._group_tensors_by_device_and_dtype
 
     def group_by_place(lists: Any, with_indices: bool = False) -> Any:

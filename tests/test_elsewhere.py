@@ -1,14 +1,18 @@
 """Names, paths and consoles as other systems have them."""
 
+import csv
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from finetune.commands.sweep import _folder_of
 from finetune.compose import compose_config
+from finetune.errors import Refused
 from finetune.records.layout import SWEEP, folder_name
 from finetune.sweep.spec import read_sweep
 from tests.faults.invariants import run, sweep_file, terminal_records
@@ -16,6 +20,8 @@ from tests.kept import write
 from tests.models import finetune
 
 KEPT = Path(__file__).parent / "kept" / "0.1.0"
+ODD_CLASSES = ("con", "nul.txt", "what: ants? <bees>", "end.", "end ")
+"""Names that Linux allows and Windows does not: reserved, with characters of its own, with an end that it drops."""
 
 
 @pytest.mark.parametrize("name", ["con", "AUX", "nul", "com1", "LPT9.v2", "prn.", "end.", "end "])
@@ -76,6 +82,64 @@ def test_every_console_shows_what_there_is_to_see(
         refused = errors.buffer.getvalue().decode(encoding)
         assert shown in said, words
         assert (code, refused[:7]) == ((0, "") if shown else (2, "refused")), (words, refused)
+
+
+@pytest.mark.parametrize("name", ["what: ants?", "a/b", "..", "a\\b", "<now>"])
+def test_a_sweep_that_could_not_have_a_folder_of_its_name_is_refused(tmp_path: Path, name: str) -> None:
+    file = sweep_file(tmp_path, {"optim.lr": {"values": [0.1]}}, name=name)
+    with pytest.raises(Refused, match="names the folder under runs/") as refused:
+        read_sweep(file, ())
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.slow
+def test_no_path_of_a_sweep_has_a_name_that_others_lack(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sweep and classes are called what Windows does not allow, and the images lie deeper than its 260 characters."""
+    photos = tmp_path.joinpath(*["a folder whose name is fifty characters long, always"] * 6)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, word in enumerate(ODD_CLASSES):
+            (photos / split / word).mkdir(parents=True)
+            for i in range(count):
+                color = (50 * label, 10 * i, 100 if split == "train" else 90)
+                Image.new("RGB", (40, 32), color).save(photos / split / word / f"{i}.png")
+    assert len(str(photos)) > 260
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    file = sweep_file(here, {"model.freeze_depth": {"values": [5, 3]}}, name="prn.v2.")
+    words = [word for word in small if not word.startswith("data.root=")]
+    code, said = run("sweep", file, *words, f"data.root={photos}", "cache.dir=cache", "cache.mode=on", "--no-repeats")
+    assert code == 0, said
+    (folder,) = (here / "runs").iterdir()
+    assert len(terminal_records(folder)) == 2
+
+    for command in (
+        ["status", folder],
+        ["report", folder],
+        ["best", folder],
+        ["export", folder, "model"],
+        ["predict", folder, photos / "val", "--csv", "checkpoint.csv"],
+        ["predict", "model", photos / "val", "--csv", "model.csv"],
+        ["test", "model", photos / "val"],
+    ):
+        code, said = run(*command)
+        assert code == 0, (command, said)
+
+    # 1. What was written has a name that every system takes
+    forbidden = set('<>:"|?*\\')
+    for path in here.rglob("*"):
+        assert path.name == folder_name(path.name), path
+        assert forbidden.isdisjoint(path.name), path
+
+    # 2. The classes arrive as they are called
+    assert json.loads((here / "model" / "classes.json").read_text()) == sorted(ODD_CLASSES)
+    for table in ("checkpoint.csv", "model.csv"):
+        rows = list(csv.DictReader((here / table).read_text().splitlines()))
+        assert len(rows) == 4 * len(ODD_CLASSES)
+        assert set(ODD_CLASSES) <= rows[0].keys()
 
 
 @pytest.mark.slow
