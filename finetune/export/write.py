@@ -53,7 +53,10 @@ def _written(
     except Refused:
         raise
     except Exception as error:  # whatever the exporters of PyTorch raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter to ONNX only says that another failed
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise Refused(
             f"{classifier.model.backbone} cannot be written as {what} by torch {torch.__version__} ({lines[0][:200]}); "
             "use it with `finetune predict`, which needs no export, or train another network"

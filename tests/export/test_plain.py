@@ -141,7 +141,7 @@ def test_a_network_that_pytorch_cannot_write_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(network: nn.Module, classifier: Classifier) -> bytes:
-        raise RuntimeError("no such operator\nand a long trace")
+        raise RuntimeError("step 1 of 3 failed") from ValueError("no such operator\nand a long trace")
 
     monkeypatch.setattr(write, "_onnx", fail)
     with pytest.raises(
