@@ -1,4 +1,4 @@
-"""Make the shipped weights of narrow_resnet50: `python -m finetune.pretrain OUT.safetensors`.
+"""Make the shipped weights of narrow_resnet50: `python benchmarks/pretrain_shapes.py OUT.safetensors`.
 
 Trains on the source task of `data/shapes.py`, 48,000 images, 8 epochs: about 25 minutes on one CPU core.
 Prints source validation accuracy every epoch.
