@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.commands.sweep import _conclude
+from finetune.commands.sweep import _conclude, this_command
 from finetune.records.layout import RECORD
 from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
@@ -182,6 +182,17 @@ def test_help_without_arguments(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     out = capfd.readouterr().out
     assert all(command in out for command in ("sweep", "status", "report", "depths"))
     assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
+
+
+@pytest.mark.parametrize(
+    ("started", "told"),
+    [("/usr/bin/finetune", "finetune"), ("/x/finetune/__main__.py", "python -m finetune")],
+)
+def test_the_command_that_goes_on_is_the_one_that_was_typed(
+    monkeypatch: pytest.MonkeyPatch, started: str, told: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [started, "sweep", "my file.yaml"])
+    assert this_command() == f"{told} sweep 'my file.yaml'"
 
 
 def test_the_help_of_a_sweep_shows_what_matters_first(

@@ -256,4 +256,6 @@ def _seconds(option: str, text: str) -> float:
 
 def this_command() -> str:
     """What was typed, for a person who is to type it again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    words = ["python", "-m", "finetune"] if name == "__main__.py" else [name]
+    return shlex.join([*words, *sys.argv[1:]])
