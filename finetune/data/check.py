@@ -217,8 +217,8 @@ def inspect_images(
 
     what = f"summaries {VERSION}, Pillow {PIL.__version__} {HEIF_VERSION}, {levels}"
     summarise = functools.partial(_summary, levels=levels)
-    found = remembered(summarise, paths, cache, what, lasts=lambda summary: summary[-1] == "", progress=progress)
-    summaries = {path: ImageSummary(*summary) for path, (_, summary) in found.items()}
+    of_files = remembered(summarise, paths, cache, what, lasts=lambda summary: summary[-1] == "", progress=progress)
+    summaries = {path: ImageSummary(*summary) for path, (_, summary) in of_files.items()}
 
     by_digest = defaultdict[str, list[Path]](list)
     for path in paths:

@@ -50,8 +50,8 @@ def contents(paths: Sequence[Path], cache: Path) -> dict[Path, Content]:
         Refused: a file is gone, or reading it fails; or others could have written to the cache.
     """
     what = f"contents {VERSION}, Pillow {PIL.__version__} {HEIF_VERSION}"
-    found = remembered(_read_content, paths, cache, what, lasts=lambda answer: answer[0] != "")
-    return {path: Content(digest, form, deep, state) for path, (state, (digest, form, deep)) in found.items()}
+    of_files = remembered(_read_content, paths, cache, what, lasts=lambda answer: answer[0] != "")
+    return {path: Content(digest, form, deep, state) for path, (state, (digest, form, deep)) in of_files.items()}
 
 
 def _read_content(path: Path) -> tuple[str, str, bool]:

@@ -279,15 +279,15 @@ def labelled_images(root: Path, split: str | None = None) -> tuple[str | None, l
     return name, sorted(images, key=lambda pair: os.fsencode(pair[0])), search.notes(folder)
 
 
-def image_files(given: Collection[Path]) -> tuple[list[Path], list[str]]:
-    """The files among `given` as they are, and the images below its folders, sorted; and what was passed over.
+def image_files(paths: Collection[Path]) -> tuple[list[Path], list[str]]:
+    """The files among `paths` as they are, and the images below its folders, sorted; and what was passed over.
 
     Raises:
         Refused: one of them does not exist, or there is no image; or a link leads nowhere or back.
     """
     files: list[Path] = []
     notes: list[str] = []
-    for path in given:
+    for path in paths:
         if path.is_dir():
             search = Search()
             files += sorted(search.images(path))
@@ -297,5 +297,5 @@ def image_files(given: Collection[Path]) -> tuple[list[Path], list[str]]:
         else:
             raise Refused(f"{path}: there is no such file or folder; give images, or folders that hold some")
     if not files:
-        raise Refused("; ".join([f"{', '.join(map(str, given))}: no image here", *notes]))
+        raise Refused("; ".join([f"{', '.join(map(str, paths))}: no image here", *notes]))
     return files, notes

@@ -78,8 +78,8 @@ def remembered(
     unknown = [path for path in names if path not in answers]
     some = [unknown[i : i + _AT_ONCE] for i in range(0, len(unknown), _AT_ONCE)]
     with ThreadPoolExecutor() as pool:
-        for chunk, found in zip(some, pool.map(lambda chunk: list(map(find_out, chunk)), some), strict=True):
-            answers.update(zip(chunk, found, strict=True))
+        for chunk, new_answers in zip(some, pool.map(lambda chunk: list(map(find_out, chunk)), some), strict=True):
+            answers.update(zip(chunk, new_answers, strict=True))
             progress(len(answers), len(names))
 
     # 3. Those that another change would show of are remembered, beside others of the same folder that are still there

@@ -119,7 +119,7 @@ def from_csv(file: Path, root: str | None, columns: str | None = None, groups: s
     rows, notes = _rows(file, columns, groups)
     images = _Images(Path(root).expanduser() if root is not None else file.parent)
     names: dict[str, str] = {}
-    found: dict[str, dict[tuple[Path, str], None]] = defaultdict(dict)
+    of_split: dict[str, dict[tuple[Path, str], None]] = defaultdict(dict)
     group_of: dict[Path, str] = {}
     missing = []
     repeated = 0
@@ -129,8 +129,8 @@ def from_csv(file: Path, root: str | None, columns: str | None = None, groups: s
             missing.append(row.path)
             continue
         label = names.setdefault(unicodedata.normalize("NFC", row.label), row.label)
-        repeated += (path, label) in found[row.split]
-        found[row.split][path, label] = None
+        repeated += (path, label) in of_split[row.split]
+        of_split[row.split][path, label] = None
         if row.group and group_of.setdefault(path, row.group) != row.group:
             raise Refused(f"data.csv={file}: {row.path} is in group {group_of[path]} and in {row.group}; correct one")
 
@@ -142,7 +142,7 @@ def from_csv(file: Path, root: str | None, columns: str | None = None, groups: s
         notes.append(f"{file}: {named} found by their names in the folders below {images.base}")
     if repeated:
         notes.append(f"{file}: {counted(repeated, 'line', ('is', 'are'))} there twice, and counts once")
-    return Listed({split: list(pairs) for split, pairs in found.items()}, group_of, notes)
+    return Listed({split: list(pairs) for split, pairs in of_split.items()}, group_of, notes)
 
 
 def labelled_rows(file: Path, split: str | None = None) -> tuple[str | None, list[tuple[Path, str]], list[str]]:

@@ -51,9 +51,9 @@ class Backbone:
 
     def state_names(self, modules: Iterable[nn.Module]) -> set[str]:
         """The names of what these modules hold, parameters and buffers, as `model` and weight files have them."""
-        held = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+        owned = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
         own = self.model.state_dict(keep_vars=True)
-        return {name for name, tensor in own.items() if id(tensor) in held}
+        return {name for name, tensor in own.items() if id(tensor) in owned}
 
     def refresh(self) -> None:
         """Have the units hold what `model` holds, after parameters were replaced."""
@@ -112,9 +112,9 @@ def divides_without_values(name: str, size: int) -> bool:
 def _division(name: str, size: int) -> Division:
     """How the network is divided; found once a process."""
     try:
-        found = _division_of_shapes(name, size)
-        if found is not None:
-            return found
+        division = _division_of_shapes(name, size)
+        if division is not None:
+            return division
         with torch.device("cpu"):
             return divide(create(name, size).eval(), size)
     except NotCuttable as problem:

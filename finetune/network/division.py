@@ -140,11 +140,11 @@ def _divided(traced: Traced) -> Division:
 
 def _piece(traced: Traced, start: fx.Node, end: fx.Node) -> _Piece:
     nodes = list(traced.between(start, end).nodes)
-    held = [pair for node in nodes for pair in parameters_of(traced.model, node)]
-    weights = dict.fromkeys(path for path, parameter in held if parameter.ndim >= 2)
+    parameters = [pair for node in nodes for pair in parameters_of(traced.model, node)]
+    weights = dict.fromkeys(path for path, parameter in parameters if parameter.ndim >= 2)
     called = [str(node.target) for node in nodes if node.op == "call_module"]
     blocks = [path for path in called if is_block(traced.model.get_submodule(path))]
-    return _Piece(start, end, _in_common(blocks or list(weights)), bool(weights), bool(held), bool(blocks))
+    return _Piece(start, end, _in_common(blocks or list(weights)), bool(weights), bool(parameters), bool(blocks))
 
 
 def _in_common(paths: list[str]) -> str:

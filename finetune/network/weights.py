@@ -255,9 +255,9 @@ def refuse_other_bytes(path: Path, prefix: str) -> None:
         Refused: it is another, or only a part of it.
     """
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(prefix):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(prefix):
         raise Refused(
-            f"{path} is not the file its name says: its SHA-256 is {found[:12]}… and should begin with {prefix}; "
+            f"{path} is not the file its name says: its SHA-256 is {digest[:12]}… and should begin with {prefix}; "
             "remove it, and it is downloaded again"
         )

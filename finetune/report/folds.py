@@ -119,7 +119,7 @@ def _over_nested_images(values: Sequence[NDArray[np.float64]]) -> Variance:
 
 def _noise_of_images(folds: Mapping[Name, _Folds]) -> dict[Name, float]:
     """What the images of a fold alone add to the variance of a repeat's accuracy, beyond what is common to all."""
-    found: dict[Name, list[float]] = {name: [] for name in folds}
+    of_folds: dict[Name, list[float]] = {name: [] for name in folds}
     for fold in {fold for own in folds.values() for fold in own}:
         means = {name: own[fold].mean(0) for name, own in folds.items() if fold in own}
         if len(means) < 2:
@@ -127,8 +127,8 @@ def _noise_of_images(folds: Mapping[Name, _Folds]) -> dict[Name, float]:
 
         common = np.mean(list(means.values()), 0)
         for name, mean in means.items():
-            found[name].append(float((mean - common).var(ddof=1)) / len(mean) * len(means) / (len(means) - 1))
-    return {name: float(np.mean(noise)) if noise else 0.0 for name, noise in found.items()}
+            of_folds[name].append(float((mean - common).var(ddof=1)) / len(mean) * len(means) / (len(means) - 1))
+    return {name: float(np.mean(noise)) if noise else 0.0 for name, noise in of_folds.items()}
 
 
 def _over_folds(

@@ -38,8 +38,8 @@ def as_begun(spec: SweepSpec, folder: Path) -> SweepSpec:
         same = key in PLACES and key in before and _is_same_place(value, before[key])
         return f"{key}={before[key]}" if same else word
 
-    given = {word.partition("=")[0] for word in spec.fixed}
-    added = [word for word in measured if word.partition("=")[0] not in given]
+    fixed_keys = {word.partition("=")[0] for word in spec.fixed}
+    added = [word for word in measured if word.partition("=")[0] not in fixed_keys]
     return replace(spec, fixed=(*map(spelt, spec.fixed), *added))
 
 
@@ -142,16 +142,18 @@ def claim(
         measured: Keys of fixed settings that nobody gave, for they were measured; known from then on.
     """
     judged: dict[str, Any] = {}
-    found: dict[str, Any] = {"measured": list(measured)} if measured else {}
+    by_measurement: dict[str, Any] = {"measured": list(measured)} if measured else {}
     with contextlib.suppress(OSError, ValueError, KeyError):
         before = unsealed((folder / SWEEP).read_bytes())
         data = sorted({*data, *before["data"]})
         judged = {key: before[key] for key in ("margin", "explored_by") if key in before}
-        found = {"measured": before["measured"]} if "measured" in before else {}
+        by_measurement = {"measured": before["measured"]} if "measured" in before else {}
     if objective.explored_by is not None:
         judged = {"margin": objective.margin, "explored_by": objective.explored_by}
     identity = identity_of(spec, seed, data)
-    write_durably(folder / SWEEP, sealed({**identity, **judged, **found, "trials": trials, "finetune": __version__}))
+    write_durably(
+        folder / SWEEP, sealed({**identity, **judged, **by_measurement, "trials": trials, "finetune": __version__})
+    )
 
 
 def is_running(folder: Path) -> bool:

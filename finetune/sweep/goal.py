@@ -64,8 +64,10 @@ def followed_metric(
             f"{path}: {FOLLOWED} cannot be swept, for one metric compares all trials; give it beside the file"
         )
 
-    given = [word.partition("=")[2].strip("'\"") for word in fixed if word.lstrip("+").startswith(f"{FOLLOWED}=")]
-    followed = str([*given, *swept, FOLLOWABLE[0]][0] if swept else [FOLLOWABLE[0], *given][-1])
+    fixed_metric = [
+        word.partition("=")[2].strip("'\"") for word in fixed if word.lstrip("+").startswith(f"{FOLLOWED}=")
+    ]
+    followed = str([*fixed_metric, *swept, FOLLOWABLE[0]][0] if swept else [FOLLOWABLE[0], *fixed_metric][-1])
     if metric == "val/acc_best" and followed in FOLLOWABLE[1:]:
         if target is not None:
             raise Refused(

@@ -63,8 +63,8 @@ def usable_gpus() -> tuple[str, ...]:
 
     Found out in a child, for CUDA begins with it.
     """
-    found: tuple[tuple[str, ...], tuple[str, ...]] = in_child(_try_gpus)
-    names, troubles = found
+    names_and_troubles: tuple[tuple[str, ...], tuple[str, ...]] = in_child(_try_gpus)
+    names, troubles = names_and_troubles
     for trouble in troubles:
         print(f"warning: {trouble}", file=sys.stderr, flush=True)
     return names

@@ -84,9 +84,9 @@ def run_sweep(
     slots = local_slots(gpus, options.workers, options.trials_per_gpu or 1)
     measured: tuple[str, ...] = ()
     if cluster is None and not gpus and not (folder / SWEEP).is_file():
-        given = spec
-        spec = with_measured_precision(given, seed, slots[0].threads)
-        measured = (PRECISION,) if spec != given else ()
+        as_written = spec
+        spec = with_measured_precision(as_written, seed, slots[0].threads)
+        measured = (PRECISION,) if spec != as_written else ()
         settings_of = trial_settings(spec)
     objective = _objective(spec, settings_of, options.margin)
     sweep = Sweep(spec, folder, size(spec), objective)

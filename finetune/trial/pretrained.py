@@ -65,12 +65,12 @@ class FineTune(module.FineTune):
         config = with_input(compose_config(words))
         quieten()
 
-        found = find_weights(config, Facts())
-        network = build_network(config.model, found, cut_of(config), classes, config.seed, True, config.data.size)
+        values = find_weights(config, Facts())
+        network = build_network(config.model, values, cut_of(config), classes, config.seed, True, config.data.size)
         mix = build_mix(config.augment, classes)
         built = build_module(network, config.optim, metric=config.trainer.metric, mix=mix, kind=cls)
         assert isinstance(built, cls)
-        built.input = NetworkInput(config.data.size, config.data.interpolation, found.mean, found.std)
+        built.input = NetworkInput(config.data.size, config.data.interpolation, values.mean, values.std)
         return built
 
 
@@ -142,18 +142,18 @@ class ImageData(PixelData):
         """Decode the images, or find them decoded."""
         if not self.stores:
             assert self.trainer is not None
-            given = getattr(self.trainer.lightning_module, "input", None) or input_of("resnet50")
+            expected = getattr(self.trainer.lightning_module, "input", None) or input_of("resnet50")
             data = self.config.data
-            interpolation = given.interpolation if data.interpolation == "auto" else data.interpolation
-            sized = replace(data, size=data.size or given.size, interpolation=interpolation)
+            interpolation = expected.interpolation if data.interpolation == "auto" else data.interpolation
+            sized = replace(data, size=data.size or expected.size, interpolation=interpolation)
 
             config = replace(self.config, data=sized)
             self.stores = decode_images(config, find_data(config)).splits
-            self.preprocess = _preprocess(self.config, given)
+            self.preprocess = _preprocess(self.config, expected)
         if stage == "test" and "test" not in self.stores:
             raise Refused("there are no test images; add test/ beside train/, or set data.use_val_as=test")
         super().setup(stage)
 
 
-def _preprocess(config: Config, given: NetworkInput) -> Preprocess:
-    return Preprocess(given.mean, given.std, Augment.from_config(config.augment))
+def _preprocess(config: Config, expected: NetworkInput) -> Preprocess:
+    return Preprocess(expected.mean, expected.std, Augment.from_config(config.augment))
