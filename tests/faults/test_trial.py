@@ -66,7 +66,7 @@ SETTINGS = {
         "optim.decay_norms=false",
         "optim.lr=0.01",
     ],
-    "window": [*EVERYTHING[1:], "model.train_units=[1,3]", "optim.head_lr=3"],
+    "window": [*EVERYTHING[1:], "model.freeze_depth=all", "model.train_units=[1,3]", "optim.head_lr=3"],
     "patience": [*EVERYTHING, "model.freeze_depth=all", "trainer.patience=1", "optim.lr=1e-12", "trainer.epochs=9"],
 }
 
