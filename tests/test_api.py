@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,14 @@ def test_what_cannot_be_read_is_refused(swept: Any, tmp_path: Path) -> None:
         _ = finetune.ImageData(tmp_path / "nothing").classes
     with pytest.raises(Refused, match=r"did you mean optim\.lr"):
         finetune.FineTune.from_pretrained("narrow_resnet50", classes=3, overrides=["optim.rl=1"])
+
+
+@pytest.mark.parametrize("word", ["trainer.epochs=3", "model.head.init=probe", "data.class_weights=balanced"])
+def test_no_setting_is_ignored(images: Path, word: str) -> None:
+    with pytest.raises(Refused, match=f"{re.escape(word)} has no effect on FineTune.from_pretrained"):
+        finetune.FineTune.from_pretrained("narrow_resnet50", classes=3, overrides=[word])
+    with pytest.raises(Refused, match=f"{re.escape(word)} has no effect on ImageData"):
+        finetune.ImageData(images, overrides=[word])
 
 
 def test_a_notebook_shows_the_page_in_a_frame(swept: Any) -> None:

@@ -236,13 +236,16 @@ def default_size(name: str) -> int:
     return input_of(name).size
 
 
-def with_input(config: Config) -> Config:
-    """The config with image size and interpolation as numbers and names, where they were left to the network."""
+def with_input(config: Config, own: NetworkInput | None = None) -> Config:
+    """The config with image size and interpolation as numbers and names, where they were left to the network.
+
+    `own` is what the network was trained with, where its config is another's.
+    """
     data = config.data
     if data.size and data.interpolation != "auto":
         return config
 
-    own = input_of(config.model.backbone, config.model.weights)
+    own = own or input_of(config.model.backbone, config.model.weights)
     interpolation = own.interpolation if data.interpolation == "auto" else data.interpolation
     return replace(config, data=replace(data, size=data.size or own.size, interpolation=interpolation))
 

@@ -1,14 +1,16 @@
 """The network and the images of a trial, for a Trainer of one's own."""
 
 import functools
+import re
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from finetune.compose import compose_config, override, shipped
 from finetune.config import Config
 from finetune.data.augment import Augment, Preprocess, build_mix
 from finetune.data.batches import PixelData
+from finetune.data.table import is_table
 from finetune.errors import Refused
 from finetune.network.catalog import NetworkInput, input_of, with_input
 from finetune.network.freeze import cut_of
@@ -17,6 +19,27 @@ from finetune.sharing.facts import Facts, find_weights
 from finetune.sharing.images import decode_images, find_data
 from finetune.trial import module
 from finetune.trial.trainer import build_module, quieten
+
+_OF_NETWORK = re.compile(
+    r"seed|optim|model(?!\.head\.init)|trainer\.metric|augment\.(mixup|cutmix)|data\.(size|interpolation)"
+)
+_OF_IMAGES = re.compile(r"seed|data(?!\.class_weights)|augment(?!\.(mixup|cutmix))|cache\.(dir|max_gb|views)")
+"""Settings of a trial that a network, or its images, take; the others are the Trainer's, or a trial's alone."""
+
+
+def _refuse_without_effect(overrides: Sequence[str], taken: re.Pattern[str], by: str) -> None:
+    """Make sure that no setting would be ignored.
+
+    Raises:
+        Refused: one would.
+    """
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if not re.match(rf"(?:{taken.pattern})(?:\.|$)", key):
+            raise Refused(
+                f"{word} has no effect on {by}; give it to whom it belongs, the Trainer, the network or the images, or "
+                "run a trial with `finetune train`"
+            )
 
 
 class FineTune(module.FineTune):
@@ -54,6 +77,7 @@ class FineTune(module.FineTune):
         Raises:
             Refused: a setting is wrong, or there are no such weights.
         """
+        _refuse_without_effect(overrides, _OF_NETWORK, "FineTune.from_pretrained")
         shipped_model = shipped("conf") / "model" / f"{backbone}.yaml"
         words = [
             override("model" if shipped_model.is_file() else "model.backbone", backbone),
@@ -106,7 +130,8 @@ class ImageData(PixelData):
         Raises:
             Refused: the images cannot be used.
         """
-        key = "data.csv" if Path(root).suffix.lower() in (".csv", ".tsv") else "data.root"
+        _refuse_without_effect(overrides, _OF_IMAGES, "ImageData")
+        key = "data.csv" if is_table(Path(root).expanduser()) else "data.root"
         words = [
             override(key, str(root)),
             override("augment", augment),
@@ -142,13 +167,13 @@ class ImageData(PixelData):
         """Decode the images, or find them decoded."""
         if not self.stores:
             assert self.trainer is not None
-            expected = getattr(self.trainer.lightning_module, "input", None) or input_of("resnet50")
-            data = self.config.data
-            interpolation = expected.interpolation if data.interpolation == "auto" else data.interpolation
-            sized = replace(data, size=data.size or expected.size, interpolation=interpolation)
-
-            config = replace(self.config, data=sized)
-            self.stores = decode_images(config, find_data(config)).splits
+            own = getattr(self.trainer.lightning_module, "input", None)
+            expected = own if isinstance(own, NetworkInput) else input_of("resnet50")
+            config = with_input(self.config, expected)
+            images = decode_images(config, find_data(config))
+            for warning in images.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            self.stores = images.splits
             self.preprocess = _preprocess(self.config, expected)
         if stage == "test" and "test" not in self.stores:
             raise Refused("there are no test images; add test/ beside train/, or set data.use_val_as=test")
