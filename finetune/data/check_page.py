@@ -38,18 +38,19 @@ def check_page(name: str, inspection: Inspection, sentences: Sequence[str]) -> s
     return template.substitute(
         title=html.escape(f"Images of {name}"),
         counts=f"{len(classes)} classes; images: {', '.join(totals)}",
-        caveats=_list("Caveats", sentences),
-        which=f"Up to {each} of each, from the first to the last by name, most of them to train on.",
+        caveats=_caveats(sentences),
+        which=f"Up to {each} of each, from the first to the last by name, most of them to train on."
+        + (f" The first {_ALL} of {len(classes)} classes." if len(classes) > _ALL else ""),
         classes="\n".join(_class(inspection, label, each) for label in range(len(classes))[:_ALL]),
         copies=_copies(inspection),
     )
 
 
-def _list(title: str, sentences: Sequence[str]) -> str:
+def _caveats(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
-    return f'<section class="caveats"><h2>{title}</h2><ul>{items}</ul></section>'
+    return f'<section class="caveats"><h2>Caveats</h2><ul>{items}</ul></section>'
 
 
 def _class(inspection: Inspection, label: int, each: int) -> str:
@@ -72,15 +73,16 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
 def _copies(inspection: Inspection) -> str:
     """Equal files that lie in several splits or classes, each with its picture."""
-    wrong = [*inspection.leaked, *inspection.contradicting]
+    wrong = list(dict.fromkeys([*inspection.leaked, *inspection.contradicting]))
     if not wrong:
         return ""
     groups = [
         f'<h3 class="quiet">{" = ".join(html.escape(str(path)) for path in group)}</h3>'
         f'<div class="images">{_figure(group[0], group[0].name, inspection.levels)}</div>'
-        for group in dict.fromkeys(wrong[:_GROUPS])
+        for group in wrong[:_GROUPS]
     ]
-    return f"<section><h2>Equal files in several splits or classes</h2>{''.join(groups)}</section>"
+    some = f", {_GROUPS} of {len(wrong)}" if len(wrong) > _GROUPS else ""
+    return f"<section><h2>Equal files in several splits or classes{some}</h2>{''.join(groups)}</section>"
 
 
 def _figure(path: Path, caption: str, levels: Levels) -> str:
