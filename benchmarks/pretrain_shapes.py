@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from finetune.data.shapes import SOURCE_CLASSES, draw, source_image
-from finetune.network.catalog import NarrowResNet50
+from finetune.network.own import NarrowResNet50
 from finetune.storage.durable import write_durably
 
 PER_CLASS, EPOCHS, BATCH, LR = 800, 8, 64, 2e-3

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "network/checkpoint": "test_train.py",
     "network/device": "trial/test_trainer.py",
     "network/network": "trial/test_module.py",
+    "network/own": "network/test_backbone.py",
     "network/trace": "network/test_division.py",
     "records/intervals": "trial/test_metrics.py",
     "records/layout": "records/test_result.py",

@@ -9,7 +9,8 @@ from torch import nn
 from finetune.config import TIMM
 from finetune.errors import Refused
 from finetune.export.classifier import Classifier
-from finetune.network.catalog import on_meta, options_of, timm_package, torchvision_names
+from finetune.network.catalog import timm_package, torchvision_names
+from finetune.network.create import on_meta, options_of
 
 _LOAD = 'network.load_state_dict(load_file("model.safetensors"))'
 _APART = """state = load_file("model.safetensors")

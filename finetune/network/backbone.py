@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from finetune.errors import Refused
-from finetune.network.catalog import cannot_take, classifier_of, create, create_empty, create_shapes, default_size
+from finetune.network.catalog import classifier_of, default_size
+from finetune.network.create import cannot_take, create, create_empty, create_shapes
 from finetune.network.division import Division, divide, refresh
 from finetune.network.trace import NotCuttable, NoValues
 
@@ -68,7 +69,7 @@ def build_backbone(name: str, size: int | None = None, empty: bool = False) -> B
     512
 
     Args:
-        name: A network, as `network.catalog.create` takes it.
+        name: A network, as `network.create.create` takes it.
         size: Height and width of its images, pixels; None is what its weights were trained with.
         empty: Leave parameters and buffers on the meta device, for others to put values there.
 

@@ -1,132 +1,22 @@
-"""Where networks come from: this package, torchvision, timm, and whoever registers one. Builds them; knows no cuts."""
+"""What is known of networks by their names: whose they are, which weights they have, and which images those want."""
 
 import fnmatch
 import functools
 import importlib.util
-import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from finetune.config import TIMM, UNSET_WEIGHTS, Config
 from finetune.errors import Refused, nearest
+from finetune.network.own import OWN, shapes_file
 from finetune.plugin import registered
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_GOOGLE: dict[str, Any] = {"aux_logits": False, "init_weights": True, "transform_input": True}
-_OPTIONS: dict[str, dict[str, Any]] = {"inception_v3": _GOOGLE, "googlenet": _GOOGLE}
-"""As torchvision builds them for their pretrained weights, without the classifiers that only scratch training uses."""
-
-
-class NarrowResNet50(ResNet):
-    """ResNet50 at a quarter of the width: the same stem and 16 blocks, 1.5 M parameters, 512 features."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3], zero_init_residual=True)
-        self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.bn1 = nn.BatchNorm2d(16)
-        self.fc = nn.Linear(512, 1000)
-
-    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
-        if planes == 64:
-            self.inplanes = 16
-        layer: nn.Sequential = super()._make_layer(block, planes // 4, blocks, stride, dilate)
-        return layer
-
-
-def _cnn5() -> nn.Module:
-    """Five 3 x 3 convolutions, each followed by BatchNorm, ReLU and 2 x 2 max pooling: the study's baseline."""
-    channels = (3, 32, 64, 128, 256, 256)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        (
-            f"conv{i}",
-            nn.Sequential(
-                OrderedDict(
-                    conv=nn.Conv2d(before, after, 3, padding=1, bias=False),
-                    bn=nn.BatchNorm2d(after),
-                    relu=nn.ReLU(inplace=True),
-                    pool=nn.MaxPool2d(2, ceil_mode=True),
-                )
-            ),
-        )
-        for i, (before, after) in enumerate(itertools.pairwise(channels), start=1)
-    )
-    return nn.Sequential(layers | {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(1)})
-
-
-_OWN: Mapping[str, Callable[[], nn.Module]] = {"narrow_resnet50": NarrowResNet50, "cnn5": _cnn5}
-
-
-def create(name: str, size: int | None = None) -> nn.Module:
-    """A randomly initialised network, with or without its classifier.
-
-    Args:
-        name: One of this package, of torchvision's classification networks, or `timm/NAME` with or without a tag.
-        size: Height and width of the images, for networks whose parameters depend on it; None is what it has by itself.
-
-    Raises:
-        Refused: there is no such network, or it cannot take images of that size.
-    """
-    if name in _OWN:
-        return _OWN[name]()
-    if name.startswith(TIMM):
-        return _of_timm(name, size)
-    if name not in torchvision_names():
-        own = registered()
-        if name in own:
-            return _built(name, size, own[name])
-        known = [*_OWN, *own, *torchvision_names()]
-        raise Refused(f"model.backbone={name} is not known; {nearest(name, known)}")
-
-    options = options_of(name, size)
-    return _built(name, size, lambda: torchvision.models.get_model(name, weights=None, **options))
-
-
-def options_of(name: str, size: int | None) -> dict[str, Any]:
-    """What the builder of torchvision's or timm's is told besides a network's name, for images of this size."""
-    if name.startswith(TIMM):
-        settings = timm_settings(name)
-        fixed = settings.get("fixed_input_size") and size not in (None, settings["input_size"][-1])
-        return {"img_size": size} if fixed else {}
-    if name.startswith("vit_") and size is not None:
-        return {"image_size": size}
-    return dict(_OPTIONS.get(name, {}))
-
-
-def _of_timm(name: str, size: int | None) -> nn.Module:
-    timm, bare = timm_package(name), name.removeprefix(TIMM)
-    if not timm.is_model(bare.partition(".")[0]):
-        names = timm.list_models()
-        raise Refused(f"model.backbone={name} is not known; {nearest(bare.partition('.')[0], names)}")
-
-    options = options_of(name, size)
-    return _built(name, size, lambda: timm.create_model(bare, pretrained=False, num_classes=0, **options))
-
-
-def _built(name: str, size: int | None, build: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return build()
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, NotImplementedError):  # the meta device lacks something
-            raise
-        raise cannot_take(name, size, error) from error
-
-
-def cannot_take(name: str, size: int | None, error: BaseException) -> Refused:
-    """What to say of a size that a network refuses."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Refused(
-        f"{name} cannot take images of {size} x {size} ({reason}); set data.size={default_size(name)}, its own"
-    )
 
 
 def classifier_of(name: str) -> str:
@@ -178,7 +68,7 @@ def torchvision_names() -> tuple[str, ...]:
 
 def is_public(name: str) -> bool:
     """Whether a network is this package's, torchvision's or timm's, and so none that somebody registers."""
-    return name in _OWN or name.startswith(TIMM) or name in torchvision_names()
+    return name in OWN or name.startswith(TIMM) or name in torchvision_names()
 
 
 @dataclass(frozen=True)
@@ -224,7 +114,7 @@ def _interpolation(name: str) -> str:
 
 def weights_of(name: str) -> dict[str, Any]:
     """torchvision's weights of a network by their names, the oldest first, and `pretrained` for the best of them."""
-    if name in _OWN or name not in torchvision_names():
+    if name in OWN or name not in torchvision_names():
         return {}
     entries = torchvision.models.get_model_weights(name)
     known = dict(entries.__members__)
@@ -250,56 +140,9 @@ def with_input(config: Config, own: NetworkInput | None = None) -> Config:
     return replace(config, data=replace(data, size=data.size or own.size, interpolation=interpolation))
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves new parameters as they are: drawing them takes most of the time that building a network takes."""
-
-    _DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def create_empty(name: str, size: int | None = None) -> nn.Module:
-    """A network whose parameters and buffers, still to be read, are on the meta device; its other tables are there."""
-    try:
-        with torch.device("meta"):
-            model = create(name, size)
-    except NotImplementedError:  # it computes with values while it is built
-        return _create_undrawn(name, size)
-
-    kept = model.state_dict().keys()
-    tables = [buffer for path, buffer in model.named_buffers() if path not in kept]
-    return _create_undrawn(name, size) if tables else model
-
-
-def _create_undrawn(name: str, size: int | None) -> nn.Module:
-    with torch.device("cpu"), _Undrawn():
-        model = create(name, size)
-    empty = {path: value.to("meta") for path, value in model.state_dict().items()}
-    model.load_state_dict(empty, assign=True)
-    return model
-
-
-def create_shapes(name: str, size: int | None = None) -> nn.Module:
-    """A network wholly on the meta device, to look at."""
-    return on_meta(lambda: create(name, size))
-
-
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, wholly on the meta device."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:  # it computes with values while it is built
-        with torch.device("cpu"), _Undrawn():
-            return build().to("meta")
-
-
 def known_names(pattern: str = "") -> list[str]:
     """The names that `create` takes, of timm where it is installed, those that contain `pattern` or match it."""
-    names = [*_OWN, *registered(), *torchvision_names()]
+    names = [*OWN, *registered(), *torchvision_names()]
     if importlib.util.find_spec("timm") is not None:
         import timm
 
@@ -317,4 +160,4 @@ def has_weights_here(name: str) -> bool:
 
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     files = [folder / str(entry.url).rpartition("/")[2] for entry in weights_of(name).values()]
-    return name == "narrow_resnet50" or any(file.is_file() for file in files)
+    return shapes_file(name) is not None or any(file.is_file() for file in files)

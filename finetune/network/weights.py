@@ -16,11 +16,8 @@ from finetune.config import TIMM
 from finetune.errors import Refused, nearest
 from finetune.network.backbone import Backbone
 from finetune.network.catalog import IMAGENET_MEAN, IMAGENET_STD, input_of, timm_settings, weights_of
+from finetune.network.own import SHAPES_WEIGHTS, shapes_file
 from finetune.network.weight_files import SUFFIXES, first_line, read_file
-
-SHAPES_WEIGHTS = "SHAPES60_V1"
-"""The name of the shipped weights of narrow_resnet50."""
-SHAPES_FILE = Path(__file__).parent / "shipped" / "narrow_resnet50_shapes60.safetensors"
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,9 @@ def _tensor_digest(value: Tensor) -> str:
 
 def _find(backbone: Backbone, weights: str, check: bool) -> Path:
     """The file that `weights` means, downloaded where it must be."""
-    if weights == SHAPES_WEIGHTS and backbone.name == "narrow_resnet50":
-        return SHAPES_FILE
+    shipped = shapes_file(backbone.name)
+    if weights == SHAPES_WEIGHTS and shipped:
+        return shipped
     if weights == "pretrained" and backbone.name.startswith(TIMM):
         return _of_timm(backbone.name)
     return Path(weights).expanduser() if _is_path(weights) else _download(backbone.name, weights, check)
@@ -154,7 +152,7 @@ def _download(backbone: str, weights: str, check: bool) -> Path:
     """torchvision's file of that name."""
     entries, name = weights_of(backbone), weights.rpartition(".")[2]
     if not entries:
-        known = ["none", "a path"] + ([SHAPES_WEIGHTS] if backbone == "narrow_resnet50" else [])
+        known = ["none", "a path"] + ([SHAPES_WEIGHTS] if shapes_file(backbone) else [])
         raise Refused(f"model.weights={weights}: {backbone} has no weights of that name; {nearest(weights, known)}")
     if name not in entries:
         known = [*entries, "none"]

@@ -9,7 +9,7 @@ import torchvision
 from finetune.config import BACKBONES
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
-from finetune.network.catalog import NarrowResNet50
+from finetune.network.own import NarrowResNet50
 from finetune.network.weights import IMAGENET_MEAN, load_state, read_weights
 
 RESNETS = {"resnet18": (9, 512), "resnet34": (17, 512), "resnet50": (17, 2048), "resnet101": (34, 2048)}
