@@ -31,6 +31,8 @@ def export(classifier: Classifier, out: Path, card: str) -> None:
     """
     refuse_unusable(out)
     network = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
+    with torch.no_grad():
+        network(_example(classifier))  # has layers fill tables that they keep, of which the exporters would warn
     files = {
         EXPORTED: exported_bytes(classifier),
         ONNX: _written(_onnx, "ONNX", network, classifier),

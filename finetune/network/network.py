@@ -18,6 +18,15 @@ class Network(nn.Module):
         super().__init__()
         self.prefix, self.suffix, self.head = prefix, suffix, head
 
+    def train(self, mode: bool = True) -> "Network":
+        """Set the mode. On the way to evaluation too, layers forget tables that they keep of their parameters.
+
+        Those of timm's LeViT, among others, forget them when they are told to train, and Lightning tells nobody after
+        a validation: it sets the flags itself.
+        """
+        super().train(True)
+        return super().train(mode)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, N x 3 x H x W, to logits, N x classes."""
         return self.after_cut(self.prefix(x))

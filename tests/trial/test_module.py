@@ -98,6 +98,34 @@ def test_frozen_bn_stats_moves_statistics_only_and_train_moves_the_affine_part_t
         assert torch.equal(after["conv1.weight"], before["conv1.weight"])
 
 
+class KeepsTable(nn.Linear):
+    """Keeps its weight while it evaluates, until it is told to train, as timm's LeViT keeps what attention adds."""
+
+    kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> "KeepsTable":
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(x)
+        if self.kept is None:
+            self.kept = self.weight.detach().clone()
+        return F.linear(x, self.kept, self.bias)
+
+
+def test_each_validation_is_of_the_weights_of_its_epoch() -> None:
+    """Also where a layer keeps a table of them, which Lightning does not tell it to forget."""
+    layer = KeepsTable(3 * 32 * 32, 8)
+    module = fitted(Network(nn.Identity(), nn.Sequential(nn.Flatten(), layer), nn.Linear(8, 3)), epochs=2)
+    layer.kept = None
+    with torch.no_grad():
+        expected = F.cross_entropy(module.network.eval()(X), Y)
+    assert module.history[-1]["val/loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_training_equals_a_plain_loop() -> None:
     """The suffix and head end where a hand-written PyTorch loop over the whole network ends, step for step."""
     parts = network(14)
