@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import CORES, Figure, print_rows, run_naive, write_json
+from common import CORES, Figure, add_precision, print_rows, run_naive, write_json
 
 from finetune.compose import override
 from finetune.records.ranking import MARGIN, read_objective
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    add_precision(parser, default="auto")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -88,8 +89,7 @@ def compare(seed: int, given: argparse.Namespace, scratch: Path) -> Round:
         "model=resnet18",
         override("data.root", str(given.data.absolute())),
         override("model.weights", str(given.weights.absolute())),
-        f"data.size={SIZE}",
-        f"trainer.epochs={EPOCHS}",
+        *(f"data.size={SIZE}", f"trainer.epochs={EPOCHS}", f"trainer.precision={given.precision}"),
         f"seed={seed}",
         override("cache.dir", str(scratch / f"cache-{seed}")),
     )

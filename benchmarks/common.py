@@ -25,6 +25,7 @@ from finetune.data.shapes import TARGET_CLASSES, target_image
 from finetune.network.backbone import build_backbone
 from finetune.records.layout import PROGRESS, STOP
 from finetune.records.result import Result
+from finetune.storage.system import processor_has_bf16
 from finetune.sweep.launch import LocalLauncher, Slot
 
 HERE = Path(__file__).parent
@@ -79,7 +80,19 @@ def workplace(kept: Path | None) -> Iterator[Path]:
         yield kept
 
 
-def base(data: Path, weights: Path, cache: Path, size: int, epochs: int) -> tuple[str, ...]:
+def add_precision(parser: argparse.ArgumentParser, default: str = "32") -> None:
+    """The option `--precision`: `precision` is then `32` or `bf16`, or `auto` where that is the default."""
+    choices = ("32", "bf16", *(["auto"] if default == "auto" else []))
+    parser.add_argument("--precision", choices=choices, default=default, help="number format of ours")
+
+
+def add_precisions(parser: argparse.ArgumentParser) -> None:
+    """The same where formats are compared: `precision` is a list, of both where the processor has bf16."""
+    both = ["32", "bf16"] if processor_has_bf16() else ["32"]
+    parser.add_argument("--precision", choices=("32", "bf16"), nargs="+", default=both, help="number formats")
+
+
+def base(data: Path, weights: Path, cache: Path, size: int, epochs: int, precision: str = "32") -> tuple[str, ...]:
     """Overrides that all of our trials share."""
     return (
         "model=resnet50",
@@ -89,7 +102,7 @@ def base(data: Path, weights: Path, cache: Path, size: int, epochs: int) -> tupl
         f"data.size={size}",
         f"trainer.epochs={epochs}",
         "trainer.accelerator=cpu",
-        "trainer.precision=32",
+        f"trainer.precision={precision}",
     )
 
 
@@ -200,13 +213,14 @@ class Figure:
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "repeats": len(self.values)}
 
 
-def images_and_weights(description: str | None) -> argparse.Namespace:
-    """What benchmarks on real images are given: `data`, `weights` of ResNet18, and `json`, a file to write or None."""
+def images_and_weights(description: str | None) -> argparse.ArgumentParser:
+    """What benchmarks on real images are given: `data`, `weights`, `precision`, and `json`, a file to write or None."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("data", type=Path, help="folder with train/ and val/")
-    parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
+    parser.add_argument("--weights", type=Path, required=True, help="the network's, as .pth")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    add_precision(parser)
+    return parser
 
 
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,7 +1,7 @@
 """The floor: a bare PyTorch loop over synthetic tensors that runs nothing but the suffix, in the faster memory layout.
 
-`python benchmarks/floor.py BACKBONE DEPTH SIZE TRAIN VAL` prints the seconds of one epoch in this process, from a few
-steps.
+`python benchmarks/floor.py BACKBONE PRECISION DEPTH SIZE TRAIN VAL` prints the seconds of one epoch in this process,
+from a few steps.
 """
 
 import json
@@ -21,9 +21,9 @@ from finetune.network.parts import split_at
 BATCH = 32
 
 
-def suffix_seconds(backbone: str, depth: int, size: int, train: int, val: int, processes: int) -> float:
+def suffix_seconds(backbone: str, precision: str, depth: int, size: int, train: int, val: int, processes: int) -> float:
     """Seconds of an epoch of the bare loop, in `processes` that run it side by side, one thread each."""
-    command = [sys.executable, str(Path(__file__)), backbone, *map(str, (depth, size, train, val))]
+    command = [sys.executable, str(Path(__file__)), backbone, precision, *map(str, (depth, size, train, val))]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(processes)]
     return max(float(json.loads(process.communicate()[0])) for process in running)
 
@@ -108,5 +108,5 @@ def _wait(device: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, *numbers = sys.argv[1:]
-    print(json.dumps(epoch(name, *map(int, numbers))))
+    name, precision, *numbers = sys.argv[1:]
+    print(json.dumps(epoch(name, *map(int, numbers), bf16=precision == "bf16")))

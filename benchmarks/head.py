@@ -31,10 +31,11 @@ SEEDS = 3
 
 
 def main() -> None:
-    given = images_and_weights(__doc__)
+    given = images_and_weights(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fixed = [
             *("model=resnet18", f"model.weights={given.weights}", "model.freeze_depth=all"),
+            f"trainer.precision={given.precision}",
             *(f"data.root={given.data}", "data.size=96", f"cache.dir={folder}", "cache.mode=on"),
         ]
         ours = {rate: ours_at(rate, fixed, Path(folder)) for rate in RATES}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import Figure, print_rows, write_json
+from common import Figure, add_precision, print_rows, write_json
 from torch import nn
 
 from finetune.network.backbone import build_backbone
@@ -28,18 +28,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    add_precision(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    precision = Precision(torch.device("cpu"), given.precision == "bf16")
     found = {}
     for (name, size), depths in CASES.items():
         for depth in depths:
-            found[f"{name}, {size} px, k={depth}"] = seconds_of(name, size, depth, given.repeats)
+            found[f"{name}, {size} px, k={depth}"] = seconds_of(name, size, depth, given.repeats, precision)
     columns = ["channels last, s", "contiguous, s", "ours, s", "channels last / ours"]
     print_rows("a training step", ["what trains", *columns], [[what, *row] for what, row in found.items()])
     write_json(given.json, {what: [figure.record() for figure in row] for what, row in found.items()})
 
 
-def seconds_of(name: str, size: int, depth: int, repeats: int) -> list[Figure]:
+def seconds_of(name: str, size: int, depth: int, repeats: int, precision: Precision) -> list[Figure]:
     """Seconds of a step in each layout, and the ratio of the first over the last."""
     torch.manual_seed(0)
     backbone = build_backbone(name)
@@ -47,10 +49,10 @@ def seconds_of(name: str, size: int, depth: int, repeats: int) -> list[Figure]:
     with torch.no_grad():
         x = prefix(torch.randn(BATCH, 3, size, size)).contiguous(memory_format=torch.channels_last)
     plain, last, ours = copy.deepcopy(suffix), copy.deepcopy(suffix), suffix
-    first = first_contiguous(name, size, Precision(torch.device("cpu"), bf16=False))
+    first = first_contiguous(name, size, precision)
     arrange_in_memory(last)
     arrange_in_memory(ours, None if first is None else first - depth)
-    steps = [step_of(last, x), step_of(plain, x.contiguous()), step_of(ours, x)]
+    steps = [step_of(last, x, precision), step_of(plain, x.contiguous(), precision), step_of(ours, x, precision)]
     times: list[list[float]] = [[], [], []]
     for _ in range(repeats):
         for step, taken in zip(steps, times, strict=True):
@@ -61,7 +63,7 @@ def seconds_of(name: str, size: int, depth: int, repeats: int) -> list[Figure]:
     return [*(Figure(tuple(taken)) for taken in times), Figure(ratios)]
 
 
-def step_of(suffix: nn.Module, x: torch.Tensor) -> Callable[[], None]:
+def step_of(suffix: nn.Module, x: torch.Tensor, precision: Precision) -> Callable[[], None]:
     """A step, run twice already."""
     model = nn.Sequential(suffix, nn.LazyLinear(10)).train()
     model(x)
@@ -69,7 +71,9 @@ def step_of(suffix: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        with precision.autocast():
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
         optimizer.step()
 
     step()

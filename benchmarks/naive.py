@@ -21,6 +21,7 @@ from torchvision import transforms
 SETTINGS: dict[str, Any] = {
     "data": "", "weights": "", "out": "", "backbone": "resnet50", "depth": 17, "lr": 0.001, "hidden": 0, "epochs": 5,
     "stop_after": 5, "size": 128, "batch": 32, "seed": 0, "careful": 0, "flip": 0,
+    "precision": "32",
 }  # fmt: skip
 
 
@@ -107,7 +108,12 @@ def main() -> None:
         for split, folder in folders.items()
     }
     module = Naive(given, len(folders["train"].classes))
-    trainer = pl.Trainer(max_epochs=given["epochs"], default_root_dir=Path(given["out"]).parent, num_sanity_val_steps=0)
+    trainer = pl.Trainer(
+        max_epochs=given["epochs"],
+        default_root_dir=Path(given["out"]).parent,
+        num_sanity_val_steps=0,
+        precision="bf16-mixed" if given["precision"] == "bf16" else "32-true",
+    )
     trainer.fit(module, loaders["train"], loaders["val"])
     Path(given["out"]).write_text(json.dumps({"epochs": module.epochs}))
 

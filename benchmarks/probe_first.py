@@ -1,9 +1,9 @@
 """Is it better to fit the head first? `python benchmarks/probe_first.py FOLDER --weights F`.
 
-FOLDER has train/ and val/. ResNet18 at 64 px from a random head (plain fine-tuning) and from a fitted one
-(`model.head.init=probe`), at freeze depths 0 and 5, over learning rates and seeds, five epochs. Each is given its best
-learning rate by the mean over seeds on the validation images; its models then predict corrupted copies of these:
-blurred, noisy, and saved as JPEG of quality 10.
+FOLDER has train/ and val/. ResNet18, or `--model resnet50`, at 64 px from a random head (plain fine-tuning) and from a
+fitted one (`model.head.init=probe`), at freeze depth 0 and in the middle, over learning rates and seeds, five epochs.
+Each is given its best learning rate by the mean over seeds on the validation images; its models then predict corrupted
+copies of these: blurred, noisy, and saved as JPEG of quality 10.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result
 from finetune.trial.run import train
 
-DEPTHS, RATES, SEEDS, SIZE = (0, 5), (0.0001, 0.0003, 0.001), 3, 64
+DEPTHS = {"resnet18": (0, 5), "resnet50": (0, 8)}
+SEEDS, SIZE = 3, 64
 
 
 def blurred(image: Image.Image) -> Image.Image:
@@ -57,18 +58,21 @@ CORRUPTIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
-    given = images_and_weights(__doc__)
+    parser = images_and_weights(__doc__)
+    parser.add_argument("--model", choices=tuple(DEPTHS), default="resnet18")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0001, 0.0003, 0.001], help="learning rates to try")
+    given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         copies = {name: corrupted(given.data, scratch / name, change) for name, change in CORRUPTIONS.items()}
-        for depth in DEPTHS:
+        for depth in DEPTHS[given.model]:
             for init in ("random", "probe"):
                 rows.append(row_of(given, scratch, depth, init, copies))
                 print(rows[-1], flush=True)
 
     print_rows("head first", list(rows[0]), [list(row.values()) for row in rows])
-    write_json(given.json, {"images": given.data.name, "rows": rows})
+    write_json(given.json, {"images": given.data.name, "model": given.model, "rows": rows})
 
 
 def corrupted(data: Path, to: Path, change: Callable[[Image.Image], Image.Image]) -> list[tuple[Path, str]]:
@@ -86,8 +90,8 @@ def row_of(
     given: argparse.Namespace, scratch: Path, depth: int, init: str, copies: dict[str, list[tuple[Path, str]]]
 ) -> dict[str, Any]:
     """Accuracies of the best learning rate, means over seeds with their standard deviation."""
-    trials = {rate: [trial(given, scratch, depth, init, rate, seed) for seed in range(SEEDS)] for rate in RATES}
-    rate = max(RATES, key=lambda rate: statistics.fmean(result.accuracy for result, _ in trials[rate]))
+    trials = {rate: [trial(given, scratch, depth, init, rate, seed) for seed in range(SEEDS)] for rate in given.rates}
+    rate = max(given.rates, key=lambda rate: statistics.fmean(result.accuracy for result, _ in trials[rate]))
     best = trials[rate]
     row = {"k": depth, "head": init, "lr": rate, "val/acc": spread([result.accuracy for result, _ in best])}
     for name, labelled in copies.items():
@@ -104,7 +108,8 @@ def trial(
 ) -> tuple[Result, Path]:
     out = scratch / f"{depth}-{init}-{rate}-{seed}"
     words = [
-        *("model=resnet18", f"model.weights={given.weights}", f"model.freeze_depth={depth}"),
+        *(f"model={given.model}", f"model.weights={given.weights}", f"model.freeze_depth={depth}"),
+        f"trainer.precision={given.precision}",
         *(f"model.head.init={init}", f"optim.lr={rate}", f"seed={seed}", f"data.root={given.data}"),
         *(f"data.size={SIZE}", f"cache.dir={scratch / 'cache'}", "trainer.accelerator=cpu", f"out={out}"),
     ]

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import DEPTHS, Figure, base, make_images, print_rows, weights_file, write_json
+from common import DEPTHS, Figure, add_precision, base, make_images, print_rows, weights_file, write_json
 
 from finetune.compose import compose_config
 from finetune.network.device import Precision
@@ -38,13 +38,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    add_precision(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         weights = weights_file(given.weights, "resnet50", scratch)
         data = make_images(scratch / "images", given.images, 10)
         pixels = pixel_rates(data, weights, scratch, given.repeats)
-        cuts = cut_rates(data, weights, scratch, given.repeats)
+        cuts = cut_rates(data, weights, scratch, given.repeats, given.precision == "bf16")
     rows = [
         [
             name,
@@ -57,7 +58,7 @@ def main() -> None:
         for name, row in cuts.items()
     ]
     columns = ["cut after", "KiB an image", "disk / plan", "built, images/s", "read, images/s", "computed, images/s"]
-    print_rows(f"activations, fp32, {SIZE} px", [*columns, "stored from passes", "checksum / build"], rows)
+    print_rows(f"activations, {given.precision}, {SIZE} px", [*columns, "stored from passes", "checksum / build"], rows)
     print_rows("pixels", list(pixels), [list(pixels.values())])
     record = lambda row: {k: v.record() if isinstance(v, Figure) else v for k, v in row.items()}  # noqa: E731
     write_json(given.json, {"cuts": {n: record(r) for n, r in cuts.items()}, "pixels": record(pixels)})
@@ -83,24 +84,24 @@ def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[
     }
 
 
-def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[str, dict[str, Any]]:
+def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int, bf16: bool) -> dict[str, dict[str, Any]]:
     """Every cut of ResNet50's stages, alone."""
     config = compose_config([*base(data, weights, scratch / "cache", SIZE, 5), "model.freeze_depth=all"])
     images, weights, cut = open_images(config, Facts())
     frozen = build_network(config.model, weights, cut, classes=10).prefix
     assert isinstance(frozen, FrozenPrefix)
-    prefix = SharedPrefix.of(frozen)
+    prefix = SharedPrefix.of(frozen, bf16=bf16)
     preprocess = preprocess_of(config, weights)
     source = Source("train", images.splits["train"], preprocess, 0, None)
-    cpu = Precision(torch.device("cpu"), bf16=False)
+    cpu = Precision(torch.device("cpu"), bf16)
     costs = measure_costs(prefix, source, cpu, scratch)
     found = {}
     for name, depth in {"stem": 1, **DEPTHS}.items():
         if depth == 0:
             continue
         at, count = depth + (depth == DEPTHS["all"]), len(source.pixels.labels)
-        shape, _ = row_shapes(prefix, source, [at], cpu)[at]
-        row_bytes = store_bytes(1, shape, 4)
+        shape, dtype = row_shapes(prefix, source, [at], cpu)[at]
+        row_bytes = store_bytes(1, shape, 2 if dtype == "bfloat16" else 4)
         built, read, computed, share = [], [], [], []
         for i in range(repeats):
             folder = scratch / f"{name}{i}"
@@ -114,7 +115,8 @@ def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[st
             order = np.random.default_rng(i).permutation(count)
             read.append(count / timed(lambda: [store.rows[order[j : j + 32]] for j in range(0, count, 32)])[0])  # noqa: B023
             x = source.images(slice(0, 32), None, cpu.device)
-            computed.append(32 / timed(lambda: prefix.activations(x, [at]))[0])  # noqa: B023
+            with cpu.autocast():
+                computed.append(32 / timed(lambda: prefix.activations(x, [at]))[0])  # noqa: B023
         size = sum(file.stat().st_size for file in folder.iterdir())
         found[name] = {
             "bytes": row_bytes,

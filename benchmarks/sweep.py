@@ -1,15 +1,18 @@
 """A whole sweep against the naive one and the floor: `python benchmarks/sweep.py [--weights FILE] [--json FILE]`.
 
 5 freeze depths x 3 learning rates x 2 heads, 5 epochs, 1,000 training and 400 validation JPEGs of about 500 px in ten
-classes, resized to 128. About 25 minutes on 2 cores, by sampling: in turn, for each depth, one epoch of a naive trial,
-of two of ours side by side and of the bare loop, on 320 + 128 of the images. From the seconds of that epoch and of the
-start-up the totals are made: 6 trials a depth, 5 epochs a trial, 1,000 + 400 images an epoch. What is prepared once is
-measured on all images. The race is run whole on 250 + 400, and its epochs are counted at the price of full ones.
+classes, resized to 128. About 25 minutes on 2 cores for 32-bit, and 20 more for bf16 where the processor has it, by
+sampling: in turn, for each depth and format, one epoch of a naive trial, of two of ours side by side and of the bare
+loop, on 320 + 128 of the images. From the seconds of that epoch and of the start-up the totals are made: 6 trials a
+depth, 5 epochs a trial, 1,000 + 400 images an epoch. What is prepared once is measured on all images. The race is run
+whole on 250 + 400, and its epochs are counted at the price of full ones.
+
+`naive_over_shared` has naive in 32-bit, as people run it; `naive_alike_over_shared` has it in the format of ours.
 """
 
 import argparse
-import itertools
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from common import (
     CORES,
     DEPTHS,
     Figure,
+    add_precisions,
     base,
     make_images,
     print_rows,
@@ -50,20 +54,33 @@ parameters:
 """
 
 
-def count_race(data: Path, weights: Path, scratch: Path) -> tuple[dict[int, int], dict[int, int], dict[str, Any]]:
-    """Run the race: epochs and trials by depth, and the best it found."""
-    file = scratch / "race.yaml"
-    file.write_text(FILE.format(depths=list(DEPTHS.values()), rates=list(RATES), heads=f"[{', '.join(HEADS)}]"))
-    spec: SweepSpec = read_sweep(file, base(data, weights, scratch / "cache", SIZE, EPOCHS))
-    sweep = run_sweep(spec, scratch / "race", Options(workers=CORES, margin=MARGIN))
-    epochs, starts = dict.fromkeys(DEPTHS.values(), 0), dict.fromkeys(DEPTHS.values(), 0)
-    for result in sweep.results:
-        assert result.freeze_depth is not None
-        epochs[result.freeze_depth] += len(result.history)
-        starts[result.freeze_depth] += bool(result.history)
-    assert sweep.best is not None
-    best = {"freeze_depth": sweep.best.freeze_depth, "val_acc_best": sweep.best.val_acc_best}
-    return epochs, starts, best
+@dataclass
+class Measured:
+    """One number format."""
+
+    precision: str
+    sampled: tuple[str, ...]
+    """Settings of the trials that are timed."""
+    shared: str
+    """What these share."""
+    prepared: float
+    """Seconds to decode and to store for all images."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    epochs: dict[int, int] = field(default_factory=dict)
+    """Of the race, by freeze depth,"""
+    trials: dict[int, int] = field(default_factory=dict)
+    """its trials,"""
+    best: dict[str, Any] = field(default_factory=dict)
+    """and the best it found."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Folders of images: all of them, those whose epochs are timed, and those of the race."""
+
+    whole: Path
+    sample: Path
+    race: Path
 
 
 def main() -> None:
@@ -73,84 +90,127 @@ def main() -> None:
     parser.add_argument("--race-images", type=int, default=250, help="training images of the race")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
+    add_precisions(parser)
     given = parser.parse_args()
     with workplace(given.scratch) as scratch:
-        data = make_images(scratch / "images", TRAIN, VAL)
-        few = make_images(scratch / "few", given.race_images, VAL)
-        sample = make_images(scratch / "sample", *SAMPLE)
+        images = Images(
+            make_images(scratch / "images", TRAIN, VAL),
+            make_images(scratch / "sample", *SAMPLE),
+            make_images(scratch / "few", given.race_images, VAL),
+        )
         weights = weights_file(given.weights, "resnet50", scratch)
-        fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS)
-        start = time.perf_counter()
-        check_and_prepare([([*fixed, f"model.freeze_depth={depth}"], PER_DEPTH) for depth in DEPTHS.values()])
-        prepared = time.perf_counter() - start
-        sampled = base(sample, weights, scratch / "cache", SIZE, EPOCHS)
-        configs = [([*sampled, f"model.freeze_depth={depth}"], PER_DEPTH) for depth in DEPTHS.values()]
-        shared = check_and_prepare(configs).shared
-        rounds = []
-        for i, (name, depth) in itertools.product(range(given.repeats), DEPTHS.items()):
-            out = scratch / f"naive-{name}-{i}.json"
-            spent, naive = run_naive(sample, weights, out, depth=depth, stop_after=1, epochs=EPOCHS, size=SIZE)
-            ours = run_trial(sampled, depth, shared, scratch / f"ours-{i}", whole=name == "all")
-            bare = suffix_seconds("resnet50", depth, SIZE, *SAMPLE, CORES)
-            row = {
-                "depth": name,
-                "naive_epoch": SCALE * naive["epochs"][0]["seconds"],
-                "naive_other": spent.wall - naive["epochs"][0]["seconds"],
-                "shared_epoch": SCALE * ours.epoch,
-                "shared_other": ours.other,
-                "floor_epoch": SCALE * bare,
-                "naive_acc": naive["epochs"][0]["val/acc"],
-                "shared_acc": ours.accuracy,
-            }
-            rounds.append(row)
-            print(
-                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True
-            )
-        epochs, starts, best = count_race(few, weights, scratch)
-    report(rounds, prepared, epochs, starts, best, given.json)
+        formats = [prepare(precision, images, weights, scratch) for precision in given.precision]
+        for i in range(given.repeats):
+            for name in DEPTHS:
+                add_round(formats, name, i, images.sample, weights, scratch)
+        for measured in formats:
+            count_race(measured, images.race, weights, scratch)
+    write_json(given.json, {measured.precision: report(measured) for measured in formats})
 
 
-def report(
-    rounds: list[dict[str, Any]],
-    prepared: float,
-    epochs: dict[int, int],
-    starts: dict[int, int],
-    best: dict[str, Any],
-    file: Path | None,
-) -> None:
-    """Totals of each round, then their ratios."""
-    totals = []
-    for first in range(0, len(rounds), len(DEPTHS)):
-        of_round = rounds[first : first + len(DEPTHS)]
-        naive = sum(PER_DEPTH * (row["naive_other"] + EPOCHS * row["naive_epoch"]) for row in of_round)
-        trials = sum(PER_DEPTH * (row["shared_other"] + EPOCHS * row["shared_epoch"]) for row in of_round) / CORES
-        floor = sum(PER_DEPTH * EPOCHS * row["floor_epoch"] for row in of_round) / CORES
-        raced = sum(
-            starts[DEPTHS[row["depth"]]] * row["shared_other"] + epochs[DEPTHS[row["depth"]]] * row["shared_epoch"]
-            for row in of_round
+def prepare(precision: str, images: Images, weights: Path, scratch: Path) -> Measured:
+    """Decode, and fill the stores of all images, whose time counts, then those of the sample."""
+    cache = scratch / f"cache-{precision}"
+
+    def check(settings: tuple[str, ...]) -> str:
+        return check_and_prepare([([*settings, f"model.freeze_depth={k}"], PER_DEPTH) for k in DEPTHS.values()]).shared
+
+    start = time.perf_counter()
+    check(base(images.whole, weights, cache, SIZE, EPOCHS, precision))
+    prepared = time.perf_counter() - start
+
+    sampled = base(images.sample, weights, cache, SIZE, EPOCHS, precision)
+    return Measured(precision, sampled, check(sampled), prepared)
+
+
+def add_round(formats: list[Measured], name: str, number: int, sample: Path, weights: Path, scratch: Path) -> None:
+    """Time one depth in each format: naive, ours, and the bare loop, in turn."""
+    depth = DEPTHS[name]
+    plain: dict[str, float] = {}
+    for measured in formats:
+        precision = measured.precision
+        out = scratch / f"naive-{precision}-{name}-{number}.json"
+        settings = {"depth": depth, "stop_after": 1, "epochs": EPOCHS, "size": SIZE, "precision": precision}
+        spent, naive = run_naive(sample, weights, out, **settings)
+        ours = run_trial(
+            measured.sampled, depth, measured.shared, scratch / f"ours-{precision}-{number}", name == "all"
         )
-        totals.append(
-            {
-                "naive": naive,
-                "shared": prepared + trials,
-                "floor": prepared + floor,
-                "same_answer": prepared + raced / CORES,
-            }
-        )
+        bare = suffix_seconds("resnet50", precision, depth, SIZE, *SAMPLE, CORES)
+
+        seconds = naive["epochs"][0]["seconds"]
+        alike = {"epoch": SCALE * seconds, "other": spent.wall - seconds}
+        plain = plain or alike  # of the first format, which is 32-bit where that is measured
+        row = {
+            "depth": name,
+            "naive_epoch": plain["epoch"],
+            "naive_other": plain["other"],
+            "alike_epoch": alike["epoch"],
+            "alike_other": alike["other"],
+            "shared_epoch": SCALE * ours.epoch,
+            "shared_other": ours.other,
+            "floor_epoch": SCALE * bare,
+            "naive_acc": naive["epochs"][0]["val/acc"],
+            "shared_acc": ours.accuracy,
+        }
+        measured.rounds.append(row)
+        rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+        print(precision, rounded, flush=True)
+
+
+def count_race(measured: Measured, data: Path, weights: Path, scratch: Path) -> None:
+    """Run the race: epochs and trials by depth, and the best it found."""
+    file = scratch / "race.yaml"
+    file.write_text(FILE.format(depths=list(DEPTHS.values()), rates=list(RATES), heads=f"[{', '.join(HEADS)}]"))
+    cache = scratch / f"cache-{measured.precision}"
+    spec: SweepSpec = read_sweep(file, base(data, weights, cache, SIZE, EPOCHS, measured.precision))
+    sweep = run_sweep(spec, scratch / f"race-{measured.precision}", Options(workers=CORES, margin=MARGIN))
+
+    measured.epochs = dict.fromkeys(DEPTHS.values(), 0)
+    measured.trials = dict.fromkeys(DEPTHS.values(), 0)
+    for result in sweep.results:
+        assert result.freeze_depth is not None
+        depth = int(result.freeze_depth)
+        measured.epochs[depth] += len(result.history)
+        measured.trials[depth] += bool(result.history)
+    assert sweep.best is not None
+    measured.best = {"freeze_depth": sweep.best.freeze_depth, "val_acc_best": sweep.best.val_acc_best}
+
+
+def report(measured: Measured) -> dict[str, Any]:
+    """Print the totals of each round and their ratios, and give them back."""
+    rounds = measured.rounds
+    totals = [totals_of(measured, rounds[i : i + len(DEPTHS)]) for i in range(0, len(rounds), len(DEPTHS))]
     ratios = {
-        "naive_over_shared": Figure(tuple(t["naive"] / t["shared"] for t in totals)),
-        "naive_over_same_answer": Figure(tuple(t["naive"] / t["same_answer"] for t in totals)),
-        "shared_over_floor": Figure(tuple(t["shared"] / t["floor"] for t in totals)),
+        name: Figure(tuple(total[above] / total[below] for total in totals))
+        for name, above, below in (
+            ("naive_over_shared", "naive", "shared"),
+            ("naive_alike_over_shared", "alike", "shared"),
+            ("naive_over_same_answer", "naive", "same_answer"),
+            ("shared_over_floor", "shared", "floor"),
+        )
     }
     print_rows(
-        "seconds of an epoch, and of all that is no epoch, of one trial",
-        ["frozen", "naive", "ours", "bare loop", "naive start", "our start", "naive acc", "our acc"],
+        f"{measured.precision}: seconds of an epoch, and of all that is no epoch, of one trial",
+        [
+            "frozen",
+            "naive",
+            "naive, same format",
+            "ours",
+            "bare loop",
+            "naive start",
+            "our start",
+            "naive acc",
+            "our acc",
+        ],
         [
             [
                 row["depth"],
                 *(
                     f"{row[key]:.2f}"
-                    for key in ("naive_epoch", "shared_epoch", "floor_epoch", "naive_other", "shared_other")
+                    for key in (
+                        *("naive_epoch", "alike_epoch", "shared_epoch"),
+                        *("floor_epoch", "naive_other", "shared_other"),
+                    )
                 ),
                 f"{row['naive_acc']:.3f}",
                 f"{row['shared_acc']:.3f}",
@@ -160,20 +220,36 @@ def report(
     )
     print_rows("the sweep, seconds of wall clock", list(totals[0]), [[f"{v:.0f}" for v in t.values()] for t in totals])
     print_rows("ratios", ["what", "median (spread)"], [[name, figure] for name, figure in ratios.items()])
-    ran, all_of_them = sum(epochs.values()), EPOCHS * PER_DEPTH * len(DEPTHS)
-    print(f"prepared in {prepared:.0f} s; the race ran {ran} of {all_of_them} epochs, best {best}")
-    write_json(
-        file,
-        {
-            **{name: figure.median for name, figure in ratios.items()},
-            "spread": {name: figure.record() for name, figure in ratios.items()},
-            "totals": totals,
-            "rounds": rounds,
-            "prepared_seconds": prepared,
-            "race": {"epochs": epochs, "trials": starts, "best": best},
-            "how": f"epochs of {SAMPLE} images, scaled to {TRAIN} + {VAL}, 6 trials a depth and 5 epochs a trial",
-        },
-    )
+    ran, all_of_them = sum(measured.epochs.values()), EPOCHS * PER_DEPTH * len(DEPTHS)
+    print(f"prepared in {measured.prepared:.0f} s; the race ran {ran} of {all_of_them} epochs, best {measured.best}")
+    return {
+        **{name: figure.median for name, figure in ratios.items()},
+        "spread": {name: figure.record() for name, figure in ratios.items()},
+        "totals": totals,
+        "rounds": rounds,
+        "prepared_seconds": measured.prepared,
+        "race": {"epochs": measured.epochs, "trials": measured.trials, "best": measured.best},
+        "how": f"epochs of {SAMPLE} images, scaled to {TRAIN} + {VAL}, 6 trials a depth and 5 epochs a trial",
+    }
+
+
+def totals_of(measured: Measured, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of whole sweeps, from one round of all depths."""
+
+    def every_trial(side: str) -> float:
+        return sum(PER_DEPTH * (row.get(f"{side}_other", 0.0) + EPOCHS * row[f"{side}_epoch"]) for row in rows)
+
+    raced = 0.0
+    for row in rows:
+        depth = DEPTHS[row["depth"]]
+        raced += measured.trials[depth] * row["shared_other"] + measured.epochs[depth] * row["shared_epoch"]
+    return {
+        "naive": every_trial("naive"),
+        "alike": every_trial("alike"),
+        "shared": measured.prepared + every_trial("shared") / CORES,
+        "floor": measured.prepared + every_trial("floor") / CORES,
+        "same_answer": measured.prepared + raced / CORES,
+    }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One trial per freeze depth against the naive one and the floor: `python benchmarks/trial.py [--weights FILE]`.
 
-Images a second while ResNet50 trains at 128 px: naive, naive by an expert (`careful`), ours from stores, and the bare
-loop. Then the head alone, whole trials: from stored features, with the start of its process, and with a fresh view of
-each image in each epoch, whose stores six trials share. In turn, `--repeats` rounds; about 20 minutes on 2 cores.
+Images a second while ResNet50 trains at 128 px: naive in 32-bit, naive by an expert (`careful`, in the format of ours),
+ours from stores, and the bare loop. Then the head alone, whole trials: from stored features, with the start of its
+process, and with a fresh view of each image in each epoch, whose stores six trials share. In turn, `--repeats` rounds;
+about 20 minutes a format on 2 cores.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from common import (
     CORES,
     DEPTHS,
     Figure,
+    add_precisions,
     base,
     make_images,
     print_rows,
@@ -36,21 +38,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
+    add_precisions(parser)
     given = parser.parse_args()
-    with workplace(given.scratch) as scratch:
-        weights = weights_file(given.weights, "resnet50", scratch)
-        depths = by_depth(make_images(scratch / "small", TRAIN, VAL), weights, scratch, given.repeats)
-        heads = head_alone(make_images(scratch / "images"), weights, scratch, given.repeats)
-    tell(depths, heads)
-    write_json(given.json, {"depths": as_records(depths), "heads": as_records(heads), "images": [TRAIN, VAL]})
+    figures = {}
+    with workplace(given.scratch) as kept:
+        weights = weights_file(given.weights, "resnet50", kept)
+        small, images = make_images(kept / "small", TRAIN, VAL), make_images(kept / "images")
+        for precision in given.precision:
+            scratch = kept / precision
+            scratch.mkdir()
+            depths = by_depth(small, weights, scratch, given.repeats, precision)
+            heads = head_alone(images, weights, scratch, given.repeats, precision)
+            print(f"\n# {precision}")
+            tell(depths, heads)
+            figures[precision] = {"depths": as_records(depths), "heads": as_records(heads), "images": [TRAIN, VAL]}
+    write_json(given.json, figures)
 
 
 Measured = dict[str, dict[str, Figure]]
 
 
-def by_depth(data: Path, weights: Path, scratch: Path, repeats: int) -> Measured:
+def by_depth(data: Path, weights: Path, scratch: Path, repeats: int, precision: str) -> Measured:
     """Seconds of an epoch, and their ratios round by round."""
-    fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS)
+    fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS, precision)
     configs = [([*fixed, f"model.freeze_depth={depth}"], SHARERS) for depth in DEPTHS.values()]
     shared = check_and_prepare(configs).shared
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in DEPTHS}
@@ -60,12 +70,13 @@ def by_depth(data: Path, weights: Path, scratch: Path, repeats: int) -> Measured
             for side, careful in (("naive", 0), ("careful", 1)):
                 out = scratch / f"{side}.json"
                 settings = {"depth": depth, "stop_after": 1, "epochs": EPOCHS, "size": SIZE, "careful": careful}
+                settings["precision"] = precision if careful else "32"
                 _, told = run_naive(data, weights, out, **settings)
                 sides[side] = told["epochs"][0]["seconds"] * CORES  # it has all cores, ours one each
             trial = run_trial(fixed, depth, shared, scratch / f"depth-{i}", whole=name == "all")
             fresh = run_trial([*fixed, "augment=standard"], depth, shared, scratch / f"fresh-{i}", whole=False)
             sides |= {"ours": trial.epoch, "fresh": fresh.epoch, "augment": fresh.augment}
-            sides["floor"] = suffix_seconds("resnet50", depth, SIZE, TRAIN, VAL, CORES)
+            sides["floor"] = suffix_seconds("resnet50", precision, depth, SIZE, TRAIN, VAL, CORES)
             rows[name].append(sides)
             print(name, {key: round(value, 2) for key, value in sides.items()}, flush=True)
     return {
@@ -79,9 +90,9 @@ def by_depth(data: Path, weights: Path, scratch: Path, repeats: int) -> Measured
     }
 
 
-def head_alone(data: Path, weights: Path, scratch: Path, repeats: int) -> Measured:
+def head_alone(data: Path, weights: Path, scratch: Path, repeats: int, precision: str) -> Measured:
     """Core seconds of a whole trial of the head: from stored features, and with a fresh view of each image an epoch."""
-    fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS)
+    fixed = base(data, weights, scratch / "cache", SIZE, EPOCHS, precision)
     depth = DEPTHS["all"]
     rounds = []
     for i in range(repeats):
