@@ -77,7 +77,12 @@ class Precision:
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     @property
+    def format(self) -> str:
+        """`32` or `bf16`."""
+        return "bf16" if self.bf16 else "32"
+
+    @property
     def name(self) -> str:
         """Device and format; equal where numbers come out equal."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{kind} {'bf16' if self.bf16 else '32'}"
+        return f"{kind} {self.format}"

@@ -11,7 +11,7 @@ SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
 
-_ADDED = ("input", "val_images", "val_labels", "probe_val_acc")
+_ADDED = ("input", "val_images", "val_labels", "probe_val_acc", "precision")
 """Fields that records of older versions lack."""
 _LONG = 100_000
 """Characters of `Result.correct` beyond which it lies beside the record."""
@@ -81,6 +81,8 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     host: str = ""
     device: str = ""
+    precision: str = ""
+    """The number format it computed in, `32` or `bf16`, whatever was asked for; empty in records of older versions."""
     warnings: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 

@@ -236,6 +236,13 @@ def _mixed(records: Sequence[Result]) -> Iterator[str]:
         if len(digests) > explained[name]:
             yield f"The trials used {len(digests)} different {things}: their accuracies compare only within each."
 
+    formats = sorted({r.precision for r in complete if r.precision})
+    if len(formats) > 1 and len({r.params.get("trainer.precision") for r in complete}) == 1:
+        yield (
+            f"Some trials computed in {formats[0]}-bit, others in {formats[1]}, as their machines had it: small "
+            "differences between them may come from that. Set trainer.precision for all."
+        )
+
     units = sorted({r.freeze_unit for r in complete})
     if len(networks) > 1 and units != ["share"]:
         yield (

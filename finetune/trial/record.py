@@ -105,6 +105,7 @@ def result_of(
         versions=_versions(),
         host=platform.node(),
         device=device_name(precision.device),
+        precision=precision.format,
         warnings=warnings,
     )
 

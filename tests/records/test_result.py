@@ -29,6 +29,7 @@ FULL = Result(
     versions={"torch": "2"},
     host="here",
     device="cpu",
+    precision="32",
     warnings=["one"],
 )
 DIED = Result("k", "failed", "killed by signal 9", None, "block", 0, None, None, 0, {})

@@ -92,6 +92,10 @@ def test_imbalance_warnings_views_mixed_data_and_failures_are_caveats() -> None:
     assert "The trials used 2 different splits" in caveats_of(mixed)
     folds = [replace(trial, config={"data.folds": 2, "data.fold": i}) for i, trial in enumerate(mixed)]
     assert "different splits" not in caveats_of(folds)
+    formats = [replace(record(4, 0.9, s), precision=name) for s, name in enumerate(("32", "bf16"))]
+    assert "Some trials computed in 32-bit, others in bf16" in caveats_of(formats)
+    swept = [replace(trial, params={"trainer.precision": trial.precision}) for trial in formats]
+    assert "computed in" not in caveats_of(swept)
     assert "1 trial failed: out of memory" in caveats_of(
         [replace(record(4, None, 0, "failed"), reason="out of memory")]
     )
