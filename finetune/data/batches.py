@@ -82,6 +82,8 @@ class PixelData(pl.LightningDataModule):
         self.stored = stored or {}
         self.augmenting = Stopwatch()
         """How long augmentation took so far."""
+        self.at_once = 1
+        """Batches of `batch_size` images that training gets as one."""
         self.start = (0, 0)
         """An epoch, and how many of its batches come too late: where a trial goes on."""
         self.on_gpu = True
@@ -118,6 +120,13 @@ class PixelData(pl.LightningDataModule):
         """Whether a GPU keeps some of the images, or activations."""
         return bool(self._resident)
 
+    @property
+    def steps_of_epoch(self) -> int:
+        """Training batches of `batch_size` images in an epoch on one device."""
+        order = _Order(len(self.stores["train"].labels), self.seed, 0, 0)
+        order.leave_out_single(self.batch_size)
+        return -(-len(order) // self.batch_size)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last batch of a single image, on which BatchNorm cannot train, is dropped."""
         labels = self.stores["train"].labels
@@ -125,12 +134,12 @@ class PixelData(pl.LightningDataModule):
         # the sampler adds the epoch to its seed; far apart, one seed's orders are not another's a few epochs later
         epoch, batches = self.start
         devices, own = self._devices
-        order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * self.batch_size, devices, own)
+        images_at_once = self.at_once * self.batch_size
+        order = _Order(len(labels), self.seed * 1_000_003, epoch, batches * images_at_once, devices, own)
+        order.leave_out_single(self.batch_size)
 
-        images_here = len(order)
-        ends_with_single = images_here > self.batch_size and images_here % self.batch_size == 1
         images = StoredImages(self._views("train"), labels, order, fetch="train" not in self._resident)
-        return DataLoader(images, self.batch_size, sampler=order, collate_fn=_as_is, drop_last=ends_with_single)
+        return DataLoader(images, images_at_once, sampler=order, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation images in order."""
@@ -207,10 +216,19 @@ class _Order(DistributedSampler[Batch]):
         super().__init__(range(images), devices, own, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self._resumed_epoch = epoch
         self._first = first
+        self._count = super().__len__()
+
+    def leave_out_single(self, batch_size: int) -> None:
+        """Have no last batch of one image, unless it is the only one."""
+        if self._count > batch_size and self._count % batch_size == 1:
+            self._count -= 1
+
+    def __len__(self) -> int:
+        return self._count
 
     def __iter__(self) -> Iterator[Any]:
         skipped = self._first if self.epoch == self._resumed_epoch else 0
-        return itertools.islice(super().__iter__(), skipped, None)
+        return itertools.islice(super().__iter__(), skipped, self._count)
 
 
 class Stopwatch:

@@ -21,6 +21,7 @@ from finetune.storage.faults import reach
 from finetune.trial import signals
 from finetune.trial.module import FineTune
 from finetune.trial.resume import Unfinished, random_states, restore, start_in_epoch, state_of
+from finetune.trial.steps import count_steps
 
 _HEARTBEAT_SECONDS = 1.0
 """From one write of the heartbeat to the next, at the least."""
@@ -101,7 +102,7 @@ class TrialCallback(Callback):
         if self._unfinished is not None:
             start_in_epoch(trainer, self._unfinished.epoch)
             assert isinstance(pl_module, FineTune)
-            _log_again(trainer, self._unfinished.values["history"], pl_module.metric)
+            _log_again(trainer, pl_module, self._unfinished.values["history"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """End here if the sweep says so.
@@ -115,7 +116,9 @@ class TrialCallback(Callback):
         if stop.exists():
             raise Pruned(stop.read_text(encoding="utf-8"))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Save the trial's state if it is time, or a signal asks for it.
 
         Raises:
@@ -125,6 +128,8 @@ class TrialCallback(Callback):
         if self._unfinished is not None:
             restore(self._unfinished, trainer, pl_module)
             self._unfinished = None
+        elif pl_module.steps is not None:
+            count_steps(trainer, pl_module.steps.in_batch(len(batch[1])) - 1)
 
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._random_before_validation = random_states()  # validation draws from them
@@ -195,15 +200,16 @@ class TrialCallback(Callback):
         return max(self._save_every, saving / _SAVING_SHARE) if self._save_every else 0.0
 
 
-def _log_again(trainer: pl.Trainer, history: list[dict[str, float]], metric: str) -> None:
+def _log_again(trainer: pl.Trainer, module: FineTune, history: list[dict[str, float]]) -> None:
     """Log the epochs that are done, to a file of metrics, which Lightning begins anew, and to another W&B run."""
     loggers = [
         logger
         for logger in trainer.loggers
         if isinstance(logger, CSVLogger) or (isinstance(logger, WandbLogger) and not _has_history(logger))
     ]
-    for epoch in with_best(history, metric):
-        step = int(epoch["epoch"] + 1) * int(trainer.num_training_batches) - 1
+    steps = module.steps.of_epoch if module.steps else int(trainer.num_training_batches)
+    for epoch in with_best(history, module.metric):
+        step = int(epoch["epoch"] + 1) * steps - 1
         for logger in loggers:
             logger.log_metrics(dict(epoch), step)
 

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from finetune.network.network import Network
 from finetune.records.correct import pack
 from finetune.records.metric import sign_of, with_best
 from finetune.trial.metrics import measure
+from finetune.trial.steps import Steps
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From images and labels to mixed ones, as `data.augment.build_mix` builds it."""
@@ -42,6 +44,7 @@ class FineTune(pl.LightningModule):
         class_weights: list[float] | None = None,
         rates: Mapping[str, float] = MappingProxyType({}),
         mix: Mix | None = None,
+        steps: Steps | None = None,
     ):
         """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
 
@@ -49,11 +52,12 @@ class FineTune(pl.LightningModule):
         `metric`, one of `config.METRICS`, chooses the best epoch. `class_weights` are those of the training loss alone,
         so that `val/loss` compares trials of any. `rates` are logged beside `lr`, as factors on it.
         `mix` makes of a training batch another, whose labels are shares of the classes, N x classes.
+        `steps` says what a training batch is made of; without it, each is one optimizer step.
         """
         super().__init__()
         self.network = network
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
-        self.metric, self.rates, self._mix = metric, rates, mix
+        self.metric, self.rates, self._mix, self.steps = metric, rates, mix, steps
         self.register_buffer(
             "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
         )
@@ -79,12 +83,32 @@ class FineTune(pl.LightningModule):
         return torch.as_tensor(self.network(x))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch.
+        """Cross-entropy of one batch, or of the last part of one that makes several steps; the others are taken here.
 
         Raises:
             FloatingPointError: a step before gave a loss that is not finite.
         """
         x, y = batch
+        images = self.steps.images if self.steps else len(y)
+        *earlier, last = zip(x.split(images), y.split(images), strict=True)
+        for part in earlier:
+            self._take_step(self._training_loss(*part))
+        return self._training_loss(*last)
+
+    def _take_step(self, loss: Tensor) -> None:
+        """What Lightning does with the loss of a batch, without what it does around that."""
+        optimizer = self.trainer.optimizers[0]
+        optimizer.zero_grad()
+        with torch.autocast(loss.device.type, enabled=False):  # which Lightning has left by then, too
+            loss.backward()
+        self.configure_gradient_clipping(optimizer, self.trainer.gradient_clip_val)
+        optimizer.step()
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.step()
+        self._remember_rate()
+
+    def _training_loss(self, x: Tensor, y: Tensor) -> Tensor:
         self._refuse_divergence()
         if self._mix is not None:
             x, y = self._mix(x, y)
@@ -104,6 +128,9 @@ class FineTune(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Remember the learning rate that the epoch's last step uses."""
+        self._remember_rate()
+
+    def _remember_rate(self) -> None:
         group = self.trainer.optimizers[0].param_groups[0]
         self._learning_rate = float(group["lr"]) / group.get("lr_scale", 1.0)
 
@@ -163,7 +190,10 @@ class FineTune(pl.LightningModule):
         """The optimizer over what trains and nothing else, with a per-step schedule."""
         optimizer = self.build_optimizer(self.network)
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
+        if self.steps is not None:
+            assert self.trainer.max_epochs is not None
+            total = self.trainer.max_epochs * self.steps.of_epoch
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

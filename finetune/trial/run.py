@@ -44,6 +44,7 @@ from finetune.trial.module import FineTune
 from finetune.trial.probe import fit_head
 from finetune.trial.record import Ending, cache_account, digests_of, result_of, summary_of
 from finetune.trial.resume import Unfinished
+from finetune.trial.steps import steps_of
 from finetune.trial.trainer import (
     build_module,
     build_trainer,
@@ -130,6 +131,8 @@ def _train(
 
     precision = Precision.of(config.trainer)
     network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
+    batches = PixelData(images.splits, preprocess, config.data.batch_size, config.seed, activations.rows)
+    batches.on_gpu = keep_on_gpu
     module = build_module(
         network,
         config.optim,
@@ -137,19 +140,20 @@ def _train(
         metric=config.trainer.metric,
         class_weights=balance,
         mix=build_mix(config.augment, len(images.classes)),
+        steps=steps_of(network, batches),
     )
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop
     digests = digests_of(images, weights, cut, preprocess)
     identity = {"key": trial_key(asked), **digests, "precision": precision.name, "torch": str(torch.__version__)}
+    if batches.at_once > 1:
+        identity["batches at once"] = str(batches.at_once)
     unfinished = Unfinished.load(out, identity)
     callback = TrialCallback(out, heartbeat, identity, config.trainer.save_every, unfinished)
     trainer = build_trainer(config.trainer, config.logger, out, precision, callback)
-    batches = PixelData(images.splits, preprocess, config.data.batch_size, config.seed, activations.rows)
     if unfinished is not None:
         batches.start = unfinished.epoch, unfinished.batches - 1  # the last batch is repeated: trial/resume.py
         print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
-    batches.on_gpu = keep_on_gpu
     _open_folder(out, asked, overrides)
     clock.stop("setup")
 

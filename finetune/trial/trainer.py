@@ -25,6 +25,7 @@ from finetune.storage.system import peak_resident
 from finetune.trial.callback import TrialCallback
 from finetune.trial.groups import parameter_groups, rates
 from finetune.trial.module import FineTune, Mix, constant, cosine
+from finetune.trial.steps import Steps
 from finetune.trial.wandb_logger import PatientLogger
 
 EXPECTED_WARNINGS = (
@@ -65,6 +66,7 @@ def build_module(
     metric: str = "val/acc",
     class_weights: list[float] | None = None,
     mix: Mix | None = None,
+    steps: Steps | None = None,
     kind: type[FineTune] = FineTune,
 ) -> FineTune:
     """The module that trains `network`; the batches of `stored` splits are activations."""
@@ -79,6 +81,7 @@ def build_module(
         metric=metric,
         class_weights=class_weights,
         mix=mix,
+        steps=steps,
         rates=rates(network, optim),
     )
 

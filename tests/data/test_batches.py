@@ -165,6 +165,10 @@ def test_a_last_batch_of_one_image_is_left_out_of_training_alone(case: str) -> N
     assert sizes(data.train_dataloader()) == expected
     whole = [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
     assert sizes(data.val_dataloader()) == sizes(data.test_dataloader()) == whole
+    assert data.steps_of_epoch == len(expected)
+
+    data.at_once = 2
+    assert sizes(data.train_dataloader()) == [sum(expected[i : i + 2]) for i in range(0, len(expected), 2)]
 
 
 def sizes(batches: DataLoader[Batch]) -> list[int]:

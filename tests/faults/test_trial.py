@@ -54,6 +54,10 @@ SETTINGS = {
     "sgd": [*EVERYTHING, "model.freeze_depth=0", "optim=sgd", "trainer.grad_clip=0.5", "optim.lr=0.01"],
     "partly frozen": [*EVERYTHING, "model.freeze_depth=7", "model.freeze_unit=tensor", "model.frozen_bn=stats"],
     "stored": ["model.freeze_depth=4", "cache.mode=on", "model.head.hidden=[8]", "trainer.save_every=0"],
+    "several steps at once": [
+        *("model.freeze_depth=all", "cache.mode=on", "trainer.epochs=6"),
+        *("model.head.hidden=[8]", "model.head.dropout=0.3", "trainer.save_every=0"),
+    ],
     "metric": [
         *EVERYTHING,
         "trainer.metric=val/f1",

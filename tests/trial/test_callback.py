@@ -54,7 +54,7 @@ def test_saving_takes_at_most_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch
         ours.on_train_start(trainer, module)
         while len(saves) < 4:
             now += 0.5
-            ours.on_train_batch_end(trainer, module)
+            ours.on_train_batch_end(trainer, module, None, None, 0)
         first = 10.0 if weights > 1000 else 5.0  # 16 bytes a weight, 200 MB/s, fifty times
         assert saves[0] - begun == pytest.approx(first, abs=1)
         assert [b - a - cost for a, b in itertools.pairwise(saves)] == pytest.approx([expected] * 3, abs=1)
