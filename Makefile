@@ -15,6 +15,7 @@ SETUP := $(VENV)/.installed
 endif
 
 UV := $(shell command -v uv 2>/dev/null)
+ANY_UV = $(or $(UV),$(BIN)/uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 ifdef DATA
@@ -64,11 +65,12 @@ test-slow: $(SETUP) ## run the others: kills at every point, every command of ev
 
 test-all: test test-slow ## run all of them, half an hour
 
-test-oldest: ## run the fast tests on the lowest versions that pyproject.toml allows; needs uv and 7 GB
-	uv venv --quiet --allow-existing --python 3.11 .venv-oldest
-	uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --no-header --no-annotate pyproject.toml -o .venv-oldest/lowest.txt
-	uv pip install --quiet --python .venv-oldest/bin/python -r .venv-oldest/lowest.txt --constraint .venv-oldest/lowest.txt --group dev
-	uv pip install --quiet --python .venv-oldest/bin/python --no-deps --no-build-isolation -e .
+test-oldest: $(SETUP) ## run the fast tests on the lowest versions that pyproject.toml allows; needs 7 GB
+	@test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
+	$(ANY_UV) venv --quiet --allow-existing --python 3.11 .venv-oldest
+	$(ANY_UV) pip compile --quiet --python-version 3.11 --resolution lowest-direct --no-header --no-annotate pyproject.toml -o .venv-oldest/lowest.txt
+	$(ANY_UV) pip install --quiet --python .venv-oldest/bin/python -r .venv-oldest/lowest.txt --constraint .venv-oldest/lowest.txt --group dev
+	$(ANY_UV) pip install --quiet --python .venv-oldest/bin/python --no-deps --no-build-isolation -e .
 	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" $(OLDEST) $(ARGS)
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
@@ -86,9 +88,9 @@ format: $(SETUP) ## rewrite the code as ruff wants it
 	$(BIN)/ruff format .
 
 lock: ## bring requirements.lock up to pyproject.toml; remove a line from it to let that version move
-	$(BIN)/python -m pip install --quiet uv
+	@test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
 	echo '# Exact versions that the Makefile installs. Written by `make lock` from pyproject.toml.' > requirements.new
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --constraint constraints.txt \
+	$(ANY_UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --constraint constraints.txt \
 	  --constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet >> requirements.new
 	mv requirements.new requirements.lock
 
