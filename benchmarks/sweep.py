@@ -5,7 +5,7 @@ classes, resized to 128. About 25 minutes on 2 cores for 32-bit, and 20 more for
 sampling: in turn, for each depth and format, one epoch of a naive trial, of two of ours side by side and of the bare
 loop, on 320 + 128 of the images. From the seconds of that epoch and of the start-up the totals are made: 6 trials a
 depth, 5 epochs a trial, 1,000 + 400 images an epoch. What is prepared once is measured on all images. The race is run
-whole on 250 + 400, and its epochs are counted at the price of full ones.
+whole, with its repeats, on 250 + 400, and its epochs are counted at the price of full ones; that takes longest.
 
 `naive_over_shared` has naive in 32-bit, as people run it; `naive_alike_over_shared` has it in the format of ours.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", help="ResNet50's, as .pth; random ones cost the same and learn less")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of all depths")
-    parser.add_argument("--race-images", type=int, default=250, help="training images of the race")
+    parser.add_argument("--race-images", type=int, default=250, help="training images of the race; 0 for no race")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help="keep images and stores here")
     add_precisions(parser)
@@ -103,7 +103,7 @@ def main() -> None:
         for i in range(given.repeats):
             for name in DEPTHS:
                 add_round(formats, name, i, images.sample, weights, scratch)
-        for measured in formats:
+        for measured in formats if given.race_images else ():
             count_race(measured, images.race, weights, scratch)
     write_json(given.json, {measured.precision: report(measured) for measured in formats})
 
@@ -188,6 +188,7 @@ def report(measured: Measured) -> dict[str, Any]:
             ("naive_over_same_answer", "naive", "same_answer"),
             ("shared_over_floor", "shared", "floor"),
         )
+        if below in totals[0]
     }
     print_rows(
         f"{measured.precision}: seconds of an epoch, and of all that is no epoch, of one trial",
@@ -220,8 +221,10 @@ def report(measured: Measured) -> dict[str, Any]:
     )
     print_rows("the sweep, seconds of wall clock", list(totals[0]), [[f"{v:.0f}" for v in t.values()] for t in totals])
     print_rows("ratios", ["what", "median (spread)"], [[name, figure] for name, figure in ratios.items()])
-    ran, all_of_them = sum(measured.epochs.values()), EPOCHS * PER_DEPTH * len(DEPTHS)
-    print(f"prepared in {measured.prepared:.0f} s; the race ran {ran} of {all_of_them} epochs, best {measured.best}")
+    print(f"prepared in {measured.prepared:.0f} s")
+    if measured.epochs:
+        ran, all_of_them = sum(measured.epochs.values()), EPOCHS * PER_DEPTH * len(DEPTHS)
+        print(f"the race ran {ran} epochs, a grid has {all_of_them}; best {measured.best}")
     return {
         **{name: figure.median for name, figure in ratios.items()},
         "spread": {name: figure.record() for name, figure in ratios.items()},
@@ -239,17 +242,19 @@ def totals_of(measured: Measured, rows: list[dict[str, Any]]) -> dict[str, float
     def every_trial(side: str) -> float:
         return sum(PER_DEPTH * (row.get(f"{side}_other", 0.0) + EPOCHS * row[f"{side}_epoch"]) for row in rows)
 
-    raced = 0.0
-    for row in rows:
-        depth = DEPTHS[row["depth"]]
-        raced += measured.trials[depth] * row["shared_other"] + measured.epochs[depth] * row["shared_epoch"]
-    return {
+    totals = {
         "naive": every_trial("naive"),
         "alike": every_trial("alike"),
         "shared": measured.prepared + every_trial("shared") / CORES,
         "floor": measured.prepared + every_trial("floor") / CORES,
-        "same_answer": measured.prepared + raced / CORES,
     }
+    if measured.epochs:
+        raced = 0.0
+        for row in rows:
+            depth = DEPTHS[row["depth"]]
+            raced += measured.trials[depth] * row["shared_other"] + measured.epochs[depth] * row["shared_epoch"]
+        totals["same_answer"] = measured.prepared + raced / CORES
+    return totals
 
 
 if __name__ == "__main__":
