@@ -118,6 +118,7 @@ def prepare(precision: str, images: Images, weights: Path, scratch: Path) -> Mea
     start = time.perf_counter()
     check(base(images.whole, weights, cache, SIZE, EPOCHS, precision))
     prepared = time.perf_counter() - start
+    print(f"{precision}: prepared in {prepared:.1f} s", flush=True)
 
     sampled = base(images.sample, weights, cache, SIZE, EPOCHS, precision)
     return Measured(precision, sampled, check(sampled), prepared)
@@ -221,7 +222,6 @@ def report(measured: Measured) -> dict[str, Any]:
     )
     print_rows("the sweep, seconds of wall clock", list(totals[0]), [[f"{v:.0f}" for v in t.values()] for t in totals])
     print_rows("ratios", ["what", "median (spread)"], [[name, figure] for name, figure in ratios.items()])
-    print(f"prepared in {measured.prepared:.0f} s")
     if measured.epochs:
         ran, all_of_them = sum(measured.epochs.values()), EPOCHS * PER_DEPTH * len(DEPTHS)
         print(f"the race ran {ran} epochs, a grid has {all_of_them}; best {measured.best}")
