@@ -13,6 +13,9 @@ from finetune.network.catalog import timm_package, torchvision_names
 from finetune.network.create import on_meta, options_of
 
 _LOAD = 'network.load_state_dict(load_file("model.safetensors"))'
+_LOAD_VERSION = """state = network.state_dict()  # has a version that this network asks for
+state.update(load_file("model.safetensors"))
+network.load_state_dict(state)"""
 _APART = """state = load_file("model.safetensors")
 head = {head}
 own = [name for name in state if name.startswith("{prefix}")]
@@ -43,16 +46,17 @@ def plain_code(classifier: Classifier) -> str:
     linear = [layer for layer in layers if "Linear" in layer]
     head = linear[0] if len(linear) == 1 else f"torch.nn.Sequential({', '.join(layers)})"
     place = classifier.backbone.classifier
+    load = _LOAD_VERSION if isinstance(classifier.backbone.model, torchvision.models.MNASNet) else _LOAD
 
     # 1. The library builds the very network, where the head is one linear layer and nothing else lies beside it
     classes = len(classifier.classes)
     if len(linear) == 1 and _takes(classifier, lambda: _built(name, size, num_classes=classes)):
-        return f"network = {_builder(name, size, num_classes=classes)}\n{_LOAD}"
+        return f"network = {_builder(name, size, num_classes=classes)}\n{load}"
 
     # 2. The head stands where the library has its classifier
     bare = {"num_classes": 0} if library == "timm" else {}
     if any(path == place for path, _ in on_meta(lambda: _built(name, size, **bare)).named_modules()):
-        return f"network = {_builder(name, size, **bare)}\nnetwork{_attribute(place)} = {head}\n{_LOAD}"
+        return f"network = {_builder(name, size, **bare)}\nnetwork{_attribute(place)} = {head}\n{load}"
 
     # 3. It has no such place: the head is a network of its own
     return _APART.format(head=head, prefix=f"{place}.", builder=_builder(name, size, **bare))

@@ -118,7 +118,10 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], only: frozenset[
         for name, value in own.items()
         if value.is_meta and name.endswith("num_batches_tracked")
     }
-    backbone.model.load_state_dict(counters | chosen, strict=False, assign=True)
+    for name in own.keys() - counters.keys() - chosen.keys():
+        del own[name]
+    own.update(counters | chosen)
+    backbone.model.load_state_dict(own, strict=False, assign=True)  # `own` knows its version, which MNASNets ask for
     backbone.refresh()
 
 
