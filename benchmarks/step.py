@@ -6,6 +6,8 @@ figures. Processor seconds, in turn, `--repeats` rounds.
 """
 
 import argparse
+import contextlib
+import io
 import tempfile
 import time
 from pathlib import Path
@@ -56,7 +58,8 @@ def ours(fixed: list[str], out: Path, epochs: int) -> float:
     """Processor seconds of a trial of so many epochs."""
     words = [*fixed, f"trainer.epochs={epochs}", f"out={out}"]
     start = time.process_time()
-    train(compose_config(words), words, Facts())
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(compose_config(words), words, Facts())
     return time.process_time() - start
 
 

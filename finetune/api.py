@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import Refused
+from finetune.errors import Refused, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,16 +64,20 @@ def read_records(folder: str | Path) -> "pd.DataFrame":
     """Every trial of a sweep as a row: status, figures, costs, and settings by their keys.
 
     Raises:
-        Refused: the folder holds no records, or pandas is not installed.
+        Refused: the folder holds no records, or pandas cannot be imported.
     """
     from finetune.records.read import read_records as read
     from finetune.report.rows import row_of
 
+    records = read(Path(folder))
     try:
         import pandas as pd
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise Refused("records as a data frame need pandas; pip install pandas") from error
-    return pd.DataFrame([row_of(record) for record in read(Path(folder))])
+    except ImportError as error:  # of one that wants another NumPy
+        why = one_line(error.__cause__ or error)
+        raise Refused(f"pandas cannot be imported ({why}); pip install -U pandas numpy") from error
+    return pd.DataFrame([row_of(record) for record in records])
 
 
 def load(model: str | Path) -> "Model":

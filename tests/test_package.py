@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import textwrap
 import venv
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from finetune import __version__
+from tests.test_api import page_examples
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -139,3 +141,18 @@ def test_the_command_works_from_an_empty_folder(python: Path, tmp_path: Path, ca
     images = ROOT / "tests" / "kept" / "0.1.0" / "images"
     assert "class0/0.png" in finetune("predict", "model", str(images / "val"))
     assert "27 images" in finetune("check", str(images))
+
+
+def test_the_examples_in_python_work_from_an_empty_folder(python: Path, tmp_path: Path, images: Path) -> None:
+    place = tmp_path / "empty"
+    place.mkdir()
+    examples = "\n".join([*page_examples(place, images), "print(finetune.__file__, frame.shape[0])"])
+    (place / "program.py").write_text(f'if __name__ == "__main__":\n{textwrap.indent(examples, "    ")}')
+
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "FINETUNE_FAULTS")}
+    command = [python, "-W", "ignore", "program.py"]
+    shown = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    where, rows = shown.stdout.splitlines()[-1].split()
+    assert Path(where).is_relative_to(python.parent.parent)
+    assert rows == "2"

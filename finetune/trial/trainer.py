@@ -45,7 +45,14 @@ def quieten() -> None:
 
 
 def build_optimizer(optim: OptimConfig, network: Network) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over what trains of `network`, in one kernel a group."""
+    """AdamW, or SGD with Nesterov momentum, over what trains of `network`, in one kernel a group where there is one."""
+    try:
+        return _optimizer(optim, network, fused=True)
+    except RuntimeError:  # of torch 2.4 on Apple's GPUs
+        return _optimizer(optim, network, fused=False)
+
+
+def _optimizer(optim: OptimConfig, network: Network, fused: bool) -> torch.optim.Optimizer:
     groups = parameter_groups(network, optim)
     if optim.name == "sgd":
         return torch.optim.SGD(
@@ -54,9 +61,9 @@ def build_optimizer(optim: OptimConfig, network: Network) -> torch.optim.Optimiz
             optim.momentum,
             weight_decay=optim.weight_decay,
             nesterov=optim.momentum > 0,
-            fused=True,
+            fused=fused,
         )
-    return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
 
 
 def build_module(
