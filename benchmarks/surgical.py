@@ -67,6 +67,7 @@ def labels(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, help="model.safetensors of the source task, from an earlier run")
+    parser.add_argument("--shifts", nargs="+", choices=("pixels", "kinds", "labels"), help="by default all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -75,6 +76,8 @@ def main() -> None:
         scratch = Path(folder)
         weights = arguments.source or source_weights(scratch)
         for shift in (pixels, kinds, labels):
+            if arguments.shifts and shift.__name__ not in arguments.shifts:
+                continue
             images = draw_folder(scratch / shift.__name__, shift, train=16, seed=21)
             records = swept(scratch, shift.__name__, images, weights)
             rows.append({"shift": shift.__name__, "before": before(records), **by_window(records)})
