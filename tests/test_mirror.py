@@ -81,6 +81,7 @@ ELSEWHERE = {
     "trial/pretrained": "test_api.py",
     "trial/record": "test_train.py",
     "trial/run": "test_train.py",
+    "trial/folder": "test_train.py",
     "trial/signals": "faults/test_trial.py",
     "trial/wandb_logger": "faults/test_wandb_faults.py",
 }

@@ -5,12 +5,10 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from finetune.config import Config, flat, trial_key
@@ -18,28 +16,24 @@ from finetune.console import stages
 from finetune.data.augment import build_mix
 from finetune.data.balance import class_weights
 from finetune.data.batches import PixelData
-from finetune.errors import Interrupted, Pruned, Refused, one_line
+from finetune.errors import Interrupted, Pruned, one_line
 from finetune.gpu import is_out_of_memory
 from finetune.network.catalog import NetworkInput, with_input
-from finetune.network.checkpoint import InputSpec, save_checkpoint
 from finetune.network.device import Precision
 from finetune.network.network import Network, build_network
 from finetune.network.parts import FrozenPrefix, SharedPrefix, Suffix, arrange_in_memory, first_contiguous
-from finetune.network.weights import Weights
-from finetune.records.layout import CHECKPOINT, CONFIG, HYDRA, LAST, OVERRIDES, STOP
+from finetune.records.layout import LAST
 from finetune.records.metric import Incumbent
-from finetune.records.predictions import predictions_of
 from finetune.records.result import Result
 from finetune.sharing.facts import Facts
 from finetune.sharing.features import pretrained_features
-from finetune.sharing.images import Images, open_images
+from finetune.sharing.images import open_images
 from finetune.sharing.prepare import open_activations
 from finetune.sharing.requests import preprocess_of, requests_of
-from finetune.storage.durable import remove_leftovers, write_durably
-from finetune.storage.faults import reach
 from finetune.storage.parallel import Progress
 from finetune.trial import signals
 from finetune.trial.callback import Heartbeat, TrialCallback
+from finetune.trial.folder import open_folder, refuse_another, save_best
 from finetune.trial.module import FineTune
 from finetune.trial.probe import fit_head
 from finetune.trial.record import Ending, cache_account, digests_of, result_of, summary_of
@@ -93,7 +87,7 @@ def _train(
 ) -> Result | None:
     """`train`, once; None where a GPU's memory ran out that the images took a part of, unless not `keep_on_gpu`."""
     clock, out, asked = _Clock(), Path(config.out), config
-    _refuse_another(out, trial_key(asked))
+    refuse_another(out, trial_key(asked))
     config = with_input(asked)
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -154,14 +148,14 @@ def _train(
     if unfinished is not None:
         batches.start = unfinished.epoch, unfinished.batches - 1  # the last batch is repeated: trial/resume.py
         print(f"going on in epoch {unfinished.epoch + 1} after batch {unfinished.batches}")
-    _open_folder(out, asked, overrides)
+    open_folder(out, asked, overrides)
     clock.stop("setup")
 
     # 4. Train, test, and keep the model if it is the best so far
     def work() -> dict[str, float]:
         test = _fit(config, module, trainer, batches)
         if incumbent is None or incumbent.matched_by(module.history):
-            _save_best(out, config, module, images, weights, cut.freeze_depth, digests["frozen"])
+            save_best(out, config, module, images, weights, cut.freeze_depth, digests["frozen"])
         return test
 
     signals.defer(True)
@@ -202,13 +196,6 @@ def _train(
     if ending.error is not None:
         raise ending.error
     return result
-
-
-def _refuse_another(out: Path, key: str) -> None:
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged record is nothing to keep
-        there = Result.load(out)
-        if there.status == "complete" and there.key != key:
-            raise Refused(f"out={out} holds the record of another trial, {there.key}; give another folder")
 
 
 @contextlib.contextmanager
@@ -273,45 +260,6 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
 
     module.network.load_trained_state(module.best_state)
     return {name: float(value) for name, value in trainer.test(module, batches, verbose=False)[0].items()}
-
-
-def _save_best(
-    out: Path,
-    config: Config,
-    module: FineTune,
-    images: Images,
-    weights: Weights,
-    freeze_depth: int | float,
-    frozen_digest: str,
-) -> None:
-    """Write the checkpoint of the best epoch, and what that said of the validation images."""
-    reach("checkpoint", out / CHECKPOINT)
-    model = replace(config.model, freeze_depth=freeze_depth)  # `all` as a number
-    data = config.data
-    levels = None if images.levels is None else asdict(images.levels)
-    preprocessing = InputSpec(data.size, data.resize, data.interpolation, weights.mean, weights.std, levels)
-    save_checkpoint(out / CHECKPOINT, module.best_state, model, images.classes, frozen_digest, preprocessing)
-
-    if not config.trainer.refit:  # whose weights are of the last epoch, and whose validation images were trained on
-        _save_predictions(out, config, module, images)
-
-
-def _save_predictions(out: Path, config: Config, module: FineTune, images: Images) -> None:
-    """Write what the best epoch said of each validation image, for the report on the winner."""
-    val, root = images.splits["val"], config.data.root
-    paths = list(map(Path, images.val_paths))
-    folder = Path(root).expanduser() if root and Path(root).expanduser().is_dir() else None
-    probabilities = module.best_probabilities.numpy()
-    predictions_of(probabilities, val.labels, paths, folder, lambda i: val.images[i]).save(out)
-
-
-def _open_folder(out: Path, config: Config, overrides: Sequence[str]) -> None:
-    (out / HYDRA).mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    (out / STOP).unlink(missing_ok=True)  # meant for an earlier attempt
-    documents = {CONFIG: OmegaConf.structured(config), OVERRIDES: OmegaConf.create(list(overrides))}
-    for name, values in documents.items():
-        write_durably(out / HYDRA / name, OmegaConf.to_yaml(values).encode())
 
 
 class _Clock:
