@@ -1,8 +1,10 @@
 """An export in the network of its own library: the code there that its weights load into."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 
@@ -55,7 +57,7 @@ def plain_code(classifier: Classifier) -> str:
 
     # 2. The head stands where the library has its classifier
     bare = {"num_classes": 0} if library == "timm" else {}
-    if any(path == place for path, _ in on_meta(lambda: _built(name, size, **bare)).named_modules()):
+    if _takes_head(classifier, on_meta(lambda: _built(name, size, **bare))):
         return f"network = {_builder(name, size, **bare)}\nnetwork{_attribute(place)} = {head}\n{load}"
 
     # 3. It has no such place: the head is a network of its own
@@ -69,6 +71,24 @@ def _takes(classifier: Classifier, build: Callable[[], nn.Module]) -> bool:
     except (Refused, TypeError, ValueError, RuntimeError):  # it has no classifier of so many classes
         return False
     return {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in classifier.state().items()}
+
+
+def _takes_head(classifier: Classifier, network: nn.Module) -> bool:
+    """Whether a network, on the meta device, gives logits once the head stands in its classifier's place.
+
+    It may have no such place, or have a convolution there, and flatten its features after it.
+    """
+    parent, _, child = classifier.backbone.classifier.rpartition(".")
+    if not any(path == classifier.backbone.classifier for path, _ in network.named_modules()):
+        return False
+
+    setattr(network.get_submodule(parent), child, copy.deepcopy(classifier.head).to("meta"))
+    size = classifier.preprocessing.size
+    try:
+        logits = network.eval()(torch.empty(2, 3, size, size, device="meta"))
+    except RuntimeError:
+        return False
+    return bool(logits.shape == (2, len(classifier.classes)))
 
 
 def _built(name: str, size: int, **more: Any) -> nn.Module:
