@@ -59,6 +59,7 @@ app.command(
     add_help_option=False,
 )(train.train)
 app.command()(wandb.agent)
+app.command()(wandb.scheduler)
 app.command()(sweep.status)
 app.command()(report.report)
 app.command()(report.compare)

@@ -31,6 +31,7 @@ from finetune.trial.calibration import Calibration
 from finetune.trial.calibration import calibrate as measure
 from finetune.trial.precision import faster_on_cpu as faster_format
 from finetune.trial.run import train
+from finetune.trial.wandb_logger import tell_refusal
 from finetune.visible_gpus import show_gpu
 
 register()
@@ -174,6 +175,7 @@ def _exit_code(run: Callable[[], None], debug: bool, listen: bool = True) -> int
         return 0
     except Refused as refusal:
         code, text = 2, f"refused: {refusal}"
+        tell_refusal(text)
     except Interrupted as interrupt:
         code, text = interrupt.code, "interrupted"
     except Exception as failure:

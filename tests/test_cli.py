@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.commands.sweep import _conclude, this_command
+from finetune.commands.sweep import conclude, this_command
 from finetune.records.layout import RECORD
 from finetune.records.ranking import ACCURACY
 from finetune.records.result import Result
@@ -78,14 +78,14 @@ def test_brackets_in_paths_and_reasons_are_printed_as_they_are(
     spec = read_sweep(tmp_path / "s.yaml")
     ended = Sweep(spec, folder, 1, ACCURACY, [Finished.of(spec, {"seed": 0}, failed)])
     ended.ended = f"the first 1 trials failed alike: {reason}"
-    assert _conclude(ended) == 4
+    assert conclude(ended) == 4
     said = capfd.readouterr().out
     assert f"ended early: the first 1 trials failed alike: {reason}" in said
     assert f"no trial succeeded; the first reason: {reason} (mended?" in said
     assert f"plot and table: {folder}/report.html" in said
     ended.finished, ended.out_of_time = [], True
     monkeypatch.setattr(sys, "argv", ["/bin/finetune", "sweep", "s.yaml", f"data.root={folder}"])
-    assert _conclude(ended) == 4
+    assert conclude(ended) == 4
     assert f"the same command continues: finetune sweep s.yaml 'data.root={folder}'\n" in capfd.readouterr().out
 
 
@@ -102,7 +102,7 @@ def test_a_spent_budget_with_a_best_is_no_failure(
     ended = Sweep(spec, tmp_path / "s", 3, ACCURACY, [Finished.of(spec, params, result)])
     ended.ended, ended.out_of_time = "the budget is spent", True
     monkeypatch.setattr(sys, "argv", ["/bin/finetune", "sweep", "s.yaml"])
-    assert _conclude(ended) == 0
+    assert conclude(ended) == 0
     assert "2 trials not run yet; to go on, run the same command again: finetune sweep s.yaml" in capfd.readouterr().out
 
 

@@ -28,7 +28,7 @@ TINY = ["data.size=32", "data.batch_size=8", "trainer.epochs=1", "trainer.accele
 """Settings that make a trial a matter of a second."""
 
 ONLY_UNDERSTOOD = {
-    r"finetune (agent|sync|dashboard) ": "needs W&B's server; tests/test_wandb.py runs them against one",
+    r"finetune (agent|scheduler|sync|dashboard) ": "needs W&B's server; tests/test_wandb.py runs them against one",
     r"finetune sweep .*--launcher slurm": "needs SLURM; tests/sweep/test_cluster.py runs it on one",
     r"python -m finetune.train .*logger.project": "needs W&B's server",
     r"finetune report .*--serve": "serves until it is stopped; a test of the page asks it",

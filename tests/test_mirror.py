@@ -41,6 +41,7 @@ ELSEWHERE = {
     "records/layout": "records/test_result.py",
     "records/metric": "sweep/test_run.py",
     "records/read": "report/test_table.py",
+    "records/run_files": "test_wandb.py",
     "records/repeat": "commands/test_predict.py",
     "report/bits": "report/test_verdict.py",
     "report/compare": "commands/test_report.py",
@@ -53,6 +54,7 @@ ELSEWHERE = {
     "report/page/predictions": "report/test_page.py",
     "report/serve": "report/test_page_in_browser.py",
     "report/wandb": "test_wandb.py",
+    "report/wandb_runs": "test_wandb.py",
     "report/winner": "commands/test_predict.py",
     "sharing/facts": "sharing/test_activations.py",
     "report/decision": "report/test_verdict.py",
@@ -84,6 +86,8 @@ ELSEWHERE = {
     "trial/folder": "test_train.py",
     "trial/signals": "faults/test_trial.py",
     "trial/wandb_logger": "faults/test_wandb_faults.py",
+    "sweep/wandb_launcher": "sweep/test_scheduler.py",
+    "sweep/wandb_sweep": "sweep/test_agent.py",
 }
 """Modules without a namesake, and the file whose tests go through them."""
 

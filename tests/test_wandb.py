@@ -30,11 +30,11 @@ VALUES: dict[str, list[Any]] = {
 """Every form of value that an agent passes; together with texts below."""
 
 
-def start(server: Server, folder: Path, *words: str) -> "subprocess.Popen[str]":
-    """A command in `folder`, pointed at the server."""
+def start(server: Server, folder: Path, *words: str, **more: str) -> "subprocess.Popen[str]":
+    """A command in `folder`, pointed at the server; `more` is added to its environment."""
     binaries = Path(sys.executable).parent
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment |= server.environment()
+    environment |= server.environment() | more
     environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": f"{binaries}:{os.environ['PATH']}"}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", *words],  # as the commands `wandb` and `finetune` do
@@ -175,13 +175,46 @@ def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, f
             assert f"uploaded {uploaded} trials" in output
         runs = list(server.runs.values())
     records = {record.freeze_depth: record for record in map(Result.load, tmp_path.glob("runs/mine/trials/*"))}
-    assert len(runs) == 2
-    for run in runs:
+    assert [run.name for run in runs][2:] == ["mine-summary"]
+    for run in runs[:2]:
         record = records[run.summary["freeze_depth"]]
         assert (run.group, run.complete, run.exitcode) == ("mine", True, 0)
         assert run.settings() == record.config
         assert [row["val/acc"] for row in run.history] == [epoch["val/acc"] for epoch in record.history]
         assert run.summary["val/acc_best"] == record.val_acc_best
+
+
+@pytest.mark.slow
+def test_the_dashboard_sums_up_what_an_uploaded_sweep_found(tmp_path: Path, fast: list[str]) -> None:
+    grid = {"method": "grid", "parameters": {"model.freeze_depth": {"values": [16, 17]}, "seed": {"values": [0, 1]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
+    with wandb_server() as server:
+        for words in (["sweep", "mine.yaml", *fast], ["sync", "runs/mine", "--project", "us/p"]):
+            done = start(server, tmp_path, "finetune.cli", *words)
+            printed, _ = done.communicate(timeout=120)
+            assert done.returncode == 0, printed
+        said = [
+            start(server, tmp_path, "finetune.cli", "dashboard", f"us/p{sweep}", "--watch").communicate(timeout=120)[0]
+            for sweep in ("", "/mine", "/other")
+        ]
+        unknown, runs = server.unknown, server.runs
+    assert "mine: 4 trials, " in said[0], said[0]
+    assert "mine: 4 trials, " in said[1], said[1]  # the same run, resumed
+    assert "refused: us/p has no runs of a sweep or group other" in said[2], said[2]
+    assert unknown == []
+    assert len(runs) == 5
+    summary = runs["mine-summary"]
+    records = [Result.load(folder) for folder in tmp_path.glob("runs/mine/trials/*")]
+    assert summary.summary["trials"] == {"complete": 4}
+    assert "It cost" in summary.summary["verdict"]
+    means = [sum(r.accuracy for r in records if r.freeze_depth == depth) / 2 for depth in (16, 17)]
+    assert summary.summary["best/mean"] == pytest.approx(max(means))
+    assert {"report.html", "sweep.json"} <= summary.files.keys()
+    (table,) = (json.loads(data) for name, data in summary.files.items() if "media/table/depths" in name)
+    assert (table["columns"][0], [row[0] for row in table["data"]]) == ("depth", ["k=16", "k=17"])
+    (curve,) = (json.loads(data) for name, data in summary.files.items() if name.startswith("media/plotly"))
+    drawn = [trace for trace in curve["data"] if trace.get("error_y", {}).get("visible")]
+    assert [trace["x"] for trace in drawn] == [[16, 17]]
 
 
 def test_a_trial_that_is_to_go_on_is_not_uploaded_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

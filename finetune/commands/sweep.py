@@ -85,8 +85,8 @@ def sweep(
 
     spec = read_sweep(find_sweep(file), tuple(overrides or ()), trials)
     folder = out or _folder_of(spec.name)
-    limit = None if budget is None else _seconds("--budget", budget)
-    patience = _seconds("--stuck-after", stuck_after)
+    limit = None if budget is None else seconds("--budget", budget)
+    patience = seconds("--stuck-after", stuck_after)
     options = Options(
         workers=workers,
         gpus=gpus,
@@ -104,7 +104,7 @@ def sweep(
     except (KeyboardInterrupt, Interrupted):
         console.print("\nstopped; to continue, run the same command again: " + this_command())
         raise
-    return _conclude(ended)
+    return conclude(ended)
 
 
 def _announce(estimate: "Estimate", races: bool) -> None:
@@ -112,7 +112,7 @@ def _announce(estimate: "Estimate", races: bool) -> None:
     console.print(estimate.lines(races)[0])
 
 
-def _conclude(ended: "Sweep") -> int:
+def conclude(ended: "Sweep") -> int:
     """Say how a sweep ended, what it found and what comes next; returns the exit code."""
     from finetune.records.read import read_records
     from finetune.report.page.page import write_report
@@ -241,17 +241,17 @@ def _folder_of(name: str) -> Path:
     return plain if (plain / SWEEP).is_file() else Path("runs") / folder_name(name)
 
 
-def _seconds(option: str, text: str) -> float:
+def seconds(option: str, text: str) -> float:
     """`90s`, `30m`, `2h` or plain seconds as a number of seconds."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     unit = text[-1:] if text[-1:] in units else ""
     try:
-        seconds = float(text.removesuffix(unit)) * units.get(unit, 1)
+        number = float(text.removesuffix(unit)) * units.get(unit, 1)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
+        number = 0.0
+    if not 0 < number < math.inf:
         raise Refused(f"{option} {text} is not a time; give a number with a unit, such as 90s, 30m or 2h")
-    return seconds
+    return number
 
 
 def this_command() -> str:

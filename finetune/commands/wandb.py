@@ -1,5 +1,8 @@
 """Running sweeps with W&B: agents, uploads, dashboards."""
 
+import re
+import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +10,7 @@ import typer
 
 from finetune.commands.report import print_conclusions
 from finetune.console import console
-from finetune.errors import Refused, counted
+from finetune.errors import Interrupted, Refused, counted
 
 
 def agent(
@@ -34,17 +37,66 @@ def agent(
     return 0
 
 
+def scheduler(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="ENTITY/PROJECT/ID, as `wandb sweep` printed it.")],
+    agents: Annotated[int, typer.Option(min=1, help="How many agents run: so many trials at a time.")] = 4,
+    margin: Annotated[float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that are worth having.")] = 2.0,
+    no_repeats: Annotated[
+        bool, typer.Option("--no-repeats", help="The file's trials as they are, and no others.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
+    stuck_after: Annotated[
+        str, typer.Option(metavar="TIME", help="A run that is silent for so long is given up and started again.")
+    ] = "15m",
+    poll: Annotated[str, typer.Option(metavar="TIME", help="From one look at the runs to the next.")] = "10s",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    experimental: Annotated[bool, typer.Option(help="Needed, as long as W&B calls this experimental.")] = False,
+) -> int:
+    """Decide about the trials that W&B's agents run.
+
+    As `finetune sweep` does, with its race, its repeats and its verdict, on any number of machines that run `wandb
+    agent` or `finetune agent`. The sweep file needs `scheduler: {engine: wandb}`. Started again, it goes on from what
+    W&B knows.
+    """
+    from finetune.commands.display import watching
+    from finetune.commands.sweep import conclude, seconds, this_command
+    from finetune.sweep.scheduler import TESTED_WITH, run_scheduler
+    from finetune.sweep.state import Options
+
+    if not experimental:
+        raise Refused(
+            f"finetune scheduler uses a queue that W&B calls experimental, tried with wandb {TESTED_WITH} and never "
+            f"against W&B's own server; add --experimental to use it: {this_command()} --experimental"
+        )
+    options = Options(
+        margin=None if no_repeats else margin / 100,
+        retry_failed=retry_failed,
+        stuck_after=seconds("--stuck-after", stuck_after),
+    )
+    try:
+        with watching() as (watch, _):
+            ended = run_scheduler(sweep, options, agents, seed, seconds("--poll", poll), watch)
+    except (KeyboardInterrupt, Interrupted):
+        console.print("\nstopped; the agents finish what they have. To go on: " + this_command())
+        raise
+    code = conclude(ended)
+    if ended.best is not None:
+        console.print(f"the models are on the machines that trained them, the best one on {ended.best.host}")
+    return code
+
+
 def sync(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep that ran here.")],
     project: Annotated[str, typer.Option(help="PROJECT, or ENTITY/PROJECT.")] = "finetune",
 ) -> int:
     """Upload a sweep to W&B.
 
-    Its trials become runs in a group of the sweep's name; none is uploaded twice.
+    Its trials become runs in a group of the sweep's name; none is uploaded twice. Another run says what it found.
     """
     from rich.progress import Progress
 
     from finetune.report.wandb import sync_records
+    from finetune.report.wandb_summary import write_summary
 
     entity, _, name = project.rpartition("/")
     with Progress(console=console, transient=True) as display:
@@ -57,22 +109,66 @@ def sync(
 
     last = f", the last as {uploaded[-1]}" if uploaded else ""
     console.print(f"uploaded {counted(len(uploaded), 'trial')}{last}")
+    console.print(f"what it found: {write_summary(folder, entity or None, name, folder.name)}")
     return 0
 
 
-def dashboard(project: Annotated[str, typer.Argument(metavar="PROJECT", help="ENTITY/PROJECT.")]) -> int:
-    """Make a W&B workspace view.
+def dashboard(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="ENTITY/PROJECT, or ENTITY/PROJECT/SWEEP.")],
+    watch: Annotated[bool, typer.Option(help="Keep the summaries up to date until no sweep runs any more.")] = False,
+) -> int:
+    """Show in W&B what sweeps found.
 
-    Accuracy against freeze depth, learning curves and more; an existing one is brought up to date.
+    A summary run a sweep (the curve with its intervals, the verdict, tables, the report page), and a workspace view.
+    What is there already is brought up to date. SWEEP is a sweep's id, or the group of an uploaded one.
     """
     from finetune.report.wandb import rename_old_column, write_dashboard
 
     entity, _, name = project.partition("/")
-    if not entity or not name or "/" in name:
-        raise Refused(f"{project} is not a project; give ENTITY/PROJECT")
+    name, _, sweep = name.partition("/")
+    if not entity or not name or "/" in sweep:
+        raise Refused(f"{project} is not a project; give ENTITY/PROJECT, or ENTITY/PROJECT/SWEEP")
 
-    console.print(write_dashboard(entity, name))
+    view = write_dashboard(entity, name)
+    console.print(view or "no workspace view, which needs another package of W&B's: pip install wandb-workspaces")
     renamed = rename_old_column(entity, name)
     if renamed:
         console.print(f"{counted(renamed, 'run')} of an earlier version got the column freeze_depth")
+    _summarise(entity, name, sweep, watch)
     return 0
+
+
+_REFRESH = 30.0
+"""Seconds from one look at running sweeps to the next."""
+
+
+def _summarise(entity: str, project: str, sweep: str, watch: bool) -> None:
+    """Write the summary runs of a project's sweeps, or of one; again as their trials end, while any is running."""
+    from finetune.records.layout import RECORD, TRIALS
+    from finetune.report.wandb_runs import sweeps_in
+    from finetune.report.wandb_summary import write_summary
+    from finetune.sweep.wandb_sweep import fetch_sweep
+
+    ended: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        while True:
+            found = {name: runs for name, runs in sweeps_in(entity, project).items() if sweep in ("", name)}
+            if sweep and not found:
+                raise Refused(f"{entity}/{project} has no runs of a sweep or group {sweep}; give one that it has")
+
+            for name in found:
+                folder = Path(scratch) / re.sub(r"[^\w.-]", "-", name)
+                without = fetch_sweep(entity, project, name, folder)
+                records = len(list((folder / TRIALS).glob(f"*/{RECORD}")))
+                if records == ended.get(name, 0):
+                    continue
+
+                said = f" ({counted(without, 'run')} without a record left out)" if without else ""
+                console.print(
+                    f"{name}: {counted(records, 'trial')}{said}, {write_summary(folder, entity, project, name)}"
+                )
+                ended[name] = records
+
+            if not watch or not any(found.values()):
+                return
+            time.sleep(_REFRESH)

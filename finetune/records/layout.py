@@ -20,6 +20,8 @@ RECORD = "result.json"
 """The record of a trial."""
 CORRECT = "correct.json"
 """Beside a record: which validation images each epoch got right, where that is too long for the record."""
+RECORD_FILES = (RECORD, CORRECT)
+"""What a W&B run keeps of its trial's folder."""
 CHECKPOINT = "best.safetensors"
 PREDICTIONS = "predictions.npz"
 """Beside the checkpoint, and like it kept of the sweep's best trial only."""
@@ -39,12 +41,12 @@ HEARTBEAT = "heartbeat"
 STOP = "stop"
 """A file that asks the trial in its folder to end; it holds the reason."""
 UNSETTLED = "unsettled"
-"""A file beside the record of a trial that ran to its end, while trials before it, which may show that it fell behind
-long ago, are under way."""
+"""A file beside the record of a trial that ran to its end, or that W&B stopped, while trials before it, which may show
+that it fell behind long ago, are under way."""
 WANDB = "wandb"
 """The folder of a W&B run's files."""
 SYNCED = "synced.txt"
-"""Where the trial is in W&B, once `finetune sync` has put it there."""
+"""Where the trial is in W&B: `finetune sync` has put it there, or its record was fetched."""
 
 # In an exported folder, which may lie anywhere
 EXPORTED = "model.safetensors"

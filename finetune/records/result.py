@@ -10,6 +10,12 @@ from finetune.storage.durable import sealed, unsealed, write_durably
 SCHEMA = 1
 FREEZE_DEPTH = "freeze_depth"
 """The column of a dashboard that has a trial's freeze depth, and the field of its record."""
+VAL_IMAGES = "val/images"
+"""The column of a dashboard that has how many validation images decide, as `report.bits.images_behind` counts them."""
+STOPPED_BY_WANDB = "stopped by W&B"
+"""Why a trial was pruned, where its agent was told so and not why."""
+REFUSED = "refused"
+"""The column of a dashboard that has why a trial did not begin."""
 
 _ADDED = ("input", "val_images", "val_labels", "probe_val_acc", "precision")
 """Fields that records of older versions lack."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import Refused
-from finetune.records.layout import SYNCED, TRIALS, WANDB
+from finetune.records.layout import RECORD_FILES, SYNCED, TRIALS, WANDB
 from finetune.records.metric import followed_by, with_best
 from finetune.records.read import read_records
 from finetune.records.result import FREEZE_DEPTH, Result
+from finetune.records.run_files import keep_files
 from finetune.report.table import label
 from finetune.storage.durable import write_durably
 
@@ -44,7 +45,7 @@ def sync_records(
     uploaded = []
     for done, record in enumerate(waiting):
         progress(done, len(waiting))
-        path = _upload(record, folder.name, project, entity)
+        path = _upload(record, folder, project, entity)
         write_durably(folder / TRIALS / record.key / SYNCED, path.encode())
         uploaded.append(path)
 
@@ -57,8 +58,8 @@ def _is_uploaded(trial: Path) -> bool:
     return (trial / SYNCED).exists() or any(trial.glob(f"{WANDB}/run-*"))
 
 
-def _upload(record: Result, group: str, project: str, entity: str | None) -> str:
-    """Make a run of a record; returns its path in W&B."""
+def _upload(record: Result, folder: Path, project: str, entity: str | None) -> str:
+    """Make a run of a record, which keeps it as a file, as the run of an agent does; returns its path in W&B."""
     import wandb
 
     settings = [key for key in record.params if key not in _NOT_IN_NAMES]
@@ -66,7 +67,7 @@ def _upload(record: Result, group: str, project: str, entity: str | None) -> str
         run = wandb.init(
             project=project,
             entity=entity,
-            group=group,
+            group=folder.name,
             name=label(record.params, settings),
             config=record.config,
             dir=scratch,
@@ -79,22 +80,23 @@ def _upload(record: Result, group: str, project: str, entity: str | None) -> str
             run.log(epoch)
 
         run.summary.update(record.figures())
+        keep_files(run, folder / TRIALS / record.key, RECORD_FILES)
         run.finish(exit_code=0 if record.status in ("complete", "pruned") else 1)
         return "/".join((run.entity, run.project, run.id))
 
 
 def write_dashboard(entity: str, project: str) -> str:
-    """Create, or bring up to date, our view of a W&B project; returns its URL.
+    """Create, or bring up to date, our view of a W&B project; returns its URL, empty without W&B's package for views.
 
     Raises:
-        Refused: no such project, no access to it, or W&B's package for workspaces is not installed.
+        Refused: no such project, or no access to it.
     """
     import wandb
 
     try:
         import wandb_workspaces.workspaces as workspaces
-    except ImportError as error:
-        raise Refused("a dashboard needs another package of W&B's; pip install wandb-workspaces") from error
+    except ImportError:
+        return ""
 
     server = wandb.Api().settings["base_url"].replace("api.", "")
     sections = _sections()

@@ -6,19 +6,18 @@
 import contextlib
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import yaml
 
 from finetune.compose import compose_config, override
 from finetune.config import trial_key
 from finetune.errors import Refused
-from finetune.records.layout import LOG, STOP, TRIALS, folder_name
+from finetune.records.layout import LOG, STOP, TRIALS
+from finetune.records.result import STOPPED_BY_WANDB
 from finetune.storage.durable import write_durably
 from finetune.sweep.children import CONTEXT, end_with_parent, start_child
 from finetune.sweep.goal import refuse_wrong_goal
@@ -26,6 +25,7 @@ from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
 from finetune.sweep.spec import command_overrides
+from finetune.sweep.wandb_sweep import local_name, open_sweep
 
 _PATIENCE = 20.0
 """Seconds that a trial W&B stopped may take to end by itself; the server waits 30."""
@@ -49,13 +49,12 @@ def run_agents(
     Raises:
         Refused: no such sweep, or its command does not run our trials.
     """
-    config = _sweep_config(sweep)
+    config = open_sweep(sweep).config
     fixed = command_overrides(sweep, config.get("command", []))
     if not fixed and not config.get("command"):
         raise Refused(f"{sweep} has no command; make it with `wandb sweep` from a file like those in sweeps/")
     refuse_wrong_goal(sweep, config.get("metric") or {})
-    name = folder_name(re.sub(r"[^\w.+-]", "_", str(config.get("name") or "sweep")))
-    folder = Path("runs") / f"{name}-{sweep.rpartition('/')[2]}"
+    folder = Path("runs") / local_name(config, sweep)
     slots = local_slots(chosen_gpus(usable_gpus(), gpus), workers, trials_per_gpu)
     agents = [
         CONTEXT.Process(name=f"agent {i}", target=_agent, args=(sweep, fixed, folder, slot, count))
@@ -73,18 +72,6 @@ def run_agents(
         for agent in agents:
             agent.join()
     return folder
-
-
-def _sweep_config(sweep: str) -> dict[str, Any]:
-    import wandb
-
-    if len(sweep.split("/")) != 3:
-        raise Refused(f"{sweep} is not a sweep; give ENTITY/PROJECT/ID, as `wandb sweep` printed it")
-    try:
-        config: dict[str, Any] = wandb.Api().sweep(sweep).config
-    except (wandb.errors.Error, ValueError) as error:
-        raise Refused(f"{sweep} cannot be read from W&B: {' '.join(str(error).split())}") from error
-    return config
 
 
 def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: int | None) -> None:
@@ -143,7 +130,7 @@ def _trial(words: list[str], fixed: int, folder: Path, slot: Slot, leaving: thre
         if leaving.is_set():
             stop_jobs(launcher, [job])  # SIGTERM: the run is marked as preempted
         else:
-            write_durably(place / STOP, b"stopped by W&B")
+            write_durably(place / STOP, STOPPED_BY_WANDB.encode())
             job.join(_PATIENCE)
             stop_jobs(launcher, [job])
         raise

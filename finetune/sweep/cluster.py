@@ -23,7 +23,7 @@ from finetune.errors import Refused
 from finetune.records.layout import JOBS, LOG
 from finetune.records.metric import Incumbent
 from finetune.sweep.children import log_to, no_imports_from_here
-from finetune.sweep.jobs import Job
+from finetune.sweep.jobs import Job, stop_jobs
 
 _RUNNING, _ENDING = "R", "CG"
 """squeue's names for a job that runs, and for one that is being ended."""
@@ -154,6 +154,10 @@ class ClusterLauncher:
 
     def set_aside(self, worker: str) -> None:
         """The cluster's business."""
+
+    def end(self, jobs: Sequence[Job]) -> None:
+        """Take them out of the queue."""
+        stop_jobs(self, jobs)
 
 
 class ClusterJob:

@@ -12,7 +12,7 @@ from finetune.config import key_of
 from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS, UNSETTLED
 from finetune.records.read import finished_record, records_by_age
-from finetune.records.result import Result
+from finetune.records.result import STOPPED_BY_WANDB, Result
 from finetune.report.bits import images_behind
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
@@ -93,7 +93,7 @@ class Coordinator:
                 self._launcher.wait([trial.job for trial in sweep.running])
                 self.look()
         finally:
-            stop_jobs(self._launcher, [trial.job for trial in sweep.running])
+            self._launcher.end([trial.job for trial in sweep.running])
 
     def _learn_from_records(self) -> None:
         """Take note of the trials of earlier calls: those that have records, then those that were under way."""
@@ -233,7 +233,8 @@ class Coordinator:
         for i in sorted(waiting, key=lambda i: sweep.finished[i].place):
             trial = sweep.finished[i]
             images = images_behind(trial.result)
-            reason = why_lost(trial.place, trial.params, trial.curve[:-1], images, sweep)
+            curve = trial.curve[:-1] if trial.result.status == "complete" else trial.curve
+            reason = why_lost(trial.place, trial.params, curve, images, sweep)
             if reason is not None:
                 sweep.finished[i] = self._settled(trial, reason)
 
@@ -250,7 +251,7 @@ class Coordinator:
                 write_durably(running.folder / STOP, reason.encode())
 
     def _settled(self, trial: Finished, lost: str) -> Finished:
-        """A trial that ran to its end, as it stands now that those before it have ended, too."""
+        """A trial that ended, as it stands now that those before it have ended, too."""
         folder, result = self._sweep.folder / TRIALS / trial.result.key, trial.result
         if lost:
             result = replace(result, status="pruned", reason=lost)
@@ -327,7 +328,8 @@ class Coordinator:
         if result.status == "complete" and not spec.curve(result.history):
             result = record_unlogged(folder, result, spec.metric)
 
-        settled = not (self._sweep.races and result.status == "complete" and (folder / UNSETTLED).exists())
+        may_have_lost = result.status == "complete" or result.reason == STOPPED_BY_WANDB
+        settled = not (self._sweep.races and may_have_lost and (folder / UNSETTLED).exists())
         if settled:
             (folder / UNSETTLED).unlink(missing_ok=True)
         sweep.finished.append(Finished.of(spec, params, result, self._place(folder), settled))

@@ -62,6 +62,9 @@ class Launcher(Protocol):
     def set_aside(self, worker: str) -> None:
         """Start nothing in that place any more."""
 
+    def end(self, jobs: Sequence[Job]) -> None:
+        """This process starts and watches no more trials: end those that are under way, or leave them to others."""
+
 
 def stop_jobs(launcher: Launcher, jobs: Sequence[Job]) -> None:
     """End jobs and wait until they have: asked first, killed after a grace; a cluster that is silent is left."""

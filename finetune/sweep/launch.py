@@ -19,7 +19,7 @@ from finetune.records.layout import LOG
 from finetune.records.metric import Incumbent
 from finetune.storage.system import usable_cores
 from finetune.sweep.children import CONTEXT, FORKS, end_with_parent, log_to, start_child
-from finetune.sweep.jobs import Job
+from finetune.sweep.jobs import Job, stop_jobs
 from finetune.sweep.worker import SharedTrial, Worker
 from finetune.visible_gpus import show_gpu
 
@@ -117,6 +117,10 @@ class LocalLauncher:
     def set_aside(self, worker: str) -> None:
         """Take a slot away."""
         self._slots.pop(worker, None)
+
+    def end(self, jobs: Sequence[Job]) -> None:
+        """Nobody would watch them."""
+        stop_jobs(self, jobs)
 
     def wait(self, jobs: Sequence[Job]) -> None:
         """Return as soon as one of the children ends."""

@@ -88,7 +88,7 @@ def run_sweep(
         spec = with_measured_precision(as_written, seed, slots[0].threads)
         measured = (PRECISION,) if spec != as_written else ()
         settings_of = trial_settings(spec)
-    objective = _objective(spec, settings_of, options.margin)
+    objective = objective_of(spec, settings_of, options.margin)
     sweep = Sweep(spec, folder, size(spec), objective)
     recorded = {file.parent.name for file in (folder / TRIALS).glob(f"*/{RECORD}")}
     estimate = None
@@ -109,7 +109,7 @@ def run_sweep(
     refuse_unusable(folder)
 
     # 4. The trials
-    search = Search(spec, seed, _in_order(sweep, seed, options.budget))
+    search = Search(spec, seed, in_order(sweep, seed, options.budget))
     with alone(folder), stores_in_use(prepared.stores):
         remove_leftovers(folder)
         claim(spec, folder, seed, data, sweep.total, objective, measured)
@@ -129,7 +129,7 @@ def run_sweep(
     return sweep
 
 
-def _objective(spec: SweepSpec, settings_of: Callable[[Params], dict[str, Any]], margin: float | None) -> Objective:
+def objective_of(spec: SweepSpec, settings_of: Callable[[Params], dict[str, Any]], margin: float | None) -> Objective:
     """What a sweep optimises, and how its trials are judged."""
     objective = Objective(spec.metric, spec.goal)
     if margin is None or _repeats_itself(spec):
@@ -137,7 +137,7 @@ def _objective(spec: SweepSpec, settings_of: Callable[[Params], dict[str, Any]],
     return replace(objective, margin=margin, explored_by=int(settings_of(corners(spec)[0])["seed"]))
 
 
-def _in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]:
+def in_order(sweep: Sweep, seed: int, budget: float | None) -> Iterable[Params]:
     """The trials of a grid or random search as they are to run: side by side those that share stores."""
     spec = sweep.spec
     if spec.method == "bayes":
@@ -181,7 +181,7 @@ def _to_prepare(spec: SweepSpec, seed: int) -> list[tuple[list[str], int]]:
 
 def races_by_default(spec: SweepSpec) -> bool:
     """Whether `finetune sweep` races with this file: it stops trials, and repeats what decides."""
-    return Sweep(spec, Path(), size(spec), _objective(spec, trial_settings(spec), margin=MARGIN)).races
+    return Sweep(spec, Path(), size(spec), objective_of(spec, trial_settings(spec), margin=MARGIN)).races
 
 
 def _repeats_itself(spec: SweepSpec) -> bool:

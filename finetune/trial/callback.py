@@ -16,6 +16,7 @@ from finetune.errors import Interrupted, Pruned
 from finetune.records.correct import effective_images
 from finetune.records.layout import HEARTBEAT, LAST, PROGRESS, STOP
 from finetune.records.metric import PLAIN, with_best
+from finetune.records.result import VAL_IMAGES
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.trial import signals
@@ -180,6 +181,9 @@ class TrialCallback(Callback):
         images = len(labels) if pl_module.metric in PLAIN else effective_images(labels)
         progress = {"epochs": total, "history": pl_module.history, "images": images}
         write_durably(self._out / PROGRESS, json.dumps(progress).encode())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary[VAL_IMAGES] = images  # what a scheduler needs besides the metrics
 
     def _save_and_stop(self, trainer: pl.Trainer, module: FineTune, random: dict[str, Tensor]) -> None:
         with contextlib.suppress(OSError):  # the save before this one is there

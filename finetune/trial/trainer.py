@@ -20,7 +20,9 @@ from finetune.errors import Interrupted
 from finetune.gpu import gpu_memory_mb
 from finetune.network.device import Precision
 from finetune.network.network import Network
+from finetune.records.layout import RECORD_FILES
 from finetune.records.metric import sign_of
+from finetune.records.run_files import keep_files
 from finetune.storage.system import peak_resident
 from finetune.trial.callback import TrialCallback
 from finetune.trial.groups import parameter_groups, rates
@@ -151,13 +153,15 @@ def logger_warnings(trainer: pl.Trainer) -> list[str]:
 def close_loggers(trainer: pl.Trainer, error: BaseException | None, summary: Callable[[], dict[str, Any]]) -> None:
     """End a W&B run here, for a forked child runs no exit handlers that would; other loggers need nothing.
 
-    A run that SIGTERM stopped is marked as preempted, so that W&B hands it out again.
+    It keeps the trial's record, by which others go on who see no more of the trial than its run. A run that SIGTERM
+    stopped is marked as preempted, so that W&B hands it out again.
     """
     code = error.code if isinstance(error, Interrupted) else int(error is not None)
     for logger in trainer.loggers:
         if isinstance(logger, PatientLogger):
             run = logger.experiment
             run.summary.update(summary())
+            keep_files(run, logger.out, RECORD_FILES)
             if code == 143:
                 run.mark_preempting()
             logger.finish(code)

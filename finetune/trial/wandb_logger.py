@@ -1,18 +1,36 @@
 """A W&B run that training never waits for: where the server does not answer, its metrics stay on this machine."""
 
+import contextlib
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
 from finetune.records.layout import STOP, WANDB
+from finetune.records.result import REFUSED, STOPPED_BY_WANDB
 from finetune.storage.durable import write_durably
 
 PATIENCE = 10.0
 """Seconds that the server may take to answer at the start of a run."""
 PATIENCE_AT_END = 20.0
 """Seconds that it may take for the rest of a run at its end."""
+
+
+def tell_refusal(reason: str) -> None:
+    """End the run of an agent's trial that does not begin, with the reason: the run would wait for it for ever."""
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return
+
+    import wandb
+
+    with contextlib.suppress(wandb.Error, TimeoutError), tempfile.TemporaryDirectory() as scratch:
+        settings = wandb.Settings(init_timeout=PATIENCE, login_timeout=PATIENCE, finish_timeout=PATIENCE)
+        run = wandb.init(dir=scratch, resume="allow", settings=settings)
+        run.summary[REFUSED] = reason
+        run.finish(exit_code=2)
 
 
 class PatientLogger(WandbLogger):
@@ -43,7 +61,7 @@ class PatientLogger(WandbLogger):
         import wandb
 
         def stop() -> None:
-            write_durably(self.out / STOP, b"stopped by W&B")
+            write_durably(self.out / STOP, STOPPED_BY_WANDB.encode())
 
         settings = wandb.Settings(
             stop_fn=stop,

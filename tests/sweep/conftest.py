@@ -75,6 +75,7 @@ class Pretender:
         return "worker 0"
 
     def set_aside(self, worker: str) -> None: ...
+    def end(self, jobs: Sequence[Pretended]) -> None: ...
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What an agent refuses before it asks for a trial; the trials are tests/test_wandb.py's."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ COMMAND = ["${env}", "${interpreter}", "-m", "finetune.train", "${args_no_hyphen
 def test_a_sweep_that_cannot_be_run_is_refused(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(agent, "_sweep_config", lambda sweep: config)
+    monkeypatch.setattr(agent, "open_sweep", lambda sweep: SimpleNamespace(config=config))
     with pytest.raises(Refused, match=message.replace("{", r"\{")):
         run_agents("me/p/s")
 

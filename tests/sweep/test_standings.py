@@ -158,6 +158,7 @@ class Drawer:
         return ""
 
     def set_aside(self, worker: str) -> None: ...
+    def end(self, jobs: Sequence[Drawn]) -> None: ...
 
 
 Runner = Callable[..., Sweep]
