@@ -102,7 +102,11 @@ def draw(root: Path, count: int) -> None:
 def sweep_file(swept: dict[str, Any], place: Path, epochs: int) -> dict[str, Any]:
     """A grid of heads, or of what is `swept`, on the images of `place`."""
     fixed = [
-        *("model=narrow_resnet50", "data.size=32", f"trainer.epochs={epochs}", "trainer.accelerator=cpu"),
+        *("model=narrow_resnet50", "data.size=32", f"trainer.epochs={epochs}"),
+        *(
+            "trainer.accelerator=cpu",
+            "trainer.precision=32",
+        ),  # or a sweep would measure, and its trials have other keys
         *(override("data.root", str(place / "data")), override("cache.dir", str(place / "cache"))),
         *([] if "model.freeze_depth" in swept else ["model.freeze_depth=all"]),
     ]
