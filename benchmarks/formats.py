@@ -116,8 +116,10 @@ def accuracies(depth: int, rate: float, records: list[Result]) -> list[float]:
 
 def paired_differences(records: dict[str, list[Result]]) -> list[float]:
     """bf16 less 32-bit, of each trial."""
+    keys = ("model.freeze_depth", "optim.lr", "seed")
     by_trial = {
-        name: {tuple(sorted(r.params.items())): r.accuracy for r in of_format} for name, of_format in records.items()
+        name: {tuple(r.params[key] for key in keys): r.accuracy for r in of_format}
+        for name, of_format in records.items()
     }
     return [by_trial["bf16"][trial] - accuracy for trial, accuracy in by_trial["32"].items()]
 

@@ -181,18 +181,31 @@ def test_a_trial_whose_machine_is_lost_runs_again(tmp_path: Path, drawn: Runner,
     assert [run.state for run in cloud.runs].count("crashed") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["random", "bayes"])
-def test_other_searches_are_scheduled_too(tmp_path: Path, drawn: Runner, cloud: Cloud, method: str) -> None:
-    drawn("here", Drawer(1), method=method, run_cap=9)
-    cloud.config |= {"method": method, "run_cap": 9}
+def killed_twice_then_ended(cloud: Cloud) -> None:
     for looks in (12, 25):
         cloud.looks = looks
         with pytest.raises(KeyboardInterrupt):
             schedule(agents=1)
     cloud.looks = None
     schedule(agents=1)
+
+
+@pytest.mark.slow
+def test_a_random_search_is_scheduled_too(tmp_path: Path, drawn: Runner, cloud: Cloud) -> None:
+    drawn("here", Drawer(1), method="random", run_cap=9)
+    cloud.config |= {"method": "random", "run_cap": 9}
+    killed_twice_then_ended(cloud)
     assert state_of(FOLDER) == state_of(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_bayes_search_is_scheduled_too(cloud: Cloud, drawn: Runner) -> None:
+    """Its proposals depend on what was known when they were made, so they are others than here."""
+    cloud.config |= {"method": "bayes", "run_cap": 9}
+    killed_twice_then_ended(cloud)
+    records = read_records(FOLDER)
+    assert [record.seed for record in records].count(0) == 9
+    assert len(records) == len(cloud.runs) > 9, "what is close was repeated, and none ran twice"
 
 
 def test_a_sweep_that_wandb_decides_about_is_refused() -> None:
