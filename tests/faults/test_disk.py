@@ -32,6 +32,8 @@ from tests.models import draw, small_trial
 Arm = Callable[..., Path]
 DEPTHS = {"model.freeze_depth": {"values": [2, 5]}}
 ONE = {"model.freeze_depth": {"values": [5]}}
+BY_BATCH = {"model.freeze_depth": {"values": [4]}}
+"""A trial whose batches are steps: a head alone takes several at once."""
 PACKAGE = Path(__file__).parent.parent.parent / "finetune"
 
 
@@ -94,9 +96,9 @@ SAVED = ("trainer.epochs=3", "trainer.save_every=0")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Undisturbed:
-    """The sweep over ONE, of three epochs, saved after each batch."""
+    """The sweep over BY_BATCH, of three epochs, saved after each batch."""
     place = tmp_path_factory.mktemp("saved")
-    return undisturbed(place, replace(spec_of(place, words, ONE), fixed=(*words, *SAVED)))
+    return undisturbed(place, replace(spec_of(place, words, BY_BATCH), fixed=(*words, *SAVED)))
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_fault_20_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(
 ) -> None:
     elsewhere = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     assert elsewhere.stat().st_dev != tmp_path.stat().st_dev, "a temporary folder on another disk"
-    spec = replace(spec_of(tmp_path, words, ONE), fixed=(*words, *SAVED))
+    spec = replace(spec_of(tmp_path, words, BY_BATCH), fixed=(*words, *SAVED))
     arm(f"{point} {tmp_path}/s/*/{LAST} 4 kill")
     monkeypatch.setenv("TMPDIR", str(elsewhere))
     sweep = run_sweep(spec, tmp_path / "s")
