@@ -109,11 +109,12 @@ def test_fault_21_a_result_that_the_search_was_not_told_counts_once(tmp_path: Pa
 def test_fault_23_a_killed_coordinator_takes_its_workers_along_and_the_same_command_goes_on(
     tmp_path: Path, small: list[str], arm: Arm
 ) -> None:
-    file = sweep_file(tmp_path, {"model.freeze_depth": {"values": [4, 5]}})
+    depths = {"model.freeze_depth": {"values": [3, 4]}}  # whose batches are steps
+    file = sweep_file(tmp_path, depths)
     words = [*small, "trainer.save_every=0"]
-    spec = replace(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [4, 5]}}), fixed=tuple(words))
+    spec = replace(spec_of(tmp_path, words, depths), fixed=tuple(words))
     run_sweep(spec, tmp_path / "whole", Options(workers=2))
-    reached = arm(*(f"step *{key_at(spec, depth)} 3 hold" for depth in (4, 5)))
+    reached = arm(*(f"step *{key_at(spec, depth)} 3 hold" for depth in (3, 4)))
     process = start("sweep", file, "--no-repeats", *words, "--workers", 2, "--out", tmp_path / "s")
     wait_for(lambda: reached.read_text().count("step ") == 6)
     process.kill()
@@ -170,7 +171,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_fault_27_a_trial_that_hangs_is_ended_and_started_once_more(tmp_path: Path, small: list[str], arm: Arm) -> None:
     spec = spec_of(tmp_path, small, DEPTHS)
-    slow = key_at(spec, 5)
+    slow = key_at(spec, 4)
     reached = arm(f"step *{slow} 2 sleep:1000")
     sweep = run_sweep(spec, tmp_path / "s", Options(workers=2), watch=hanging(reached, slow, 2))
     assert [status for status, _ in ended(sweep).values()] == ["complete"] * 3
