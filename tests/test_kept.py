@@ -28,7 +28,8 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """The current folder, with what the release left and the weights that it used."""
     shutil.copytree(request.param, tmp_path / "kept")
     with tarfile.open(tmp_path / "kept" / "model.tar.xz") as packed:
-        packed.extractall(tmp_path / "kept", filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # which came with Python 3.11.4
+        packed.extractall(tmp_path / "kept", **safely)
     write.weights(tmp_path / "kept" / "weights.safetensors")
     monkeypatch.chdir(tmp_path / "kept")
     return tmp_path / "kept"

@@ -67,9 +67,9 @@ def _what_images_would_tell(best: Depth, depths: Sequence[Depth], images: int) -
 
     needed = max(depth.comparison.images_needed for depth in depths if depth.comparison)
     if math.isinf(needed):
-        would = f"by {LOOKS[-1]} seeds either; it takes more images, and more seeds"
+        would = f"nor by {LOOKS[-1]} seeds; it takes more images, and more seeds"
     else:
-        would = f"by more seeds either; about {_rounded(needed):,} images would tell"
+        would = f"nor by more seeds; about {_rounded(needed):,} images would tell"
     return f"{names} and {best.name} cannot be told apart on {images:,} validation images, {would}."
 
 

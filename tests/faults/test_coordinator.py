@@ -237,12 +237,12 @@ def test_fault_44_clocks_and_stopped_processes_declare_no_live_trial_dead(
     tmp_path: Path, small: list[str], arm: Arm, monkeypatch: pytest.MonkeyPatch, stopped: str
 ) -> None:
     """Each of the hours that pass is longer than a trial may be stuck."""
-    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [4, 5]}})
+    spec = spec_of(tmp_path, small, {"model.freeze_depth": {"values": [3, 4]}})
     clock, hours = Clock(), 0
     monkeypatch.setattr(state, "time", clock)
     if stopped == "the trials":  # which are looked at all the while
         monkeypatch.setattr(state, "_GLANCE", 7200.0)
-    reached = arm(*(f"step *{key_at(spec, depth)} 2 hold" for depth in (4, 5)))
+    reached = arm(*(f"step *{key_at(spec, depth)} 2 hold" for depth in (3, 4)))
 
     def disturb(sweep: Sweep, result: Result | None) -> None:
         """In their second steps, stop the trials, or what is the same, do not look; put their files an hour off."""

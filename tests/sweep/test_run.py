@@ -31,7 +31,7 @@ from finetune.sweep.folder import alone, claim, refuse_another
 from finetune.sweep.launch import LocalLauncher, Slot, local_slots
 from finetune.sweep.prepare import Prepared
 from finetune.sweep.records import trial_settings
-from finetune.sweep.run import _in_order, run_sweep
+from finetune.sweep.run import in_order, run_sweep
 from finetune.sweep.search import Params, Search, planned_trials
 from finetune.sweep.spec import SweepSpec
 from finetune.sweep.state import Options, Sweep
@@ -161,12 +161,12 @@ def test_trials_of_one_cut_run_side_by_side_unless_the_sweep_may_end_early(tmp_p
     space = {"optim.lr": {"values": [0.1, 0.01]}, "model.freeze_depth": {"values": [1, "all", 3]}}
     spec = spec_of(tmp_path, small, space)
     plain = Sweep(spec, tmp_path, 6, ACCURACY)
-    ordered = list(_in_order(plain, 0, None))
+    ordered = list(in_order(plain, 0, None))
     assert [trial["model.freeze_depth"] for trial in ordered] == ["all", "all", 3, 3, 1, 1]
     as_written = list(planned_trials(spec))
     assert sorted(map(str, ordered)) == sorted(map(str, as_written))
     assert [trial["model.freeze_depth"] for trial in as_written] == [1, "all", 3, 1, "all", 3]
-    all_over = list(_in_order(plain, 0, 600))
+    all_over = list(in_order(plain, 0, 600))
     assert sorted(map(str, all_over)) == sorted(map(str, as_written))
     assert {trial["model.freeze_depth"] for trial in all_over[:3]} == {1, 3, "all"}
 
@@ -258,12 +258,12 @@ def test_a_race_keeps_its_order_under_a_budget(tmp_path: Path, small: list[str])
     spec = spec_of(tmp_path, small, space)
     race = Sweep(spec, tmp_path, 6, Objective(explored_by=0))
     for budget in (None, 600):
-        trials = list(_in_order(race, 0, budget))
+        trials = list(in_order(race, 0, budget))
         assert [trial["model.freeze_depth"] for trial in trials] == ["all", "all", 3, 3, 1, 1]
         assert [trial["optim.lr"] for trial in trials] == [0.1, 0.01] * 3
 
     loss = Sweep(replace(spec, metric="val/loss", goal="minimize"), tmp_path, 6, Objective(explored_by=0))
-    assert {trial["model.freeze_depth"] for trial in list(_in_order(loss, 0, 600))[:3]} == {1, 3, "all"}
+    assert {trial["model.freeze_depth"] for trial in list(in_order(loss, 0, 600))[:3]} == {1, 3, "all"}
 
 
 @pytest.mark.slow
