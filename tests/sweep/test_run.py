@@ -197,7 +197,7 @@ def test_only_a_trial_that_is_better_than_the_incumbent_writes_a_checkpoint(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
-    monkeypatch.setattr("finetune.trial.run.save_checkpoint", lambda path, *rest: written.append(path))
+    monkeypatch.setattr("finetune.trial.folder.save_checkpoint", lambda path, *rest: written.append(path))
     words = [*small, "model.freeze_depth=5", "trainer.epochs=1"]
     for name, value in (("none", None), ("low", 0.0), ("high", 1.0)):
         config = compose_config([*words, f"out={tmp_path / name}"])
