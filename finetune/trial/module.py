@@ -189,8 +189,9 @@ class FineTune(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains and nothing else, with a per-step schedule."""
         optimizer = self.build_optimizer(self.network)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        if self.steps is not None:
+        if self.steps is None:
+            total = max(1, int(self.trainer.estimated_stepping_batches))
+        else:
             assert self.trainer.max_epochs is not None
             total = self.trainer.max_epochs * self.steps.of_epoch
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))

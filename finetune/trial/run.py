@@ -127,6 +127,9 @@ def _train(
     network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
     batches = PixelData(images.splits, preprocess, config.data.batch_size, config.seed, activations.rows)
     batches.on_gpu = keep_on_gpu
+    steps = steps_of(network, batches)
+    if steps is not None:
+        batches.at_once = steps.at_once
     module = build_module(
         network,
         config.optim,
@@ -134,7 +137,7 @@ def _train(
         metric=config.trainer.metric,
         class_weights=balance,
         mix=build_mix(config.augment, len(images.classes)),
-        steps=steps_of(network, batches),
+        steps=steps,
     )
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop

@@ -24,6 +24,8 @@ class Steps:
     """Of a step; the last one of an epoch may have fewer."""
     of_epoch: int
     """How many there are."""
+    at_once: int
+    """Of a training batch; the last one of an epoch may have fewer."""
 
     def in_batch(self, images: int) -> int:
         """How many a batch of so many images makes."""
@@ -31,12 +33,11 @@ class Steps:
 
 
 def steps_of(network: Network, batches: PixelData) -> Steps | None:
-    """Have a head that trains alone, on stored features, take several steps at once; None where a batch is a step."""
+    """Those of a head that trains alone, on stored features; None elsewhere, where a batch is a step."""
     if "train" not in batches.stored or list(network.suffix.children()):
         return None
 
-    batches.at_once = steps_at_once(network.head, batches.batch_size)
-    return Steps(batches.batch_size, batches.steps_of_epoch)
+    return Steps(batches.batch_size, batches.steps_of_epoch, steps_at_once(network.head, batches.batch_size))
 
 
 def steps_at_once(head: nn.Module, batch_size: int) -> int:

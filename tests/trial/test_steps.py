@@ -46,7 +46,7 @@ def test_several_steps_at_once_are_the_single_steps_to_the_bit(
 
 
 def test_a_batch_says_how_many_steps_it_makes() -> None:
-    assert [Steps(images=8, of_epoch=4).in_batch(count) for count in (1, 8, 9, 32)] == [1, 1, 2, 4]
+    assert [Steps(images=8, of_epoch=4, at_once=2).in_batch(count) for count in (1, 8, 9, 32)] == [1, 1, 2, 4]
 
 
 def test_a_head_whose_step_is_long_takes_one_at_a_time() -> None:
