@@ -3,11 +3,14 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
 VENV ?= .venv
 TORCH ?=
+# PyTorch's builds for the CPU alone, or a mirror of them
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 OLDEST := -W default -W ignore::DeprecationWarning -W ignore::FutureWarning # old packages on new ones warn of each other
 
 ifeq ($(VENV),none) # the active environment, whose packages stay as they are
-BIN := $(patsubst %/,%,$(dir $(shell command -v python 2>/dev/null)))
+FOUND := $(shell python -c 'import pathlib, sys; print(pathlib.Path(sys.executable).parent)' 2>/dev/null)
+BIN := $(or $(FOUND),$(error VENV=none takes the python of the path, and there is none; activate an environment first))
 SETUP := .cache/installed$(subst /,-,$(BIN))
 else
 BIN := $(VENV)/bin
@@ -17,6 +20,8 @@ endif
 UV := $(shell command -v uv 2>/dev/null)
 ANY_UV = $(or $(UV),$(BIN)/uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+
+KNOWN_TORCH = $(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is not known; TORCH=cpu is PyTorch without CUDA, otherwise the lock file decides))
 
 ifdef DATA
 SPEC ?= sweeps/explore.yaml
@@ -34,17 +39,26 @@ help: ## print this list
 
 setup: $(SETUP) ## create .venv from the lock file; TORCH=cpu for 1 GB instead of 6; VENV=none for the active environment
 
-.cache/installed%: pyproject.toml
+# which is not there where an environment was made anew
+$(BIN)/finetune: ;
+
+.cache/installed%: pyproject.toml $(BIN)/finetune
+	$(KNOWN_TORCH)
+ifeq ($(TORCH),cpu)
+	$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision
+endif
 	$(INSTALL) -e .
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
+	$(KNOWN_TORCH)
 	@"$(PYTHON)" -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it") if sys.version_info < (3, 11) else 0'
-	@test "$(TORCH)" != cpu || test -n "$(UV)" || { echo "TORCH=cpu needs uv, which knows where PyTorch keeps those builds"; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	@echo "installing the locked packages: a few minutes the first time"
 ifeq ($(TORCH),cpu)
-	grep -vE '^(nvidia|cuda|triton)' requirements.lock | $(INSTALL) --torch-backend cpu --no-deps -r -
+	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[^ ;]+' requirements.lock)
+	grep -vE '^(nvidia|cuda|triton|torch(vision)?=)' requirements.lock > $(VENV)/others.txt
+	$(INSTALL) --no-deps -r $(VENV)/others.txt
 else
 	$(INSTALL) --no-deps -r requirements.lock
 endif
