@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from record import DEPTH, HEAD, RATE, Table
 
-from finetune.report.judge import LOOKS
+from finetune.report.judge import LAST_LOOK
 from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
 from finetune.sweep.stopping import Hyperband
 
@@ -87,7 +87,7 @@ class Draw:
         self.recorded, self.table = recorded, recorded.table
         _, seeds, _, images = self.table.right.shape
         self.seed, *others = rng.permutation(seeds).tolist()
-        self.fresh = [*others, *rng.choice(others, max(0, LOOKS[-1] - len(others))).tolist()]
+        self.fresh = [*others, *rng.choice(others, max(0, LAST_LOOK - len(others))).tolist()]
         """Seeds of the repeats, in their order; one comes again only where the table has too few."""
         self.images = rng.integers(images, size=images) if new_images else np.arange(images)
         self._counts = np.bincount(self.images, minlength=images).astype(np.float32)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from finetune.records.ranking import Objective
-from finetune.report.judge import LOOKS, Expectation
+from finetune.report.judge import LAST_LOOK, Expectation
 from finetune.report.standing import Depth
 
 
@@ -63,11 +63,11 @@ def _leads(worse: Sequence[Depth]) -> str:
 def _what_images_would_tell(best: Depth, depths: Sequence[Depth], images: int) -> str:
     names = ", ".join(depth.name for depth in depths)
     if not images:
-        return f"{names} and {best.name} cannot be told apart by {LOOKS[-1]} seeds."
+        return f"{names} and {best.name} cannot be told apart by {LAST_LOOK} seeds."
 
     needed = max(depth.comparison.images_needed for depth in depths if depth.comparison)
     if math.isinf(needed):
-        would = f"nor by {LOOKS[-1]} seeds; it takes more images, and more seeds"
+        would = f"nor by {LAST_LOOK} seeds; it takes more images, and more seeds"
     else:
         would = f"nor by more seeds; about {_rounded(needed):,} images would tell"
     return f"{names} and {best.name} cannot be told apart on {images:,} validation images, {would}."

@@ -16,8 +16,8 @@ from finetune.report.folds import Pair, accuracies, are_folded, folded_errors, o
 from finetune.report.stats import ALPHA, Name
 from finetune.report.variance import Bits, error_of, noise_of_seeds, over_images, over_seeds, t_limit
 
-LOOKS = (3, 5, 8)
-"""Seeds of a configuration at which it is judged; the last is the most that it gets."""
+FIRST_LOOK, LAST_LOOK = 3, 8
+"""Seeds of a configuration at which it is judged first and last; in between it is judged after each one."""
 _PLANNED_FREEDOM = 30.0
 """Degrees of freedom of an error with all seeds that there may be, about; they matter little from here on."""
 _LEAST_IMAGES = 0.2
@@ -80,7 +80,7 @@ def compare(entrants: Mapping[Name, Bits], leader: Name, margin: float) -> dict[
     levels = ALPHA / (len(entrants) * (len(entrants) - 1) or 1), ALPHA / (len(entrants) - 1 or 1)
     planned = tuple(t_limit(level, _PLANNED_FREEDOM) for level in levels)
     comparisons = {}
-    for name, pair in error_with(entrants, leader, LOOKS[-1]).items():
+    for name, pair in error_with(entrants, leader, LAST_LOOK).items():
         lead = pair.lead
         worse, loss = (t_limit(level, pair.freedom) * pair.error for level in levels)
         last = math.sqrt(pair.seeds_last + pair.images_last)
@@ -129,9 +129,10 @@ def next_looks(seeds: Mapping[Name, int], comparisons: Mapping[Name, Comparison]
         leader: Gets as many seeds as any that is compared with it.
     """
     more = {
-        name: next(look for look in LOOKS if look > seeds[name])
+        name: max(FIRST_LOOK, seeds[name] + 1)
         for name, row in comparisons.items()
-        if seeds[name] < LOOKS[-1] and (row.standing == "open" or (row.standing == "images" and seeds[name] < LOOKS[0]))
+        if seeds[name] < LAST_LOOK
+        and (row.standing == "open" or (row.standing == "images" and seeds[name] < FIRST_LOOK))
     }
     if more and seeds[leader] < max(more.values()):
         more[leader] = max(more.values())

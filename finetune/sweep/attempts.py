@@ -71,3 +71,12 @@ class Workers:
 def proves_worker_healthy(result: Result) -> bool:
     """Whether a trial's end says that its worker works: a diverging trial does so too, for it computed."""
     return result.status != "failed" or result.reason.startswith("FloatingPointError")
+
+
+def why_it_ended(exitcode: int, stuck: bool) -> str:
+    """Of a trial that left no record and is started again, in words that follow its name."""
+    if stuck:
+        return "made no progress"
+    if exitcode in BY_SIGNAL:
+        return "was stopped by a signal"
+    return f"ended by itself with exit code {exitcode}"

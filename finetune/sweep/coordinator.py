@@ -17,7 +17,14 @@ from finetune.report.bits import images_behind
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.storage.system import is_stopped
-from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, proves_worker_healthy
+from finetune.sweep.attempts import (
+    BY_SIGNAL,
+    FAILURES,
+    Attempts,
+    Workers,
+    proves_worker_healthy,
+    why_it_ended,
+)
 from finetune.sweep.jobs import Launcher, stop_jobs
 from finetune.sweep.records import (
     ReusableRecords,
@@ -31,7 +38,7 @@ from finetune.sweep.records import (
 )
 from finetune.sweep.search import Observation, Params, Search, size
 from finetune.sweep.standings import next_repeats, why_lost, why_to_stop
-from finetune.sweep.state import NO_PLACE, Finished, Options, Running, Sweep, result_value
+from finetune.sweep.state import NO_PLACE, Finished, Options, Running, Sweep, Waiting, result_value
 
 _SAME_FAILURES = 3
 """So many first trials that fail for the same reason end a sweep."""
@@ -61,8 +68,6 @@ class Coordinator:
         self._deadline = deadline
         self._attempts = Attempts()
         self._workers = Workers()
-        self._to_retry: list[tuple[Params, Path]] = []
-        """Trials to start once more, after all others, so that a worker is tried with different ones."""
         self._repeats = deque[Params]()
         """Repeats to start, once those before them have ended."""
         self._places = dict[str, int]()
@@ -85,7 +90,7 @@ class Coordinator:
                     return
 
                 self._start()
-                if not sweep.running and (sweep.ended or not self._to_retry):
+                if not sweep.running and (sweep.ended or not sweep.to_retry):
                     self._drop_all_models_but_the_best()
                     return
 
@@ -103,13 +108,15 @@ class Coordinator:
             if not self._is_explored(params, result.key):  # a repeat, which comes again once it is wanted
                 continue
             if result.status == "failed" and self._options.retry_failed:
-                self._to_retry.append((params, sweep.folder / TRIALS / result.key))
+                sweep.to_retry.append(Waiting(params, sweep.folder / TRIALS / result.key))
             else:
                 self._finish(params, result)
 
         unfinished = unfinished_trials(sweep.folder, sweep.spec.parameters)
-        self._to_retry += [(params, trial) for params, trial in unfinished if self._is_explored(params, trial.name)]
-        del self._to_retry[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
+        sweep.to_retry += [
+            Waiting(params, trial) for params, trial in unfinished if self._is_explored(params, trial.name)
+        ]
+        del sweep.to_retry[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
 
     def _is_explored(self, params: Params, key: str) -> bool:
         """Whether the trial of this key is one of the search's own; then it gets its number in their order."""
@@ -129,8 +136,9 @@ class Coordinator:
             proposed = self._propose(to_start)
             if proposed is not None:
                 params, folder = proposed, self._folder_of(proposed)
-            elif self._to_retry:
-                params, folder = self._to_retry.pop(0)
+            elif sweep.to_retry:
+                again = sweep.to_retry.pop(0)
+                params, folder = again.params, again.folder
             else:
                 break
 
@@ -162,14 +170,15 @@ class Coordinator:
         if self._sweep.spec.method != "bayes":
             proposed = self._search.propose()
         elif self._sweep.repeats is None:
-            waiting = [Observation(params, None, running=True) for params, _ in (*to_start, *self._to_retry)]
-            proposed = self._search.propose([*self._sweep.observed, *waiting])
+            waiting = [*(params for params, _ in to_start), *(trial.params for trial in self._sweep.to_retry)]
+            pending = [Observation(params, None, running=True) for params in waiting]
+            proposed = self._search.propose([*self._sweep.observed, *pending])
 
         if proposed is not None:
             self._places[self._folder_of(proposed).name] = len(self._places)
             return proposed
 
-        if self._adapts and not self._repeats and not (self._sweep.running or to_start or self._to_retry):
+        if self._adapts and not self._repeats and not (self._sweep.running or to_start or self._sweep.to_retry):
             self._look_for_repeats()
         return self._repeats.popleft() if self._repeats else None
 
@@ -287,9 +296,9 @@ class Coordinator:
             self._judge_worker(trial, healthy=result is not None and proves_worker_healthy(result))
 
         if result is None and self._attempts.starts_again(key, exitcode, trial.stuck):
-            why = "made no progress" if trial.stuck else f"ended by itself with exit code {exitcode}"
-            sweep.notes.append(f"trial {key} {why}; it was started again")
-            self._to_retry.append((trial.params, trial.folder))
+            if not (trial.folder / STOP).exists():  # else it was told to end before it had begun
+                sweep.notes.append(f"trial {key} {why_it_ended(exitcode, trial.stuck)}; it was started again")
+            sweep.to_retry.append(Waiting(trial.params, trial.folder, trial.place))
             return
 
         reach("tell", trial.folder)

@@ -9,7 +9,7 @@ from typing import Generic
 
 import numpy as np
 
-from finetune.report.judge import LOOKS, Comparison, compare, leader_of, next_looks
+from finetune.report.judge import FIRST_LOOK, Comparison, compare, leader_of, next_looks
 from finetune.report.stats import Name
 from finetune.report.variance import Bits
 
@@ -39,9 +39,9 @@ def plan_repeats(
 ) -> Repeats[Name]:
     """What to repeat next.
 
-    First, three new seeds for every configuration that may be better than the best by more than the margin. Then five
-    and eight, where these would decide. The seed that explored chose the configurations, so it does not judge
-    those that have new ones; unless all that were tried are repeated, for then it chose none.
+    First, three new seeds for every configuration that may be better than the best by more than the margin. Then one
+    more at a time, up to eight, where more would decide. The seed that explored chose the configurations, so it does
+    not judge those that have new ones; unless all that were tried are repeated, for then it chose none.
 
     >>> rng = np.random.default_rng(0)
     >>> explored = {k: rng.random((1, 400)) < share for k, share in ((4, 0.5), (9, 0.8), (14, 0.8))}
@@ -58,7 +58,7 @@ def plan_repeats(
     leader = leader_of(explored)
     comparisons = compare(explored, leader, margin)
     within_reach = [name for name, row in comparisons.items() if row.lead + margin <= row.half_width]
-    wanted = {name: LOOKS[0] for name in explored if name == leader or name in within_reach}
+    wanted = {name: FIRST_LOOK for name in explored if name == leader or name in within_reach}
 
     while all(len(repeated.get(name, ())) >= seeds for name, seeds in wanted.items()):
         explorer_judges = len(wanted) == tried

@@ -12,13 +12,13 @@ from finetune.config import freeze_depth_number
 from finetune.records.ranking import BACKBONE, Objective, next_fold
 from finetune.records.result import Result
 from finetune.report.bits import columns_of, values_of
-from finetune.report.judge import LOOKS
+from finetune.report.judge import LAST_LOOK
 from finetune.report.strategy import strategy_of
 from finetune.report.table import best_of_each, tabulate
 from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
 from finetune.sweep.repeats import Contender, Repeats, plan_repeats
 from finetune.sweep.search import DEPTH, Params
-from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep
+from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep, Waiting
 
 _SEEDS = 2**32
 """Seeds are numbers below this."""
@@ -53,13 +53,13 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
         sweep: The state of all others.
     """
     depth = depth_of(params)
-    others: list[Finished | Running] = [*sweep.finished, *sweep.running]
+    others: list[Finished | Running | Waiting] = [*sweep.finished, *sweep.running, *sweep.to_retry]
     own_kind = _kind(params)  # what is best of one network, or strategy, says little of another, either
     before = [other for other in others if 0 <= other.place < place and _kind(other.params) == own_kind]
     deeper = min((own for other in before if (own := depth_of(other.params)) > depth), default=None)
     rivals = [other for other in before if depth_of(other.params) in (depth, deeper)]
     in_order = sweep.spec.method != "bayes"  # whose next trial depends on what has ended when it is proposed
-    if in_order and any(isinstance(other, Running) or not other.settled for other in rivals):
+    if in_order and not all(isinstance(other, Finished) and other.settled for other in rivals):
         return None
 
     ended = [_ended(other) for other in rivals if isinstance(other, Finished) and other.settled]
@@ -115,7 +115,7 @@ def next_repeats(
     repeats = {
         name: [
             {**params[key], **next_fold(records[key], i), "seed": (objective.explored_by + i) % _SEEDS}
-            for i in range(1, LOOKS[-1] + 1)
+            for i in range(1, LAST_LOOK + 1)
         ]
         for name, key in contenders.items()
     }

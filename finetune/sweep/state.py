@@ -90,6 +90,16 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A trial that left no record, or failed in an earlier call, and is to be started again."""
+
+    params: Params
+    folder: Path
+    place: int = NO_PLACE
+    """Its number in the order of the exploration."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """A trial that has its record."""
 
@@ -131,6 +141,8 @@ class Sweep:
     finished: list[Finished] = field(default_factory=list)
     """In the order in which this process learned of them."""
     running: list[Running] = field(default_factory=list)
+    to_retry: list[Waiting] = field(default_factory=list)
+    """To be started once more, after all others, so that a worker is tried with different ones."""
     ended: str = ""
     """Why it stopped before its last trial; empty otherwise."""
     out_of_time: bool = False

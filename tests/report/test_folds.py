@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from finetune.report.folds import accuracies
-from finetune.report.judge import LOOKS, compare, expect, half_widths, leader_of
+from finetune.report.judge import LAST_LOOK, compare, expect, half_widths, leader_of
 from tests.report.test_judge import MARGIN, repeat_until_told
 
 FOLDS = 5
@@ -48,7 +48,7 @@ class World:
 )
 def test_tied_depths_are_seldom_called_worse(spreads: list[float], training: float, images: int) -> None:
     world = World(0, [0.75] * 6, spreads, training * min(spreads))
-    told = [repeat_until_told(world.draw(LOOKS[-1], images))[1] for _ in range(120)]
+    told = [repeat_until_told(world.draw(LAST_LOOK, images))[1] for _ in range(120)]
     assert np.mean([any(row.standing == "worse" for row in rows.values()) for rows in told]) <= 0.05
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from finetune.report.judge import (
-    LOOKS,
+    FIRST_LOOK,
+    LAST_LOOK,
     Comparison,
     Expectation,
     compare,
@@ -44,7 +45,7 @@ class World:
 
 def repeat_until_told(full: Mapping[int, Bits]) -> tuple[int, dict[int, Comparison]]:
     """The leader, and the others against it, with as many of the seeds as the rule asks for, look by look."""
-    seeds = dict.fromkeys(full, LOOKS[0])
+    seeds = dict.fromkeys(full, FIRST_LOOK)
     while True:
         depths = {depth: bits[: seeds[depth]] for depth, bits in full.items()}
         leader = leader_of(depths)
@@ -66,7 +67,7 @@ def repeat_until_told(full: Mapping[int, Bits]) -> tuple[int, dict[int, Comparis
 )
 def test_tied_depths_are_seldom_called_worse_however_often_one_looks(spreads: list[float], limit: float) -> None:
     world = World(0, [0.75] * 6, spreads)
-    drawn = [repeat_until_told(world.draw(LOOKS[-1]))[1] for _ in range(250)]
+    drawn = [repeat_until_told(world.draw(LAST_LOOK))[1] for _ in range(250)]
     assert np.mean([any(row.standing == "worse" for row in rows.values()) for rows in drawn]) <= limit
 
 
@@ -96,7 +97,7 @@ def test_seeds_are_asked_for_where_they_would_tell_and_the_leader_gets_as_many()
         return Comparison(0.01, 0.03, -0.02, 0.03, standing, 400)
 
     rows = {0: row("worse"), 4: row("open"), 8: row("images"), 17: row("images")}
-    assert next_looks({0: 3, 4: 3, 8: 3, 11: 3, 17: 0}, rows, leader=11) == {4: 5, 17: 3, 11: 5}
+    assert next_looks({0: 3, 4: 3, 8: 3, 11: 3, 17: 0}, rows, leader=11) == {4: 4, 17: 3, 11: 4}
     assert next_looks({0: 3, 4: 8, 8: 3, 11: 8, 17: 3}, rows, leader=11) == {}
 
 

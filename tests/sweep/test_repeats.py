@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from finetune.report.judge import LOOKS, Comparison
+from finetune.report.judge import FIRST_LOOK, Comparison
 from finetune.report.variance import Bits
 from finetune.sweep.repeats import Repeats, _nearest_first, plan_repeats
 
@@ -44,7 +44,7 @@ def test_more_seeds_follow_only_where_they_would_tell() -> None:
     untold = plan(restless, margin=0.06)
     (other,) = untold.comparisons.keys() - {0}
     assert untold.comparisons[other].standing == "open"
-    assert (untold.wanted, untold.done) == ({9: LOOKS[1], 14: LOOKS[1]}, False)
+    assert (untold.wanted, untold.done) == ({9: FIRST_LOOK + 1, 14: FIRST_LOOK + 1}, False)
     assert plan(restless, margin=0.06, most=6).done, "as many repeats as there may be"
 
 

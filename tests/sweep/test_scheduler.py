@@ -37,7 +37,11 @@ class Remote:
     id: str
     config: dict[str, Any]
     drawn: Drawn
+    params: dict[str, Any]
+    """What it was enqueued with."""
     state: str = "pending"
+    taken_away: bool = False
+    """Whether its machine is, at the moment at which it is told to stop."""
 
     @property
     def path(self) -> list[str]:
@@ -55,6 +59,10 @@ class Remote:
         return [{key: epoch[key] for key in keys} for epoch in self.drawn.history[: self.drawn.done]]
 
     def stop(self) -> None:
+        """As W&B does: one that waits, for its machine was taken away, is over."""
+        if self.taken_away:
+            self.state = "killed"
+            return
         self.drawn.folder.mkdir(parents=True, exist_ok=True)
         (self.drawn.folder / STOP).write_text(STOPPED_BY_WANDB)
 
@@ -81,13 +89,17 @@ class Cloud:
     """After so many looks the scheduler is killed."""
     runs: list[Remote] = field(default_factory=list)
     ended: bool = False
+    takes_away: bool = False
+    """Whether the machine of each trial's first run is taken away when that is told to stop."""
     entity, project, id = "us", "p", "ID"
     path = ("us", "p", "ID")
 
     def enqueue_run(self, params: dict[str, Any]) -> str:
         name = f"run{len(self.runs)}"
         words = [*self.fixed, *(override(key, value) for key, value in params.items())]
-        self.runs.append(Remote(name, params, Drawn(words, self.machines / name)))
+        first = params not in [run.params for run in self.runs]
+        drawn = Drawn(words, self.machines / name)
+        self.runs.append(Remote(name, params, drawn, params, taken_away=self.takes_away and first))
         return name
 
     def look(self, entity: str, project: str, sweep: str, names: Sequence[str] = ()) -> list[Remote]:
@@ -149,6 +161,16 @@ def test_the_same_trials_end_with_the_same_verdict_as_here(tmp_path: Path, drawn
     assert state_of(FOLDER) == state_of(tmp_path / "here")
     assert cloud.ended
     assert len({json.dumps(run.drawn.settings, default=str) for run in cloud.runs}) == len(cloud.runs), "none ran twice"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_waits_ends_as_stopped(tmp_path: Path, drawn: Runner, cloud: Cloud) -> None:
+    drawn("here", Drawer(1))
+    cloud.takes_away = True
+    sweep = schedule()
+    assert "killed" in {run.state for run in cloud.runs}
+    assert sweep.notes == [], "nothing failed"
+    assert state_of(FOLDER) == state_of(tmp_path / "here")
 
 
 def test_killed_at_ten_moments_it_goes_on_from_what_wandb_knows(tmp_path: Path, drawn: Runner, cloud: Cloud) -> None:
