@@ -136,14 +136,27 @@ class Drawer:
 
     longest_wait = 0.0
 
-    def __init__(self, capacity: int, chance: int | None = None, looks: int | None = None, pace: float = 0.5) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        chance: int | None = None,
+        looks: int | None = None,
+        pace: float = 0.5,
+        dying: Sequence[int] = (),
+    ) -> None:
+        """`dying` are the trials, in the order of their starts, that end without a record."""
         self.capacity, self._pace = capacity, pace
+        self._started, self._dying = 0, dying
         self._chance = None if chance is None else random.Random(chance)
         self._looks = looks
         """After so many looks the sweep is killed."""
 
     def start(self, trials: Sequence[tuple[Sequence[str], Path]], incumbent: Incumbent | None = None) -> list[Drawn]:
-        return [Drawn(list(words), folder) for words, folder in trials]
+        jobs = [Drawn(list(words), folder) for words, folder in trials]
+        for job in jobs:
+            job.exitcode = -9 if self._started in self._dying else None
+            self._started += 1
+        return jobs
 
     def wait(self, jobs: Sequence[Drawn]) -> None:
         if self._looks is not None:
@@ -214,6 +227,13 @@ def test_workers_and_their_speed_decide_nothing(tmp_path: Path, drawn: Runner, c
     drawn("one", Drawer(1))
     drawn("some", Drawer(2 + chance % 3, chance))
     assert state_of(tmp_path / "some") == state_of(tmp_path / "one")
+
+
+def test_a_trial_that_is_started_again_is_waited_for(tmp_path: Path, drawn: Runner) -> None:
+    """What it will show of its depth decides about those after it, though they have ended by then."""
+    drawn("whole", Drawer(1))
+    drawn("restless", Drawer(1, dying=range(0, 9, 2)))
+    assert state_of(tmp_path / "restless") == state_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
