@@ -115,15 +115,19 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
 
 @pytest.mark.slow
 def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, fast: list[str]) -> None:
+    """And the dashboard that watches it goes on until the sweep has ended."""
     trials = [{"optim.lr": 0.01, "trainer.epochs": 1000}, {"optim.lr": 0.01, "trainer.epochs": 1}]
     planted = set_traps(tmp_path)
     with wandb_server(one_after_the_other(trials)) as server:
         sweep = made(server, tmp_path, fast[:-2] + fast[-1:], epochs=1)
         agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
         wait_for(lambda: "run0" in server.runs and server.runs["run0"].history)
+        watching = start(server, tmp_path, "finetune.cli", "dashboard", "us/p/sweep1", "--watch")
         server.runs["run0"].stop = True
         output, _ = agent.communicate(timeout=180)
         assert agent.returncode == 0, output
+        seen, _ = watching.communicate(timeout=180)
+        assert (watching.returncode, "sweep1: 2 trials, " in seen) == (0, True), seen
         assert planted() == []
         stopped, whole = server.sweep_runs()
     assert (stopped.exitcode, stopped.preempting) == (0, False)

@@ -100,6 +100,7 @@ class Server(Answers):
 
     def heartbeat(self, agent: str, alive: Json) -> list[Json]:
         """Commands for an agent: stop what should stop; when it has nothing to do, the next trial or the end."""
+        assert self.sweep is not None
         mine = self.agents[agent]
         mine &= {name for name in mine if alive.get(name) or not (self.runs[name].complete or name in self.queue)}
         if mine:
@@ -108,6 +109,7 @@ class Server(Answers):
             return self.from_queue(mine)
         params = self.suggest(self.sweep_runs())
         if params is None:
+            self.sweep["state"] = "FINISHED"
             return [{"type": "exit"}]
         return [self.hand_out(self.new_run(params), mine)]
 

@@ -144,31 +144,49 @@ _REFRESH = 30.0
 
 def _summarise(entity: str, project: str, sweep: str, watch: bool) -> None:
     """Write the summary runs of a project's sweeps, or of one; again as their trials end, while any is running."""
+    from finetune.report.wandb_runs import client_errors
+
+    ended: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        under_way = _summarise_now(entity, project, sweep, Path(scratch), ended)
+        while watch and under_way:
+            time.sleep(_REFRESH)
+            try:
+                under_way = _summarise_now(entity, project, sweep, Path(scratch), ended)
+            except client_errors() as error:
+                console.print(f"W&B does not answer ({' '.join(str(error).split())}); asking again")
+
+
+def _summarise_now(entity: str, project: str, sweep: str, scratch: Path, ended: dict[str, int]) -> bool:
+    """Bring the summary runs up to date.
+
+    Args:
+        entity: W&B's.
+        project: W&B's.
+        sweep: Its id, or a group; empty for all of the project.
+        scratch: Where records are kept from one look to the next.
+        ended: How many trials of each sweep its summary tells of; updated.
+
+    Returns:
+        Whether any of these sweeps is under way.
+    """
     from finetune.records.layout import RECORD, TRIALS
     from finetune.report.wandb_runs import sweeps_in
     from finetune.report.wandb_summary import write_summary
     from finetune.sweep.wandb_sweep import fetch_sweep
 
-    ended: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        while True:
-            found = {name: runs for name, runs in sweeps_in(entity, project).items() if sweep in ("", name)}
-            if sweep and not found:
-                raise Refused(f"{entity}/{project} has no runs of a sweep or group {sweep}; give one that it has")
+    found = {name: going for name, going in sweeps_in(entity, project).items() if sweep in ("", name)}
+    if sweep and not found:
+        raise Refused(f"{entity}/{project} has no runs of a sweep or group {sweep}; give one that it has")
 
-            for name in found:
-                folder = Path(scratch) / re.sub(r"[^\w.-]", "-", name)
-                without = fetch_sweep(entity, project, name, folder)
-                records = len(list((folder / TRIALS).glob(f"*/{RECORD}")))
-                if records == ended.get(name, 0):
-                    continue
+    for name in found:
+        folder = scratch / re.sub(r"[^\w.-]", "-", name)
+        without = fetch_sweep(entity, project, name, folder)
+        records = len(list((folder / TRIALS).glob(f"*/{RECORD}")))
+        if records == ended.get(name, 0):
+            continue
 
-                said = f" ({counted(without, 'run')} without a record left out)" if without else ""
-                console.print(
-                    f"{name}: {counted(records, 'trial')}{said}, {write_summary(folder, entity, project, name)}"
-                )
-                ended[name] = records
-
-            if not watch or not any(found.values()):
-                return
-            time.sleep(_REFRESH)
+        said = f" ({counted(without, 'run')} without a record left out)" if without else ""
+        console.print(f"{name}: {counted(records, 'trial')}{said}, {write_summary(folder, entity, project, name)}")
+        ended[name] = records
+    return any(found.values())

@@ -84,8 +84,10 @@ def _log(run: Any, records: Sequence[Result], folder: Path) -> None:
             ("configurations", configuration_rows(table)),
         )
     }
-    main = pictures(records, records, table, conclusions, ended_at([folder], records))[0]
-    run.log({**shown, CURVE: wandb.Plotly(main.figure)})
+    drawn = pictures(records, records, table, conclusions, ended_at([folder], records))
+    if drawn:  # else no trial is complete yet
+        shown[CURVE] = wandb.Plotly(drawn[0].figure)
+    run.log(shown)
 
     run.summary["verdict"] = " ".join(conclusions.sentences)
     run.summary["trials"] = dict(table.counts)
