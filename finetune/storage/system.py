@@ -34,6 +34,9 @@ END_CODES = {
 }
 """The signals that ask a process to end, as far as this system has them, and the exit code that each asks for."""
 
+KILLED = -int(getattr(signal, "SIGKILL", 9))
+"""The exit code of a process that was ended without being asked, as `multiprocessing` tells it on Linux."""
+
 _IS_WINDOWS = os.name == "nt"
 _POSITION = threading.Lock()
 _REPLACED_WITHIN = 2.0

@@ -37,6 +37,7 @@ from finetune.records.read import finished_record
 from finetune.records.result import REFUSED, STOPPED_BY_WANDB, VAL_IMAGES, Result
 from finetune.report.wandb_runs import ENDED, client_errors, keep_record, record_of, runs_of
 from finetune.storage.durable import write_durably
+from finetune.storage.system import KILLED
 from finetune.sweep.jobs import Job
 from finetune.sweep.search import Params
 from finetune.sweep.spec import SweepSpec
@@ -78,7 +79,7 @@ class RunJob:
         """Give it up: whoever runs it goes on until W&B tells it to stop."""
         self.terminate()
         if self.exitcode is None:
-            self.exitcode = -signal.SIGKILL
+            self.exitcode = KILLED
 
 
 class WandbLauncher:
@@ -247,7 +248,7 @@ class WandbLauncher:
         else:
             refusal = run.summary.get(REFUSED, "")
             (job.folder / LOG).write_text(refusal or f"run {run.id} {run.state}, without a record\n", encoding="utf-8")
-            job.exitcode = 2 if refusal else 1 if run.state in ("finished", "failed") else -signal.SIGKILL
+            job.exitcode = 2 if refusal else 1 if run.state in ("finished", "failed") else KILLED
         (job.folder / HEARTBEAT).unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """What systems do differently; Windows' ways by taking away what it lacks, of which test_without_posix.py does more."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -19,6 +20,46 @@ from finetune.storage.system import (
     read_at,
     replace,
 )
+
+PACKAGE = Path(system.__file__).parents[1]
+POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_FUNCTIONS = {
+    "fork",
+    "getpgid",
+    "getuid",
+    "kill",
+    "killpg",
+    "posix_fadvise",
+    "preadv",
+    "sched_getaffinity",
+    "setsid",
+}
+"""Of `os`; `kill` is there on Windows, but ends the process that it asks after."""
+WINDOWS_SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+
+
+def posix_names(source: str) -> set[str]:
+    """What a module takes of Python that Windows lacks: `fcntl`, `os.fork`, `signal.SIGKILL`."""
+    used = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                used |= {alias.name for alias in names} & POSIX_MODULES
+            case ast.ImportFrom(module=str(module), names=names):
+                used |= {module} & POSIX_MODULES
+                used |= {f"{module}.{alias.name}" for alias in names if module in ("os", "signal")}
+            case ast.Attribute(value=ast.Name(id="os" | "signal" as module), attr=name):
+                used.add(f"{module}.{name}")
+    signals = {f"signal.{name}" for name in dir(signal) if name.startswith("SIG") and name not in WINDOWS_SIGNALS}
+    absent = signals | {f"os.{name}" for name in POSIX_FUNCTIONS} | {"signal.pthread_sigmask", "signal.setitimer"}
+    return used & (POSIX_MODULES | absent)
+
+
+def test_what_windows_lacks_is_asked_for_in_one_module() -> None:
+    used = {str(file.relative_to(PACKAGE)): posix_names(file.read_text()) for file in PACKAGE.rglob("*.py")}
+    assert {"fcntl", "resource", "os.preadv", "signal.pthread_sigmask"} <= used.pop("storage/system.py")
+    assert used.pop("__init__.py") == {"pwd", "os.getuid"}  # before anything may be imported, and done without
+    assert {file: names for file, names in used.items() if names} == {}
 
 
 def test_a_process_is_alive_stopped_and_gone() -> None:
