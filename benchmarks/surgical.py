@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from finetune.compose import override
-from finetune.data.shapes import TARGET_CLASSES, TEXTURES, target_image
+from finetune.data.shapes import SIZE, TARGET_CLASSES, TEXTURES, target_image
 from finetune.records.read import read_records
 from finetune.records.result import Result
 
@@ -134,7 +134,7 @@ def swept(scratch: Path, name: str, images: Path, weights: Path) -> list[Result]
 
 
 def common(scratch: Path) -> list[str]:
-    return [override("cache.dir", str(scratch / "cache")), "trainer.accelerator=cpu"]
+    return [override("cache.dir", str(scratch / "cache")), "trainer.accelerator=cpu", f"data.size={SIZE}"]
 
 
 def run(*words: str) -> None:
