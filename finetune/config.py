@@ -167,7 +167,7 @@ class TrainerConfig:
 
     epochs: int = _number(5, low=1)
     precision: str = _one_of("auto", ("auto", "32", "bf16"))
-    """`auto` is bf16 on a GPU that has it, else 32; a sweep on a processor with bf16 measures which is faster."""
+    """`auto` is bf16 on a GPU that has it; on a processor with bf16, what is measured to be faster; else 32."""
     metric: str = _one_of("val/acc", METRICS)
     """What chooses the best epoch, and so the model that is kept, stops early, and is compared in sweeps and reports:
     top-1 accuracy; the mean recall of the classes; their mean F1 score; the mean area under their ROC curves, each

@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -21,7 +22,7 @@ from finetune.errors import Interrupted, Refused, one_line
 from finetune.plugin import take_plugin
 from finetune.records.layout import RECORD
 from finetune.records.metric import Incumbent
-from finetune.sharing.facts import Facts
+from finetune.sharing.facts import Facts, as_decided
 from finetune.sharing.networks import divide_network
 from finetune.sharing.prepare import prepare as prepare_sharing
 from finetune.storage.durable import refuse_unwritable, remove_leftovers
@@ -30,6 +31,7 @@ from finetune.trial import signals
 from finetune.trial.calibration import Calibration
 from finetune.trial.calibration import calibrate as measure
 from finetune.trial.precision import faster_on_cpu as faster_format
+from finetune.trial.precision import file_of_sweep, format_of
 from finetune.trial.run import train
 from finetune.trial.wandb_logger import tell_refusal
 from finetune.visible_gpus import show_gpu
@@ -37,17 +39,19 @@ from finetune.visible_gpus import show_gpu
 register()
 
 
-def prepare(configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress) -> Facts:
+def prepare(
+    configs: Sequence[tuple[Sequence[str], int]], stores: bool, progress: Progress, precision: str = ""
+) -> Facts:
     """Check the configs of a sweep's trials, given as overrides with the number of trials like them, and store what
-    they share, activations only if `stores`; returns what was found out.
+    they share, activations only if `stores`; returns what was found out, and the `precision` that was decided on.
 
     Raises:
         Refused: the first config, data set or weights that cannot be used.
     """
-    trials = [(compose_config(overrides), count) for overrides, count in configs]
+    trials = [(as_decided(compose_config(overrides), precision), count) for overrides, count in configs]
     for cache in {config.cache.dir for config, _ in trials}:
         remove_leftovers(Path(cache).expanduser())
-    return prepare_sharing(trials, stores, progress)
+    return replace(prepare_sharing(trials, stores, progress), precision=precision)
 
 
 def divide_networks(configs: Sequence[Sequence[str]]) -> None:
@@ -78,8 +82,22 @@ def faster_on_cpu(configs: Sequence[tuple[Sequence[str], int]]) -> str:
     return faster_format([(compose_config(overrides), count) for overrides, count in configs])
 
 
+def format_for(overrides: Sequence[str], sweep: str) -> str:
+    """What `trainer.precision=auto` comes to on this CPU for the trials of a sweep of W&B's; empty where it is set.
+
+    Raises:
+        Refused: a config that cannot be used.
+    """
+    config = compose_config(overrides)
+    return format_of(config, file_of_sweep(config, sweep))
+
+
 def run_trial(
-    overrides: Sequence[str], shared: str = "", incumbent: Incumbent | None = None, listen: bool = True
+    overrides: Sequence[str],
+    shared: str = "",
+    incumbent: Incumbent | None = None,
+    listen: bool = True,
+    precision: Path | None = None,
 ) -> int:
     """`python -m finetune.train OVERRIDES` in this process, with tracebacks; returns the exit code.
 
@@ -88,9 +106,16 @@ def run_trial(
         shared: What `prepare` returned, as text.
         incumbent: What the trial must be better than for its checkpoint to be kept.
         listen: Those of finetune/trial/signals.py end the trial as interrupted; otherwise they are left alone.
+        precision: A file in which the first trial of a sweep notes the number format for all of them; without one it
+            is what `shared` says.
     """
-    known = Facts.from_text(shared) if shared else Facts()
-    run = lambda: _train_and_tell(compose_config(overrides), overrides, known, incumbent)  # noqa: E731
+
+    def run() -> None:
+        config, known = compose_config(overrides), Facts.from_text(shared) if shared else Facts()
+        if precision is not None:
+            known = replace(known, precision=format_of(config, precision))
+        _train_and_tell(config, overrides, known, incumbent)
+
     return _exit_code(run, debug=True, listen=listen)
 
 
@@ -134,6 +159,9 @@ def _train_and_tell(
 ) -> None:
     if config.trainer.accelerator == "cpu":
         show_gpu("")  # AdamW would ask in each step what a GPU is at, and begin CUDA to ask
+    if facts is None:  # a trial that none of our sweeps prepared
+        sweep = os.environ.get("WANDB_SWEEP_ID")
+        facts = Facts(precision=format_of(config, file_of_sweep(config, sweep) if sweep else None))
     try:
         result = train(config, overrides, facts, incumbent)
     except Interrupted:

@@ -299,3 +299,36 @@ def test_settings_come_from_a_json_file_as_wandbs_agent_writes_it(tmp_path: Path
     file.write_text("[1]")
     with pytest.raises(Refused, match="holds no settings; give a JSON file such as"):
         _with_files([str(file)])
+
+
+def test_a_trial_alone_computes_in_what_was_measured_and_keeps_its_key(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.train, "format_of", lambda config, sweep: "bf16" if sweep is None else "32")
+    for name, expected in (("alone", "bf16"), ("agents", "32")):
+        if name == "agents":
+            monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+        assert main(monkeypatch, *small, "logger=none", f"out={tmp_path / name}") == 0
+        result = Result.load(tmp_path / name)
+        assert (result.precision, result.config["trainer.precision"]) == (expected, "auto")
+        assert result.key == trial_key(compose_config(small))
+
+
+def test_a_trial_of_a_sweep_follows_what_was_decided_for_all(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.train, "format_of", lambda config, sweep: sweep.read_text())
+    words = [*small, "model.freeze_depth=3", "cache.mode=on", "trainer.epochs=1", f"cache.dir={tmp_path / 'c'}"]
+    shared = finetune.train.prepare([(words, 1)], True, lambda *_: None, precision="bf16")
+    prepared = set((tmp_path / "c" / "activations").iterdir())
+    (tmp_path / "decided").write_text("bf16")
+
+    def format_in(name: str, facts: Facts, file: Path | None = None) -> str:
+        out = f"out={tmp_path / name}"
+        assert finetune.train.run_trial([*words, out], facts.to_text(), listen=False, precision=file) == 0
+        return Result.load(tmp_path / name).precision
+
+    assert format_in("agents", shared) == "bf16"
+    assert format_in("job", Facts(), tmp_path / "decided") == "bf16"
+    assert set((tmp_path / "c" / "activations").iterdir()) == prepared  # stores of the format that was decided
+    assert format_in("ours", Facts()) == "32"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class Facts:
     """The folders of all stores in use, so that they are kept as long as they may be read."""
     trials_per_gpu: int = 1
     """How many of the sweep's trials can share a GPU; no trial asks."""
+    precision: str = ""
+    """What `trainer.precision=auto` comes to on a CPU, where that was measured: `32` or `bf16`."""
 
     @property
     def gpu_out_of_memory(self) -> bool:
@@ -118,7 +120,19 @@ class Facts:
             },
             stores={name: StoreChoice(**values) for name, values in raw["stores"].items()},
             folders=tuple(raw["folders"]),
+            precision=raw["precision"],
         )
+
+
+def as_decided(config: Config, precision: str) -> Config:
+    """The config with a number format that was decided on, where it leaves that open; an empty one decides nothing.
+
+    >>> as_decided(Config(), "bf16").trainer.precision, as_decided(Config(), "").trainer.precision
+    ('bf16', 'auto')
+    """
+    if not precision or config.trainer.precision != "auto":
+        return config
+    return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
 def _image_facts(raw: Mapping[str, Any]) -> ImageFacts:

@@ -23,6 +23,7 @@ from finetune.sweep.children import CONTEXT, end_with_parent, start_child
 from finetune.sweep.goal import refuse_wrong_goal
 from finetune.sweep.jobs import stop_jobs
 from finetune.sweep.launch import LocalLauncher, Slot, chosen_gpus, local_slots
+from finetune.sweep.precision import format_of_agents
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
 from finetune.sweep.spec import command_overrides
 from finetune.sweep.wandb_sweep import local_name, open_sweep
@@ -96,7 +97,8 @@ def _agent(sweep: str, fixed: tuple[str, ...], folder: Path, slot: Slot, count: 
         words = _asked_for(fixed)
         if not shared:
             with contextlib.suppress(Refused, RuntimeError):  # the trial itself will say so
-                shared = check_and_prepare([(words, 1)], gpus=[slot.gpu or ""]).shared
+                precision = format_of_agents(words, sweep, slot)
+                shared = check_and_prepare([(words, 1)], gpus=[slot.gpu or ""], precision=precision).shared
         _trial(words, len(fixed), folder, slot, leaving, shared)
 
     wandb.agent(sweep, run, entity=entity, project=project, count=count)

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from finetune.compose import override, shipped
 from finetune.errors import Refused
-from finetune.records.layout import JOBS, LOG
+from finetune.records.layout import JOBS, LOG, PRECISION, RECORD, TRIALS
 from finetune.records.metric import Incumbent
 from finetune.sweep.children import log_to, no_imports_from_here
 from finetune.sweep.jobs import Job, stop_jobs
@@ -80,7 +80,9 @@ class ClusterLauncher:
     def __init__(self, settings: ClusterSettings, folder: Path, environment: Mapping[str, str], shared: str = ""):
         """`folder` is the sweep's; submitit's own files go below it. `environment` is added to every job's.
 
-        `shared` is what `check_and_prepare` found out; of use where the nodes see this node's cache.
+        `shared` is what `check_and_prepare` found out; of use where the nodes see this node's cache. Which number
+        format is faster only a node can tell: the first trial notes it in `folder` for all of them, unless it has
+        trials of before that was so.
         """
         import submitit
 
@@ -95,6 +97,9 @@ class ClusterLauncher:
         self._parallel = settings.parallel
         self._poll = settings.poll_seconds
         self._environment, self._shared = dict(environment), shared
+        precision = (folder / PRECISION).absolute()
+        begun = any((folder / TRIALS).glob(f"*/{RECORD}"))
+        self._precision = None if begun and not precision.exists() else precision
         self._executor.update_parameters(
             name=folder.name,
             timeout_min=settings.minutes,
@@ -123,7 +128,9 @@ class ClusterLauncher:
         for overrides, folder in trials:
             folder.mkdir(parents=True, exist_ok=True)
             arguments = [*overrides, override("out", str(folder.absolute()))]
-            functions.append(_Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, incumbent))
+            functions.append(
+                _Trial(arguments, folder.absolute() / LOG, self._environment, self._shared, incumbent, self._precision)
+            )
         try:
             with no_imports_from_here(), self._executor.batch():
                 jobs = [self._executor.submit(function) for function in functions]
@@ -226,6 +233,7 @@ class _Trial:
     environment: dict[str, str]
     shared: str
     incumbent: Incumbent | None
+    precision: Path | None
 
     def __call__(self) -> int:
         log_to(self.log)
@@ -234,7 +242,7 @@ class _Trial:
         from finetune import train
 
         # submitit has handlers of its own for the signals that we would listen to
-        return train.run_trial(self.arguments, self.shared, self.incumbent, listen=False)
+        return train.run_trial(self.arguments, self.shared, self.incumbent, listen=False, precision=self.precision)
 
     def checkpoint(self) -> Any:
         """What submitit submits again when the job is preempted."""

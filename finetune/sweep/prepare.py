@@ -39,6 +39,7 @@ def check_and_prepare(
     stores: bool = True,
     show: Progress = no_progress,
     gpus: Sequence[str] = (),
+    precision: str = "",
 ) -> Prepared:
     """Check every config, and compute what their trials share, in a child; one that dies is started again.
 
@@ -47,12 +48,13 @@ def check_and_prepare(
         stores: Whether the trials will run on this machine, so that activations can be stored for them.
         show: Told of the progress.
         gpus: Those to work on, as `usable_gpus` names them: the first that has enough memory; none works on the CPU.
+        precision: What `trainer.precision=auto` comes to, where that was decided.
 
     Raises:
         Refused: what the first config that cannot run is refused for.
     """
     for gpu in gpus or ("",):
-        prepared: Prepared = in_child(_prepare, [(list(c), n) for c, n in configs], stores, gpu, show=show)
+        prepared: Prepared = in_child(_prepare, [(list(c), n) for c, n in configs], stores, gpu, precision, show=show)
         if not prepared.out_of_memory:
             break
     return prepared
@@ -115,7 +117,7 @@ def _ask_child(work: Callable[..., None], arguments: Sequence[Any], show: Progre
     return child.exitcode, answer
 
 
-def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: bool, gpu: str) -> None:
+def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: bool, gpu: str, precision: str) -> None:
     end_with_parent()
     show_gpu(gpu)
 
@@ -132,7 +134,7 @@ def _prepare(sender: Connection, configs: list[tuple[list[str], int]], stores: b
     outcome: Prepared | Refused
     with contextlib.suppress(BrokenPipeError):
         try:
-            shared = train.prepare(configs, stores, show)
+            shared = train.prepare(configs, stores, show, precision)
             folders = tuple(map(Path, shared.folders))
             outcome = Prepared(
                 shared.to_text(),

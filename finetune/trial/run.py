@@ -25,7 +25,7 @@ from finetune.network.parts import FrozenPrefix, SharedPrefix, Suffix, arrange_i
 from finetune.records.layout import LAST
 from finetune.records.metric import Incumbent
 from finetune.records.result import Result
-from finetune.sharing.facts import Facts
+from finetune.sharing.facts import Facts, as_decided
 from finetune.sharing.features import pretrained_features
 from finetune.sharing.images import open_images
 from finetune.sharing.prepare import open_activations
@@ -88,7 +88,7 @@ def _train(
     """`train`, once; None where a GPU's memory ran out that the images took a part of, unless not `keep_on_gpu`."""
     clock, out, asked = _Clock(), Path(config.out), config
     refuse_another(out, trial_key(asked))
-    config = with_input(asked)
+    config = as_decided(with_input(asked), facts.precision)
     quieten()
     pl.seed_everything(config.seed, workers=True, verbose=False)
 

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from finetune.errors import Refused
-from finetune.records.layout import SWEEP
+from finetune.records.layout import RECORD, SWEEP
 from finetune.records.read import read_records
 from finetune.storage import system
 from finetune.sweep import precision
-from finetune.sweep.precision import with_measured_precision
+from finetune.sweep.cluster import ClusterLauncher, ClusterSettings
+from finetune.sweep.launch import Slot
+from finetune.sweep.precision import PRECISION, format_of_agents, with_measured_precision
 from finetune.sweep.run import run_sweep
 from tests.sweep.conftest import Pretender, spec_of
 
@@ -27,7 +30,9 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> Measure:
     def substitute(faster: str) -> list[object]:
         asked = list[object]()
         monkeypatch.setattr(precision, "processor_has_bf16", lambda: True)
-        monkeypatch.setattr(precision, "in_child", lambda work, trials, threads: asked.append(trials) or faster)
+        monkeypatch.setattr(
+            precision, "in_child", lambda work, threads, question, trials: asked.append(trials) or faster
+        )
         return asked
 
     return substitute
@@ -104,3 +109,51 @@ def test_a_processor_says_what_it_can(line: str, has: bool, monkeypatch: pytest.
     monkeypatch.setattr(Path, "read_text", lambda path: f"model name\t: Some: Chip\n{line}\n")
     assert system.processor_has_bf16() is has
     assert system.processor_name() == "Some: Chip"
+
+
+WORDS = ["model.freeze_depth=3"]
+
+
+def test_an_agent_takes_what_the_first_run_on_a_cpu_had_and_else_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [SimpleNamespace(config={}), SimpleNamespace(config={PRECISION: "auto"})]
+    asked = list[object]()
+    monkeypatch.setattr(precision, "runs_of", lambda entity, project, sweep: runs)
+    monkeypatch.setattr(precision, "in_child", lambda work, *about: asked.append(about) or "32")
+    assert format_of_agents(WORDS, "me/p/s", Slot(None, 2)) == "32"
+    assert asked == [(2, "format_for", WORDS, "s")]
+    runs += [SimpleNamespace(config={PRECISION: "bf16"}), SimpleNamespace(config={PRECISION: "32"})]
+    assert format_of_agents(WORDS, "me/p/s", Slot(None, 2)) == "bf16"
+    assert format_of_agents(WORDS, "me/p/s", Slot("0", 2)) == ""
+    assert format_of_agents([WORD], "me/p/s", Slot(None, 2)) == ""
+    assert len(asked) == 1
+
+
+def test_an_agent_measures_where_the_server_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: str) -> list[object]:
+        raise ValueError("no such project")
+
+    monkeypatch.setattr(precision, "runs_of", fail)
+    monkeypatch.setattr(precision, "in_child", lambda *about: "bf16")
+    assert format_of_agents(WORDS, "me/p/s", Slot(None, 2)) == "bf16"
+
+
+def test_a_child_is_asked_with_the_threads_of_a_trial(small: list[str], tmp_path: Path) -> None:
+    words = [*small, f"cache.dir={tmp_path}"]
+    assert precision.in_child(precision._ask, 2, "format_for", words, "s") == "32"  # the suite's processors lack bf16
+    (file,) = (tmp_path / "precision").glob("sweep-*.json")
+    assert json.loads(file.read_text())["trainer.precision"] == "32"
+    with pytest.raises(Refused, match=r"seeed"):
+        precision.in_child(precision._ask, 2, "format_for", ["seeed=1"], "s")
+
+
+def test_jobs_of_a_cluster_share_a_decision_unless_some_ended_without(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    settings = ClusterSettings(cluster="local", parallel=1, minutes=1)
+    file = tmp_path / "precision.json"
+    assert ClusterLauncher(settings, tmp_path, {})._precision == file
+    trial = tmp_path / "trials" / "a"
+    trial.mkdir(parents=True)
+    (trial / RECORD).touch()
+    assert ClusterLauncher(settings, tmp_path, {})._precision is None
+    file.touch()
+    assert ClusterLauncher(settings, tmp_path, {})._precision == file
