@@ -1,8 +1,9 @@
 """The same on a GPU: `python benchmarks/gpu.py [--images 2000] [--json FILE]`; `--tiny` tries the script out.
 
 For ResNet50 at 224 px in bf16: images a second of one trial per freeze depth against the bare loop, with the share of
-the roofline that the bare loop reaches; pixels on the device against a DataLoader that reads them; a head-only trial of
-ten epochs on 10,000 images from ask to record; and trials an hour. Random weights cost the same as trained ones.
+the roofline that the bare loop reaches, and the same trial without CUDA graphs; pixels on the device against a
+DataLoader that reads them; a head-only trial of ten epochs on 10,000 images from ask to record; and trials an hour.
+Random weights cost the same as trained ones.
 """
 
 import argparse
@@ -86,6 +87,8 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
     words = [*fixed, f"model.freeze_depth={depth}"]
     shared = check_and_prepare([(words, 6)], gpus=gpus_of(given)).shared
     _, short = run_one([*words, "trainer.epochs=1"], scratch / f"start-{name}", shared, given.device)
+    eager = [*words, "trainer.graphs=off"]
+    _, without = run_one(eager, scratch / f"eager-{name}", shared, given.device)
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
     bare = epoch(
@@ -97,6 +100,7 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
         "ours": round((images + val) / ours, 1),
         "bare loop": round((images + val) / bare, 1),
         "ours / bare loop": round(bare / ours, 3),
+        "without graphs / ours": round((without.seconds["train"] - short.seconds["train"]) / (EPOCHS - 1) / ours, 3),
         "stored": result.cache["train"],
         "trials an hour": round(3600 / wall),
     }

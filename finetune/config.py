@@ -178,6 +178,9 @@ class TrainerConfig:
     """Largest gradient norm; null does not clip."""
     accelerator: str = _one_of("auto", ("auto", "cpu", "gpu"))
     """`gpu` is NVIDIA's, AMD's or Apple's; `auto` uses one where it can be used, else the CPU."""
+    graphs: str = _one_of("auto", ("auto", "off"))
+    """`auto` has an NVIDIA or AMD GPU take the steps of a trial on stored activations as one CUDA graph each, where a
+    check at the start shows the same results; `off` never does."""
     save_every: float = _number(5.0, low=0)
     """Seconds between two saves of an unfinished trial's state, from which it goes on after a kill; more where saving
     would take over 2 % of the time. 0 saves after each batch."""
@@ -252,6 +255,7 @@ NOT_MEANINGFUL = (
     "data.workers",
     "data.on_leak",
     "data.links",
+    "trainer.graphs",
     "trainer.save_every",
 )
 """Keys, or groups of them, that change where or how fast a run happens and not what comes out."""

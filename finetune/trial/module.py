@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from finetune.network.network import Network
 from finetune.records.correct import pack
 from finetune.records.metric import sign_of, with_best
+from finetune.trial.graphs import GraphedSteps, round_rates
 from finetune.trial.metrics import measure
 from finetune.trial.steps import Steps
 
@@ -45,6 +46,7 @@ class FineTune(pl.LightningModule):
         rates: Mapping[str, float] = MappingProxyType({}),
         mix: Mix | None = None,
         steps: Steps | None = None,
+        by_graph: bool = False,
     ):
         """`schedule` maps training progress, 0..1, to a factor on the optimizer's learning rate.
 
@@ -53,11 +55,15 @@ class FineTune(pl.LightningModule):
         so that `val/loss` compares trials of any. `rates` are logged beside `lr`, as factors on it.
         `mix` makes of a training batch another, whose labels are shares of the classes, N x classes.
         `steps` says what a training batch is made of; without it, each is one optimizer step.
+        `by_graph` lets a GPU take steps as one CUDA graph, where it does the same.
         """
         super().__init__()
         self.network = network
         self.build_optimizer, self.schedule, self.label_smoothing = optimizer, schedule, label_smoothing
         self.metric, self.rates, self._mix, self.steps = metric, rates, mix, steps
+        self._by_graph = by_graph
+        self._graphs: GraphedSteps | None = None
+        self._total_steps = 1
         self.register_buffer(
             "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
         )
@@ -92,31 +98,63 @@ class FineTune(pl.LightningModule):
         images = self.steps.images if self.steps else len(y)
         *earlier, last = zip(x.split(images), y.split(images), strict=True)
         for part in earlier:
-            self._take_step(self._training_loss(*part))
-        return self._training_loss(*last)
+            self._take_step(*part)
 
-    def _take_step(self, loss: Tensor) -> None:
-        """What Lightning does with the loss of a batch, without what it does around that."""
+        self._refuse_divergence()
+        loss = self._step_by_graph(*last)
+        if loss is None:
+            loss = self._training_loss(*last)
+        self._note(loss, len(last[1]))
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The gradients of a loss; none where a graph has taken the step, and so nothing for the optimizer to do."""
+        if loss.requires_grad:
+            super().backward(loss, *args, **kwargs)
+
+    def _take_step(self, x: Tensor, y: Tensor) -> None:
+        """What Lightning does with a batch, without what it does around that."""
+        self._refuse_divergence()
+        loss = self._step_by_graph(x, y)
+        if loss is None:
+            loss = self._step(x, y)
+        self._note(loss, len(y))
+        self._scheduler.step()
+        self._remember_rate()
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, and all that a GPU does with it."""
         optimizer = self.trainer.optimizers[0]
+        loss = self._training_loss(x, y)
         optimizer.zero_grad()
         with torch.autocast(loss.device.type, enabled=False):  # which Lightning has left by then, too
             loss.backward()
         self.configure_gradient_clipping(optimizer, self.trainer.gradient_clip_val)
         optimizer.step()
+        torch.clear_autocast_cache()  # in which some releases of Lightning keep rounded weights to the end of a batch
+        return loss.detach()
+
+    def _step_by_graph(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """The loss of a step that the GPU has taken as one graph; None where it is to be taken without."""
+        return None if self._graphs is None else self._graphs.take(x, y, self._total_steps - self._scheduler.last_epoch)
+
+    @property
+    def _scheduler(self) -> LambdaLR:
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
-        scheduler.step()
-        self._remember_rate()
+        return scheduler
 
     def _training_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        self._refuse_divergence()
         if self._mix is not None:
             x, y = self._mix(x, y)
         logits = self._logits["train"](x)
         loss = F.cross_entropy(logits, y, self.class_weights, label_smoothing=self.label_smoothing)
-        self._losses.note(loss.detach())
-        self.train_figures.update(loss.detach(), logits.detach(), y if y.ndim == 1 else y.argmax(1))
+        self.train_figures.add(loss.detach(), logits.detach(), y if y.ndim == 1 else y.argmax(1))
         return loss
+
+    def _note(self, loss: Tensor, images: int) -> None:
+        self._losses.note(loss.detach())
+        self.train_figures.count += images
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -130,9 +168,17 @@ class FineTune(pl.LightningModule):
         """Remember the learning rate that the epoch's last step uses."""
         self._remember_rate()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """From here on parameters, and what the optimizer keeps, stay in their place: a trial that goes on has them."""
+        if self._graphs is not None:
+            self._graphs.has_begun = True
+
     def _remember_rate(self) -> None:
-        group = self.trainer.optimizers[0].param_groups[0]
+        optimizer = self.trainer.optimizers[0]
+        group = optimizer.param_groups[0]
         self._learning_rate = float(group["lr"]) / group.get("lr_scale", 1.0)
+        if self.device.type == "cuda":
+            round_rates(optimizer)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collect loss and accuracy, and what is said of each image."""
@@ -194,6 +240,9 @@ class FineTune(pl.LightningModule):
         else:
             assert self.trainer.max_epochs is not None
             total = self.trainer.max_epochs * self.steps.of_epoch
+        self._total_steps = total
+        if self._by_graph and self.device.type == "cuda":
+            self._graphs = GraphedSteps(self._step, optimizer, self)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(min(1.0, step / total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -294,9 +343,13 @@ class _Figures(nn.Module):
 
     def update(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Add a batch, given its mean loss."""
+        self.add(loss, logits, y)
+        self.count += len(y)
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """What the device does of that."""
         self.loss.add_(loss, alpha=len(y))
         self.right.add_((logits.argmax(1) == y).sum())
-        self.count += len(y)
 
     def add_up(self, sum_of: Callable[[Tensor], Any]) -> None:
         """Make of what each device has seen what all have; `sum_of` adds up a value of each."""

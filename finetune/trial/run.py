@@ -138,6 +138,7 @@ def _train(
         class_weights=balance,
         mix=build_mix(config.augment, len(images.classes)),
         steps=steps,
+        by_graph=config.trainer.graphs == "auto" and "train" in activations.rows and keep_on_gpu,
     )
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop

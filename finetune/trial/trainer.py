@@ -76,6 +76,7 @@ def build_module(
     class_weights: list[float] | None = None,
     mix: Mix | None = None,
     steps: Steps | None = None,
+    by_graph: bool = False,
     kind: type[FineTune] = FineTune,
 ) -> FineTune:
     """The module that trains `network`; the batches of `stored` splits are activations."""
@@ -91,6 +92,7 @@ def build_module(
         class_weights=class_weights,
         mix=mix,
         steps=steps,
+        by_graph=by_graph,
         rates=rates(network, optim),
     )
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from finetune.compose import compose_config
@@ -43,6 +44,19 @@ def test_several_steps_at_once_are_the_single_steps_to_the_bit(
     assert all(torch.equal(value, made[name]) for name, value in expected.items())
     assert logged(one) == logged(several)
     assert len(logged(one)) == len(first.history)
+
+
+def test_weights_that_lightning_has_rounded_are_not_those_of_the_next_step(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does before 2.6: until a batch is over."""
+    remembering = lambda plugin: torch.autocast(plugin.device, torch.bfloat16)  # noqa: E731
+    monkeypatch.setattr(MixedPrecision, "autocast_context_manager", remembering)
+    monkeypatch.setattr(steps, "_MOST", 1)
+    one = head_alone(small, tmp_path / "one", "trainer.precision=bf16", "logger=none")
+    monkeypatch.setattr(steps, "_MOST", 32)
+    several = head_alone(small, tmp_path / "several", "trainer.precision=bf16", "logger=none")
+    assert one.history == several.history
 
 
 def test_a_batch_says_how_many_steps_it_makes() -> None:
