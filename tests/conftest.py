@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests at a time, one thread each
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a trial of two threads does not spin for a core that others use
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"  # in every process as on a processor without bf16
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests on every machine; those marked `gpu` take it back
 os.environ["FINETUNE_FAULTS"] = tempfile.mkdtemp(prefix="faults-")  # nothing is armed until a test writes `arms` there
 

@@ -21,9 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from finetune.sweep import estimate, precision
+from finetune.sweep import estimate
 from finetune.sweep.children import CONTEXT, ready_server
-from finetune.trial import precision as precision_of_trials
 
 GPUS = "PRETENDED_GPUS"
 """Environment variable: how many GPUs all children of a process are to have that are none: tests/pretended_gpu.py."""
@@ -37,12 +36,9 @@ MEASURE = estimate.__dict__["_measured"]
 def use_warm_server() -> None:
     """Have all children of this process, trials of sweeps among them, forked from the warm server.
 
-    Sweeps are not estimated before they run, and they and trials compute in 32-bit on every processor: what measures
-    the machine for seconds is tested by itself.
+    Sweeps are not estimated before they run: what measures the machine for seconds is tested by itself.
     """
     estimate.__dict__["_measured"] = lambda asked, slots: []
-    for module in (precision, precision_of_trials):
-        module.__dict__["processor_has_bf16"] = lambda: False
     CONTEXT.set_forkserver_preload(PRELOAD)
     ForkServerProcess.__init__ = _remember_surroundings  # type: ignore[method-assign, assignment]
     ForkServerProcess.run = _run_there  # type: ignore[method-assign]

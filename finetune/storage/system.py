@@ -69,7 +69,13 @@ def processor_name() -> str:
 
 
 def processor_has_bf16() -> bool:
-    """Whether the processor has instructions for bf16; not where the system does not say, as only Linux does."""
+    """Whether the processor has instructions for bf16; not where the system does not say, as only Linux does.
+
+    Nor where oneDNN, which computes convolutions, was told to leave them alone (its `ONEDNN_MAX_CPU_ISA`).
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if most in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"):
+        return False
     flags = {*_processor("flags").split(), *_processor("Features").split()}
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -98,14 +98,16 @@ def test_a_sweep_that_was_begun_without_stays_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("line", "has"),
+    ("line", "most", "has"),
     [
-        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", True),
-        ("flags\t\t: fpu avx2 avx512f", False),
-        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", "", True),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", "AVX512_CORE", False),
+        ("flags\t\t: fpu avx2 avx512f", "", False),
+        ("Features\t: fp asimd bf16", "", True),
     ],
 )
-def test_a_processor_says_what_it_can(line: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_says_what_it_can(line: str, most: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
     monkeypatch.setattr(Path, "read_text", lambda path: f"model name\t: Some: Chip\n{line}\n")
     assert system.processor_has_bf16() is has
     assert system.processor_name() == "Some: Chip"
