@@ -82,7 +82,7 @@ def test_a_trial_waits_in_no_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("depth", "at_once", "kernels"), [(17, 2, 26), (14, 1, 125)])
+@pytest.mark.parametrize(("depth", "at_once", "kernels"), [(17, 2, 26), (14, 2, 125)])
 def test_what_a_step_from_stores_asks_of_a_gpu(
     images: Path,
     tmp_path: Path,
@@ -92,7 +92,7 @@ def test_what_a_step_from_stores_asks_of_a_gpu(
     at_once: int,
     kernels: int,
 ) -> None:
-    """A head takes several steps within one of Lightning's; here two, for its epoch to have four of those."""
+    """Short steps are taken several within one of Lightning's; here two, for its epoch to have four of those."""
     monkeypatch.setattr("finetune.trial.steps._MOST", 2)
     steps = Steps(gpu, monkeypatch)
     weights = random_weights("resnet50", tmp_path / "weights.pth")

@@ -127,7 +127,7 @@ def _train(
     network = _as_it_runs(network, cut.modules, config, precision, with_prefix)
     batches = PixelData(images.splits, preprocess, config.data.batch_size, config.seed, activations.rows)
     batches.on_gpu = keep_on_gpu
-    steps = steps_of(network, batches)
+    steps = steps_of(network, batches, precision.device)
     if steps is not None:
         batches.at_once = steps.at_once
     module = build_module(

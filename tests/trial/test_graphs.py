@@ -15,8 +15,9 @@ from finetune.compose import compose_config
 from finetune.errors import Interrupted
 from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result
-from finetune.trial import graphs, signals
+from finetune.trial import graphs, signals, steps
 from finetune.trial.graphs import GraphedSteps, StepGraph, checked_graph
+from finetune.trial.module import FineTune
 from finetune.trial.run import train
 from tests.pretended_gpu import PretendedGpu, pretended_gpu
 from tests.pretended_graphs import PretendedGraph, graphs_of
@@ -77,6 +78,30 @@ def test_a_trial_by_graphs_is_the_trial_without_to_the_bit(
     assert by_graph.correct == without.correct
     assert by_graph.key == without.key
     assert same(tmp_path / "without", tmp_path / "by graph")
+
+
+@pytest.mark.parametrize("by_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_several_steps_at_once_of_layers_behind_a_cut_are_the_single_steps_to_the_bit(
+    small: list[str], tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, by_graph: bool
+) -> None:
+    settings = ["model.freeze_depth=3", "trainer.precision=32", f"trainer.graphs={'auto' if by_graph else 'off'}"]
+    counts = list[int]()
+    training_step = FineTune.training_step
+
+    def count(module: FineTune, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        counts.append(index)
+        return training_step(module, batch, index)
+
+    monkeypatch.setattr(FineTune, "training_step", count)
+    monkeypatch.setattr(steps, "_MOST", 1)
+    one = trial(small, tmp_path / "one", *settings)
+    assert len(counts) == 2 * 4
+    monkeypatch.setattr(steps, "_MOST", 3)
+    several = trial(small, tmp_path / "several", *settings)
+    assert len(counts) == 2 * 4 + 2 * 2
+    assert len(recorded) == 2 * by_graph
+    assert one.history == several.history
+    assert same(tmp_path / "one", tmp_path / "several")
 
 
 @pytest.mark.slow
@@ -154,6 +179,16 @@ def test_a_graph_that_was_checked_takes_the_same_steps_and_the_check_changes_not
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
     assert all(torch.equal(one, same) for one, same in zip(training.state(), other.state(), strict=True))
+
+
+def test_a_step_by_graph_is_four_launches_and_no_wait(gpu: PretendedGpu, recorded: Recorded) -> None:
+    training = Training()
+    graph, _ = training.checked()
+    assert graph is not None
+    before = gpu.counts.copy()
+    graph(training.x, training.y)
+    spent = gpu.counts - before
+    assert (spent["kernels"], spent["copies"], spent["waits"]) == (3, 1, 0)  # batch, labels, the graph; and rates
 
 
 class _KeepsBatch(StepGraph):

@@ -8,11 +8,12 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import nn
 
 from finetune.compose import compose_config
+from finetune.network.network import Network
 from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result
 from finetune.trial import steps
 from finetune.trial.run import train
-from finetune.trial.steps import Steps, steps_at_once
+from finetune.trial.steps import Steps, _steps_on_gpu, steps_at_once
 
 
 def head_alone(small: list[str], out: Path, *more: str) -> Result:
@@ -68,3 +69,8 @@ def test_a_head_whose_step_is_long_takes_one_at_a_time() -> None:
     assert steps_at_once(small, 32) == 32
     assert steps_at_once(small, 1024) == 3
     assert steps_at_once(large, 32) == 1
+
+
+def test_a_gpu_takes_several_steps_where_all_behind_the_cut_is_short() -> None:
+    network = Network(nn.Identity(), nn.Sequential(nn.Linear(1024, 14_000, bias=False)), nn.Linear(2048, 10))
+    assert [_steps_on_gpu(network, positions, 32) for positions in (1, 196, 3136)] == [32, 7, 1]
