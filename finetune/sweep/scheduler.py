@@ -85,7 +85,9 @@ def refuse_unscheduled(name: str, sweep: Any) -> None:
     import wandb
 
     if not hasattr(sweep, "enqueue_run"):
-        raise Refused(f"wandb {wandb.__version__} cannot put runs into a sweep's queue; pip install -U wandb")
+        raise Refused(
+            f"wandb {wandb.__version__} cannot put runs into a sweep's queue; pip install 'wandb>={TESTED_WITH}'"
+        )
     if not sweep.config.get("scheduler"):
         raise Refused(
             f"{name}: W&B itself decides about its trials; add `scheduler: {{engine: wandb}}` to the sweep file and "
