@@ -90,6 +90,8 @@ def test_several_steps_at_once_of_layers_behind_a_cut_are_the_single_steps_to_th
 
     def count(module: FineTune, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         counts.append(index)
+        rates = [group["lr"] for group in module.trainer.optimizers[0].param_groups]
+        assert rates == torch.tensor(rates).tolist()  # as a graph reads them, also where there is none
         return training_step(module, batch, index)
 
     monkeypatch.setattr(FineTune, "training_step", count)
