@@ -1,6 +1,7 @@
 """Bring the documents together for a site, which `make docs` builds: `python .ci/documents.py FOLDER`.
 
-README.md becomes its first page; the report of `runs/local`, where `make sweep-local` left one, is shown in another.
+README.md becomes its first page; the report of `runs/local`, where `make sweep-local` left one, is shown in another, to
+which the page about reports leads.
 """
 
 import re
@@ -34,6 +35,10 @@ def main(folder: Path) -> None:
     if REPORT.is_file():
         shutil.copy(REPORT, folder / "report-of-local.html")
         (folder / "example.md").write_text(FRAME)
+        heading, rest = (folder / "report.md").read_text().split("\n", 1)
+        (folder / "report.md").write_text(
+            f"{heading}\n\n[A report](example.md): what `make sweep-local` found.\n{rest}"
+        )
 
 
 def _linked(text: str) -> str:
