@@ -127,7 +127,7 @@ def test_fault_56_memory_that_is_missing_for_the_frozen_layers_ends_no_preparati
 def test_fault_56_a_full_gpu_leaves_the_preparation_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def in_child(work: Any, configs: Any, stores: bool, name: str, show: Any) -> Prepared:
+    def in_child(work: Any, configs: Any, stores: bool, name: str, precision: str, show: Any) -> Prepared:
         tried.append(name)
         return Prepared(name, (), (), (), out_of_memory=name != "2")
 
