@@ -1,9 +1,11 @@
 """A trained network as a folder that others can use without this package."""
 
+import contextlib
 import inspect
 import io
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -99,15 +101,16 @@ def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
         )
 
     try:
-        program = torch.onnx.export(
-            network,
-            (_example(classifier),),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: Dim("batch")},),
-            verbose=False,
-        )
+        with _attention_in_steps(network), _no_warnings_of("onnxscript"):  # of what it does not simplify
+            program = torch.onnx.export(
+                network,
+                (_example(classifier),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: Dim("batch")},),
+                verbose=False,
+            )
     except ImportError as error:
         raise Refused(f"export writes ONNX with {error.name}, which is missing; pip install onnx onnxscript") from error
     assert program is not None
@@ -119,6 +122,30 @@ def _onnx(network: nn.Module, classifier: Classifier) -> bytes:
     for key, value in _about(classifier).items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _attention_in_steps(network: nn.Module) -> Iterator[None]:
+    """Have timm's attention be products and a softmax: ONNX has none of five dimensions, as Hiera's is."""
+    fused = [vars(module) for module in network.modules() if vars(module).get("fused_attn")]
+    for attention in fused:
+        attention["fused_attn"] = False
+    try:
+        yield
+    finally:
+        for attention in fused:
+            attention["fused_attn"] = True
+
+
+@contextlib.contextmanager
+def _no_warnings_of(package: str) -> Iterator[None]:
+    logger = logging.getLogger(package)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _pt2(network: nn.Module, classifier: Classifier) -> bytes:

@@ -96,7 +96,7 @@ class _Undrawn(TorchFunctionMode):
 def create_empty(name: str, size: int | None = None) -> nn.Module:
     """A network whose parameters and buffers, still to be read, are on the meta device; its other tables are there."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = create(name, size)
     except NotImplementedError:  # it computes with values while it is built
         return _create_undrawn(name, size)
@@ -122,7 +122,7 @@ def create_shapes(name: str, size: int | None = None) -> nn.Module:
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes, wholly on the meta device."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return build()
     except NotImplementedError:  # it computes with values while it is built
         with torch.device("cpu"), _Undrawn():

@@ -6,11 +6,14 @@ blocks.
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 
 class NotCuttable(Exception):
@@ -50,6 +53,19 @@ class _Tracer(fx.Tracer):
         return not plain and not (self._look_into_stages and _is_stage(module))
 
 
+class _ShapeOfNorms(TorchFunctionMode):
+    """Gives norms an output without values: on the meta device they are computed from their parts, in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.layer_norm, F.batch_norm, F.group_norm):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+_CHANCE = re.compile(r"(?<=StochasticDepth\()p=[^,)]*|(?<=DropPath\()drop_prob=[^,)]*")
+"""What alone differs between blocks of one stage, and matters in training only."""
+
+
 class _Values(fx.Interpreter):
     """Runs a traced network and keeps what each node gives, with how often that had been written to by then."""
 
@@ -64,7 +80,7 @@ class _Values(fx.Interpreter):
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
             return super().call_module(target, args, kwargs)
 
-        key = repr(self.fetch_attr(target)), args[0].shape
+        key = _CHANCE.sub("", repr(self.fetch_attr(target))), args[0].shape
         if key in self._known:
             return torch.empty_like(self._known[key])
 
@@ -115,7 +131,7 @@ class Traced:
 
     def _run(self, images: int) -> _Values:
         run = _Values(self._program)
-        with torch.no_grad():
+        with torch.no_grad(), _ShapeOfNorms():
             run.run(torch.empty(images, 3, self._size, self._size, device="meta"), *self._defaults.values())
         return run
 

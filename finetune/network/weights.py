@@ -140,7 +140,7 @@ def _tensor_digest(value: Tensor) -> str:
 def _find(backbone: Backbone, weights: str, check: bool) -> Path:
     """The file that `weights` means, downloaded where it must be."""
     shipped = shapes_file(backbone.name)
-    if weights == SHAPES_WEIGHTS and shipped:
+    if weights in (SHAPES_WEIGHTS, "pretrained") and shipped:
         return shipped
     if weights == "pretrained" and backbone.name.startswith(TIMM):
         return _of_timm(backbone.name)

@@ -135,6 +135,7 @@ def test_no_weights_are_an_empty_state() -> None:
 def test_shipped_weights_carry_their_normalisation() -> None:
     weights = read_weights(build_backbone("narrow_resnet50"), "SHAPES60_V1")
     assert weights.mean == (0.5, 0.5, 0.5)
+    assert read_weights(build_backbone("narrow_resnet50"), "pretrained").digests == weights.digests
     assert set(weights.state) == {n for n in NarrowResNet50().state_dict() if not n.startswith("fc.")}
 
 

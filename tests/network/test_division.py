@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from finetune.network.division import Division, divide
 from finetune.network.trace import NotCuttable
@@ -125,3 +126,21 @@ def test_what_cannot_be_traced_or_gives_no_features_says_so() -> None:
         divide(Holds().eval(), 16)
     with pytest.raises(NotCuttable, match="it gives 4 x 12 x 12 values for an image"):
         divide(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).eval(), 16)
+
+
+def test_of_blocks_that_differ_in_stochastic_depth_alone_one_is_run() -> None:
+    runs = list[Tensor]()
+
+    class Dropping(Block):
+        def __init__(self, chance: float) -> None:
+            super().__init__(8)
+            self.drop = StochasticDepth(chance, "row")
+
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(x)
+            return x + self.drop(self.last(self.norm(self.conv(x))))
+
+    blocks = nn.Sequential(*map(Dropping, (0.0, 0.1, 0.2)))
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert len(divide(model.eval(), 32).units) == 4
+    assert [x.shape for x in runs] == [(2, 8, 8, 8)]
