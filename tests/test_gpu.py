@@ -35,7 +35,7 @@ from finetune.sweep.launch import LocalLauncher, Slot, local_slots
 from finetune.sweep.prepare import Prepared, check_and_prepare, gpu_names
 from finetune.sweep.run import run_sweep
 from finetune.sweep.state import Options
-from finetune.trial.module import FineTune, _Losses
+from finetune.trial.module import FineTune
 from tests.faults.invariants import spec_of
 from tests.models import adamw
 
@@ -134,26 +134,6 @@ def test_training_and_validation_mix_no_devices() -> None:
     module.training_step(batch, 0).backward()
     module.validation_step(batch, 0)
     assert {parameter.grad.device for parameter in module.parameters() if parameter.grad is not None} == {GPU}
-
-
-def test_a_loss_is_looked_at_when_the_gpu_has_got_there() -> None:
-    class Event:
-        done = waited = False
-
-        def query(self) -> bool:
-            return self.done
-
-        def synchronize(self) -> None:
-            self.waited = True
-
-    first, second, third = Event(), Event(), Event()
-    losses = _Losses()
-    losses._coming.extend((torch.tensor(float(i)), event) for i, event in enumerate((first, second, third)))  # type: ignore[misc]
-    assert list(losses.known(wait=False)) == []
-    first.done = third.done = True
-    assert list(losses.known(wait=False)) == [0.0]
-    assert list(losses.known(wait=True)) == [1.0, 2.0]
-    assert (first.waited, second.waited, third.waited) == (False, True, True)
 
 
 def test_pixels_go_to_the_device_in_blocks(fast: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

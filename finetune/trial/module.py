@@ -1,8 +1,7 @@
 """The trained network: loss, metrics and optimizer. Knows no files, no W&B and no cache."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from finetune.network.network import Network
 from finetune.records.correct import pack
 from finetune.records.metric import sign_of, with_best
+from finetune.trial.figures import Figures, Losses
 from finetune.trial.graphs import GraphedSteps, round_rates
 from finetune.trial.metrics import measure
 from finetune.trial.steps import Steps
@@ -71,7 +71,7 @@ class FineTune(pl.LightningModule):
             split: network.after_cut if split in stored else network.forward for split in ("train", "val", "test")
         }
 
-        self.train_figures, self.val_figures, self.test_figures = (_Figures() for _ in range(3))
+        self.train_figures, self.val_figures, self.test_figures = (Figures() for _ in range(3))
         self.history: list[dict[str, float]] = []
         self.best_epoch = -1
         self.best_state: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ class FineTune(pl.LightningModule):
         """Which validation images were right, in order, for each epoch of `history`, as `records.correct` packs it."""
         self._epoch_logits: list[Tensor] = []
         self._epoch_labels: list[Tensor] = []
-        self._losses = _Losses()
+        self._losses = Losses()
         self._learning_rate = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -271,15 +271,15 @@ class FineTune(pl.LightningModule):
         self.train_figures.count = values["count"]
         self.history, self.best_epoch = values["history"], values["best_epoch"]
         self.correct = values.get("correct", [])  # which older versions did not save
-        self._learning_rate, self._losses = values["lr"], _Losses()
+        self._learning_rate, self._losses = values["lr"], Losses()
 
-    def _evaluate(self, split: str, figures: "_Figures", batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _evaluate(self, split: str, figures: Figures, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         logits = self._logits[split](x).float()
         figures.update(F.cross_entropy(logits, y), logits, y)
         return logits
 
-    def _pull(self, split: str, figures: "_Figures") -> dict[str, float]:
+    def _pull(self, split: str, figures: Figures) -> dict[str, float]:
         if self.trainer.world_size > 1:  # each device has seen a part of the training images
             figures.add_up(lambda value: self.trainer.strategy.reduce(value, reduce_op="sum"))
         values = {f"{split}/{name}": value for name, value in figures.compute().items()}
@@ -294,77 +294,6 @@ class FineTune(pl.LightningModule):
 
     def _diverged(self, name: str, value: float) -> NoReturn:
         raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
-
-
-_MPS_LOOK = 32
-"""Steps from one look at the losses on Apple's GPU to the next: each waits for it."""
-
-
-class _Losses:
-    """The losses of steps, looked at once a GPU has got there, so that nobody waits for it."""
-
-    def __init__(self) -> None:
-        self._coming = deque[tuple[Tensor, torch.cuda.Event | None]]()
-
-    def note(self, loss: Tensor) -> None:
-        """Remember the loss of a step that may be under way still."""
-        done = None
-        if loss.device.type == "cuda":
-            loss = torch.empty((), dtype=loss.dtype, pin_memory=True).copy_(loss, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        self._coming.append((loss, done))
-
-    def known(self, wait: bool) -> Iterator[float]:
-        """Those that have come since the last call; all of them with `wait`."""
-        while self._coming:
-            loss, done = self._coming[0]
-            if done is not None and wait:
-                done.synchronize()
-            is_coming = done is not None and not done.query()
-            is_dear = loss.device.type == "mps" and len(self._coming) < _MPS_LOOK
-            if not wait and (is_coming or is_dear):
-                return
-            self._coming.popleft()
-            yield float(loss)
-
-
-class _Figures(nn.Module):
-    """Mean loss and top-1 accuracy over an epoch, summed on the training device without waiting for it."""
-
-    loss: Tensor
-    right: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("loss", torch.zeros(()), persistent=False)
-        self.register_buffer("right", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.count = 0
-
-    def update(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Add a batch, given its mean loss."""
-        self.add(loss, logits, y)
-        self.count += len(y)
-
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """What the device does of that."""
-        self.loss.add_(loss, alpha=len(y))
-        self.right.add_((logits.argmax(1) == y).sum())
-
-    def add_up(self, sum_of: Callable[[Tensor], Any]) -> None:
-        """Make of what each device has seen what all have; `sum_of` adds up a value of each."""
-        self.loss.copy_(sum_of(self.loss))
-        self.right.copy_(sum_of(self.right))
-        self.count = int(sum_of(torch.tensor(self.count, device=self.loss.device)))
-
-    def compute(self) -> dict[str, float]:
-        """The epoch's figures; the next epoch starts from nothing."""
-        count = max(1, self.count)
-        values = {"loss": float(self.loss) / count, "acc": round(float(self.right) / count, 7)}
-        self.loss.zero_()
-        self.right.zero_()
-        self.count = 0
-        return values
 
 
 def tensors_named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
