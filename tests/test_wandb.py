@@ -17,7 +17,7 @@ from finetune.compose import compose_config
 from finetune.config import flat
 from finetune.records.result import STATUSES, Result
 from finetune.report import wandb as dashboard
-from tests.faults.invariants import set_traps, wait_for
+from tests.faults.invariants import PATIENCE, set_traps, wait_for
 from tests.wandb_server import Run, Server, wandb_server
 
 VALUES: dict[str, list[Any]] = {
@@ -59,7 +59,7 @@ def made(server: Server, folder: Path, fast: list[str], epochs: int, **more: Any
         **more,
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(raw))
-    printed, _ = start(server, folder, "wandb", "sweep", "--project", "p", "sweep.yaml").communicate(timeout=120)
+    printed, _ = start(server, folder, "wandb", "sweep", "--project", "p", "sweep.yaml").communicate(timeout=PATIENCE)
     found = re.search(r"wandb agent (\S+)", re.sub(r"\x1b\[[0-9;]*m", "", printed))
     assert found, printed
     return found[1]
@@ -89,7 +89,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
     with wandb_server(learning) as server:
         sweep = made(server, tmp_path, fast, epochs=2)
         agents = [start(server, tmp_path, "wandb", "agent", sweep) for _ in range(2)]
-        outputs = [agent.communicate(timeout=180)[0] for agent in agents]
+        outputs = [agent.communicate(timeout=PATIENCE)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], outputs
         assert planted() == []
         assert server.unknown == []
@@ -125,9 +125,9 @@ def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, 
         wait_for(lambda: "run0" in server.runs and server.runs["run0"].history)
         watching = start(server, tmp_path, "finetune.cli", "dashboard", "us/p/sweep1", "--watch")
         server.runs["run0"].stop = True
-        output, _ = agent.communicate(timeout=180)
+        output, _ = agent.communicate(timeout=PATIENCE)
         assert agent.returncode == 0, output
-        seen, _ = watching.communicate(timeout=180)
+        seen, _ = watching.communicate(timeout=PATIENCE)
         assert (watching.returncode, "sweep1: 2 trials, " in seen) == (0, True), seen
         assert planted() == []
         stopped, whole = server.sweep_runs()
@@ -147,7 +147,7 @@ def test_a_preempted_agent_marks_its_run_so_that_it_is_handed_out_again(tmp_path
         agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
         wait_for(lambda: "run0" in server.runs and server.runs["run0"].history)
         os.kill(agent.pid, signal.SIGTERM)
-        agent.communicate(timeout=60)
+        agent.communicate(timeout=PATIENCE)
         (run,) = server.sweep_runs()
         assert (run.preempting, run.exitcode) == (True, 143)
     assert agent.returncode == 143
@@ -171,12 +171,12 @@ def test_a_local_sweep_is_uploaded_once_in_a_group_of_its_name(tmp_path: Path, f
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grid))
     with wandb_server() as server:
         ran = start(server, tmp_path, "finetune.cli", "sweep", "mine.yaml", "--no-repeats", *fast)
-        assert ran.communicate(timeout=120)
+        assert ran.communicate(timeout=PATIENCE)
         assert ran.returncode == 0
         assert server.runs == {}
         for uploaded in (2, 0):
             sync = start(server, tmp_path, "finetune.cli", "sync", "runs/mine", "--project", "us/p")
-            output, _ = sync.communicate(timeout=120)
+            output, _ = sync.communicate(timeout=PATIENCE)
             assert f"uploaded {uploaded} trials" in output
         runs = list(server.runs.values())
     records = {record.freeze_depth: record for record in map(Result.load, tmp_path.glob("runs/mine/trials/*"))}
@@ -196,10 +196,12 @@ def test_the_dashboard_sums_up_what_an_uploaded_sweep_found(tmp_path: Path, fast
     with wandb_server() as server:
         for words in (["sweep", "mine.yaml", *fast], ["sync", "runs/mine", "--project", "us/p"]):
             done = start(server, tmp_path, "finetune.cli", *words)
-            printed, _ = done.communicate(timeout=120)
+            printed, _ = done.communicate(timeout=PATIENCE)
             assert done.returncode == 0, printed
         said = [
-            start(server, tmp_path, "finetune.cli", "dashboard", f"us/p{sweep}", "--watch").communicate(timeout=120)[0]
+            start(server, tmp_path, "finetune.cli", "dashboard", f"us/p{sweep}", "--watch").communicate(
+                timeout=PATIENCE
+            )[0]
             for sweep in ("", "/mine", "/other")
         ]
         unknown, runs = server.unknown, server.runs
@@ -235,7 +237,9 @@ def test_the_dashboard_shows_runs_whose_column_had_its_old_name(tmp_path: Path) 
         server.runs["old"] = Run("old", {}, summary={"frozen/depth": 9, "val/acc_best": 0.5}, complete=True)
         server.runs["under_way"] = Run("under_way", {}, summary={"frozen/depth": 4})
         server.runs["new"] = Run("new", {}, summary={"freeze_depth": 3}, complete=True)
-        said = [start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=60)[0] for _ in "12"]
+        said = [
+            start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=PATIENCE)[0] for _ in "12"
+        ]
     assert "1 run of an earlier version got the column freeze_depth" in said[0]
     assert "earlier version" not in said[1]
     assert server.runs["old"].summary == {"frozen/depth": 9, "val/acc_best": 0.5, "freeze_depth": 9}
@@ -247,7 +251,7 @@ def test_the_dashboard_shows_runs_whose_column_had_its_old_name(tmp_path: Path) 
 def test_the_dashboard_is_created_once_and_then_brought_up_to_date(tmp_path: Path) -> None:
     with wandb_server() as server:
         for _ in range(2):
-            output, _ = start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=60)
+            output, _ = start(server, tmp_path, "finetune.cli", "dashboard", "us/p").communicate(timeout=PATIENCE)
             assert "/us/p?nw=finetune" in output
         (view,) = server.views.values()
     spec = view["spec"]

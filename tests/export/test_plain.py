@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,14 @@ WRITTEN = [name for name in SIZES if name not in {"vit_b_16", "timm/convnext_att
 """Those that are written as programs. These two and others were, once, with the same test: docs/log.md names them."""
 
 
-def families(names: list[str], *fast: str) -> list[Any]:
-    """Networks as parameters of a test that is slow but for a few."""
+SAMPLE = ("mobilenet_v3_small", "timm/test_vit3", "timm/levit_128s")
+"""Those that are written in every run of the slow tests, for each takes up to a minute of a core."""
+
+
+def families(names: list[str], marks: Callable[[str], Sequence[Any]]) -> list[Any]:
+    """Networks as parameters of a test."""
     no_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
-    slow = {name: [] if name in fast else [pytest.mark.slow] for name in names}
-    return [pytest.param(name, marks=[*slow[name], *([no_timm] if "timm/" in name else [])]) for name in names]
+    return [pytest.param(name, marks=[*marks(name), *([no_timm] if "timm/" in name else [])]) for name in names]
 
 
 def classifier_of(name: str, size: int, hidden: tuple[int, ...] = ()) -> Classifier:
@@ -84,7 +88,7 @@ def made(code: str, file: Path) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", families(LOADED, "mobilenet_v3_small", "timm/test_vit3"))
+@pytest.mark.parametrize("name", families(LOADED, lambda name: [] if name in SAMPLE[:2] else [pytest.mark.slow]))
 def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logits(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     ours = classifier_of(name, size)
@@ -98,7 +102,9 @@ def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logi
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", families(WRITTEN))
+@pytest.mark.parametrize(
+    "name", families(WRITTEN, lambda name: [pytest.mark.slow if name in SAMPLE else pytest.mark.exports])
+)
 def test_the_programs_of_an_export_say_what_its_network_says(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

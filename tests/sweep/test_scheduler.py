@@ -22,7 +22,7 @@ from finetune.records.result import STOPPED_BY_WANDB, Result
 from finetune.report.table import tabulate
 from finetune.sweep.scheduler import refuse_unscheduled, run_scheduler
 from finetune.sweep.state import Options, Sweep
-from tests.faults.invariants import wait_for
+from tests.faults.invariants import PATIENCE, wait_for
 from tests.sweep.test_standings import SPACE, Drawer, Drawn, Runner, drawn, state_of
 from tests.test_wandb import made, start
 from tests.wandb_server import wandb_server
@@ -298,7 +298,7 @@ def test_two_machines_a_lost_agent_and_a_scheduler_killed_twice_come_to_what_one
             shutil.rmtree(places["scheduler"] / "runs")  # as on another machine
 
             said, _ = scheduler().communicate(timeout=600)
-            agents = [agent.communicate(timeout=120)[0] for agent in (kept, again)]
+            agents = [agent.communicate(timeout=PATIENCE)[0] for agent in (kept, again)]
         finally:
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -308,7 +308,7 @@ def test_two_machines_a_lost_agent_and_a_scheduler_killed_twice_come_to_what_one
         summary = server.runs["sweep1-summary"]
 
     here = start(server, places["here"], "finetune.cli", "sweep", "sweep.yaml", FINETUNE_CACHE=str(tmp_path / "c"))
-    expected, _ = here.communicate(timeout=300)
+    expected, _ = here.communicate(timeout=PATIENCE)
     assert here.returncode == 0, expected
     of_one, of_many = places["here"] / "runs" / "real", places["scheduler"] / "runs" / "real-sweep1-all"
     assert without_time(state_of(of_many)) == without_time(state_of(of_one)), said
@@ -339,7 +339,7 @@ def test_what_a_trial_is_refused_for_reaches_the_scheduler(tmp_path: Path, fast:
         sweep = made(server, tmp_path, words, epochs=1, parameters=space, scheduler={"engine": "wandb"})
         agent = start(server, tmp_path, "finetune.cli", "agent", sweep, "--workers", "1")
         command = ["scheduler", sweep, "--experimental", "--agents", "1", "--poll", "1s"]
-        said, _ = start(server, tmp_path, "finetune.cli", *command).communicate(timeout=200)
+        said, _ = start(server, tmp_path, "finetune.cli", *command).communicate(timeout=PATIENCE)
         agent.kill()
         agent.communicate()
         runs = server.sweep_runs()
