@@ -86,9 +86,12 @@ class _Undrawn(TorchFunctionMode):
     """Leaves new parameters as they are: drawing them takes most of the time that building a network takes."""
 
     _DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_)
+    _SCALES = (Tensor.mul_, Tensor.div_, Tensor.add_, Tensor.clamp_)
+    """What timm does to a parameter that it has drawn."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+        is_draw = func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init"
+        if is_draw or (func in self._SCALES and isinstance(args[0], nn.Parameter)):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
