@@ -31,7 +31,7 @@ SPEC ?= sweeps/local.yaml
 LOCAL_SWEEP = $(BIN)/finetune sweep "$(SPEC)"
 endif
 
-.PHONY: help docs setup sweep-local agents test test-slow test-exports test-all test-oldest soak check lint format lock release clean
+.PHONY: help docs setup sweep-local agents test test-slow test-networks test-all test-oldest soak check lint format lock release clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -72,15 +72,15 @@ agents: $(SETUP) ## run W&B agents here, one a GPU: SWEEP=ENTITY/PROJECT/ID
 	@$(BIN)/finetune agent "$(or $(SWEEP),$(error give SWEEP=ENTITY/PROJECT/ID, as wandb sweep printed it))" $(ARGS)
 
 test: $(SETUP) ## run the tests that show whether a change can be trusted, five minutes on two cores; ARGS="-n 8"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not exports" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not networks" $(ARGS)
 
 test-slow: $(SETUP) ## run the others: kills at every point, every command of every document
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m slow $(ARGS)
 
-test-exports: $(SETUP) ## write every network as programs, a minute of a core each
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m exports $(ARGS)
+test-networks: $(SETUP) ## freeze, cut, train and export every network that was tried, a quarter of an hour
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m networks $(ARGS)
 
-test-all: test test-slow test-exports ## run all of them, three quarters of an hour
+test-all: test test-slow test-networks ## run all of them, three quarters of an hour
 
 test-oldest: $(SETUP) ## run the fast tests on the lowest versions that pyproject.toml allows; needs 7 GB
 	@test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
@@ -88,7 +88,7 @@ test-oldest: $(SETUP) ## run the fast tests on the lowest versions that pyprojec
 	$(ANY_UV) pip compile --quiet --python-version 3.11 --resolution lowest-direct --no-header --no-annotate pyproject.toml -o .venv-oldest/lowest.txt
 	$(ANY_UV) pip install --quiet --python .venv-oldest/bin/python -r .venv-oldest/lowest.txt --constraint .venv-oldest/lowest.txt --group dev
 	$(ANY_UV) pip install --quiet --python .venv-oldest/bin/python --no-deps --no-build-isolation -e .
-	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not exports" $(OLDEST) $(ARGS)
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not networks" $(OLDEST) $(ARGS)
 
 soak: $(SETUP) ## run 20 sweeps under random kills and print what was lost; about an hour; ARGS="--seeds 3"
 	$(BIN)/python -m tests.soak $(ARGS)

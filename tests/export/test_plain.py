@@ -88,7 +88,7 @@ def made(code: str, file: Path) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", families(LOADED, lambda name: [] if name in SAMPLE[:2] else [pytest.mark.slow]))
+@pytest.mark.parametrize("name", families(LOADED, lambda name: [] if name in SAMPLE[:2] else [pytest.mark.networks]))
 def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logits(name: str, tmp_path: Path) -> None:
     size = SIZES[name]
     ours = classifier_of(name, size)
@@ -103,7 +103,7 @@ def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logi
 
 
 @pytest.mark.parametrize(
-    "name", families(WRITTEN, lambda name: [pytest.mark.slow if name in SAMPLE else pytest.mark.exports])
+    "name", families(WRITTEN, lambda name: [pytest.mark.slow if name in SAMPLE else pytest.mark.networks])
 )
 def test_the_programs_of_an_export_say_what_its_network_says(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -128,7 +128,7 @@ COARSE = {"timm/vit_small_patch14_dinov2": 56, "timm/vit_small_patch14_reg4_dino
 """Networks whose images are large, and the size that their values are compared at."""
 
 
-@pytest.mark.slow
+@pytest.mark.networks
 @pytest.mark.parametrize("name", UNITS)
 def test_units_one_after_the_other_are_the_networks_own_forward_pass(name: str) -> None:
     """To the bit, and no unit writes to what it is given: so any of them can be the first after a cut."""
@@ -146,7 +146,7 @@ def test_units_one_after_the_other_are_the_networks_own_forward_pass(name: str) 
     assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.networks) for name in FAMILIES)])
 def test_a_frozen_part_as_it_runs_is_the_networks_own_forward_pass(name: str) -> None:
     """With BatchNorm folded, which rounds."""
     size = {**SMALL, **FAMILIES}[name]
@@ -178,7 +178,7 @@ def holds_each_parameter_once(backbone: Backbone) -> bool:
     return sorted(backbone.parameter_names) == sorted(name for name, _ in backbone.model.named_parameters())
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in UNITS)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.networks) for name in UNITS)])
 def test_units_hold_each_parameter_once_in_forward_order(name: str) -> None:
     backbone = backbone_shapes(name)
     assert len(backbone.units) == UNITS.get(name, len(backbone.units))
@@ -190,7 +190,7 @@ def test_units_hold_each_parameter_once_in_forward_order(name: str) -> None:
     assert set(called) == set(range(len(backbone.units)))
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.networks) for name in FAMILIES)])
 @pytest.mark.parametrize("unit", ["block", "tensor"])
 def test_what_is_frozen_is_bit_equal_after_a_training_step_and_the_rest_is_not(name: str, unit: str) -> None:
     size = {**SMALL, **FAMILIES}[name]
@@ -227,7 +227,7 @@ def trial(out: Path, images: Path, weights: Path, *words: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/test_vit3", *(pytest.param(name, marks=pytest.mark.slow) for name in [*SMALL, *FAMILIES][1:])]
+    "name", ["timm/test_vit3", *(pytest.param(name, marks=pytest.mark.networks) for name in [*SMALL, *FAMILIES][1:])]
 )
 def test_a_trial_is_the_same_from_stores(name: str, images: Path, tmp_path: Path) -> None:
     size = {**SMALL, **FAMILIES}[name]  # for which a network of fixed size gets its positions resampled
