@@ -101,11 +101,14 @@ def test_the_quick_settings_of_a_trial_are_those_of_its_composed_config(tmp_path
 
 
 class LettingGo:
-    """Has trials wait in one of their last steps until the sweep has told them to stop, however slow it is in that."""
+    """Has trials wait in their last batch until the sweep has told them to stop, however slow it is in that.
 
-    def __init__(self, arm: Arm, spec: SweepSpec, last_step: int, losers: Sequence[Params]):
+    A batch has several steps where a head trains alone on stored features: here all three of an epoch.
+    """
+
+    def __init__(self, arm: Arm, spec: SweepSpec, last_batch: int, losers: Sequence[Params]):
         self._arm = arm
-        self._held = [f"step *{key_of(trial_settings(spec)(params))} {last_step} hold" for params in losers]
+        self._held = [f"step *{key_of(trial_settings(spec)(params))} {last_batch} hold" for params in losers]
         arm(*self._held)
 
     def __call__(self, sweep: Sweep, ended: Result | None) -> None:
@@ -122,7 +125,7 @@ def test_the_worst_trials_are_stopped_early_and_say_why(tmp_path: Path, small: l
     stopping = {"type": "hyperband", "min_iter": 1, "eta": 3}
     spec = spec_of(tmp_path, small, space, early_terminate=stopping)
     spec = replace(spec, fixed=(*small, "trainer.epochs=12"), metric="val/loss", goal="minimize")
-    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=LettingGo(arm, spec, 35, losers))
+    sweep = run_sweep(spec, tmp_path / "s", Options(workers=1), watch=LettingGo(arm, spec, 12, losers))
     first, *others = sweep.results
     assert (first.status, len(first.history)) == ("complete", 12)
     for result in others:
