@@ -124,6 +124,7 @@ def test_the_command_works_from_an_empty_folder(python: Path, tmp_path: Path, ca
     where = subprocess.run(
         [python, "-c", "import finetune; print(finetune.__file__)"],
         cwd=place,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
