@@ -59,7 +59,8 @@ def test_what_is_not_meaningful_exists(skip: str) -> None:
 
 
 def test_places_loggers_and_threads_are_not_meaningful_and_all_of_the_network_is() -> None:
-    without = ("out", "cache.dir", "logger.name", "logger.project", "data.workers", "trainer.save_every")
+    places = ("out", "cache.dir", "logger.name", "logger.project")
+    without = (*places, "data.workers", "trainer.graphs", "trainer.save_every")
     assert not any(map(is_meaningful, without))
     groups = ("seed", "model.", "augment.", "optim.", "trainer.")
     assert all(is_meaningful(key) for key in LEAVES if key.startswith(groups) and key not in without)
