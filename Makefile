@@ -3,8 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3 2>/dev/null))
 VENV ?= .venv
 TORCH ?=
-# PyTorch's builds for the CPU alone, or a mirror of them
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 OLDEST := -W default -W ignore::DeprecationWarning -W ignore::FutureWarning # old packages on new ones warn of each other
 
@@ -20,6 +18,10 @@ endif
 UV := $(shell command -v uv 2>/dev/null)
 ANY_UV = $(or $(UV),$(BIN)/uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+
+# uv knows where PyTorch keeps its builds for the CPU alone
+CPU_INSTALL = $(ANY_UV) pip install --quiet --python $(BIN)/python --torch-backend cpu
+NEEDS_UV = test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
 
 KNOWN_TORCH = $(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is not known; TORCH=cpu is PyTorch without CUDA, otherwise the lock file decides))
 
@@ -45,9 +47,11 @@ $(BIN)/finetune: ;
 .cache/installed%: pyproject.toml $(BIN)/finetune
 	$(KNOWN_TORCH)
 ifeq ($(TORCH),cpu)
-	$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision
-endif
+	@$(NEEDS_UV)
+	$(CPU_INSTALL) -e .
+else
 	$(INSTALL) -e .
+endif
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -56,9 +60,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	"$(PYTHON)" -m venv $(VENV)
 	@echo "installing the locked packages: a few minutes the first time"
 ifeq ($(TORCH),cpu)
-	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[^ ;]+' requirements.lock)
-	grep -vE '^(nvidia|cuda|triton|torch(vision)?=)' requirements.lock > $(VENV)/others.txt
-	$(INSTALL) --no-deps -r $(VENV)/others.txt
+	@$(NEEDS_UV)
+	grep -vE '^(nvidia|cuda|triton)' requirements.lock > $(VENV)/cpu.txt
+	$(CPU_INSTALL) --no-deps -r $(VENV)/cpu.txt
 else
 	$(INSTALL) --no-deps -r requirements.lock
 endif
@@ -83,7 +87,7 @@ test-networks: $(SETUP) ## freeze, cut, train and export every network that was 
 test-all: test test-slow test-networks ## run all of them, three quarters of an hour
 
 test-oldest: $(SETUP) ## run the fast tests on the lowest versions that pyproject.toml allows; needs 7 GB
-	@test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
+	@$(NEEDS_UV)
 	$(ANY_UV) venv --quiet --allow-existing --python 3.11 .venv-oldest
 	$(ANY_UV) pip compile --quiet --python-version 3.11 --resolution lowest-direct --no-header --no-annotate pyproject.toml -o .venv-oldest/lowest.txt
 	$(ANY_UV) pip install --quiet --python .venv-oldest/bin/python -r .venv-oldest/lowest.txt --constraint .venv-oldest/lowest.txt --group dev
@@ -105,7 +109,7 @@ format: $(SETUP) ## rewrite the code as ruff wants it
 	$(BIN)/ruff format .
 
 lock: ## bring requirements.lock up to pyproject.toml; remove a line from it to let that version move
-	@test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
+	@$(NEEDS_UV)
 	echo '# Exact versions that the Makefile installs. Written by `make lock` from pyproject.toml.' > requirements.new
 	$(ANY_UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --constraint constraints.txt \
 	  --constraint requirements.lock --no-emit-index-url --no-header --no-annotate --quiet >> requirements.new

@@ -7,15 +7,15 @@ in neither.
 
 import sys
 import time
-from pathlib import Path
 
 import torch
+from common import HERE, print_rows
 
 from finetune.network.backbone import build_backbone
 from finetune.network.freeze import find_cut
 from finetune.network.parts import split_at
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(HERE.parent))  # for the list of networks, which the tests have
 
 
 def main(names: list[str]) -> None:
@@ -23,10 +23,12 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     _cut("timm/test_vit3")
     _cut("resnet18")
-    print("| network | units | found | again |\n|---|---|---|---|")
+    rows = []
     for name in names:
         (units, found), (_, again) = _cut(name), _cut(name)
-        print(f"| {name} | {units} | {found:.2f} | {again:.2f} |", flush=True)
+        rows.append([name, units, f"{found:.2f}", f"{again:.2f}"])
+        print(*rows[-1], flush=True)
+    print_rows("processor seconds", ["network", "units", "found", "again"], rows)
 
 
 def _cut(name: str) -> tuple[int, float]:

@@ -46,7 +46,12 @@ def counted(count: int, noun: str, verbs: tuple[str, str] | None = None) -> str:
 
 def one_line(error: BaseException) -> str:
     """The error's kind and message, without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{type(error).__name__}: {message_of(error)}"
+
+
+def message_of(error: BaseException) -> str:
+    """The error's message, without line breaks."""
+    return " ".join(str(error).split())
 
 
 def nearest(name: str, known: Collection[str]) -> str:

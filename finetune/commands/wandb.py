@@ -10,7 +10,7 @@ import typer
 
 from finetune.commands.report import print_conclusions
 from finetune.console import console
-from finetune.errors import Interrupted, Refused, counted
+from finetune.errors import Interrupted, Refused, counted, message_of
 
 
 def agent(
@@ -148,13 +148,13 @@ def _summarise(entity: str, project: str, sweep: str, watch: bool) -> None:
 
     ended: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        under_way = _summarise_now(entity, project, sweep, Path(scratch), ended)
-        while watch and under_way:
+        goes_on = _summarise_now(entity, project, sweep, Path(scratch), ended)
+        while watch and goes_on:
             time.sleep(_REFRESH)
             try:
-                under_way = _summarise_now(entity, project, sweep, Path(scratch), ended)
+                goes_on = _summarise_now(entity, project, sweep, Path(scratch), ended)
             except client_errors() as error:
-                console.print(f"W&B does not answer ({' '.join(str(error).split())}); asking again")
+                console.print(f"W&B does not answer ({message_of(error)}); asking again")
 
 
 def _summarise_now(entity: str, project: str, sweep: str, scratch: Path, ended: dict[str, int]) -> bool:
@@ -168,14 +168,14 @@ def _summarise_now(entity: str, project: str, sweep: str, scratch: Path, ended: 
         ended: How many trials of each sweep its summary tells of; updated.
 
     Returns:
-        Whether any of these sweeps is under way.
+        Whether any of these sweeps goes on.
     """
     from finetune.records.layout import RECORD, TRIALS
-    from finetune.report.wandb_runs import sweeps_in
+    from finetune.report.wandb_runs import is_going_on, sweeps_in
     from finetune.report.wandb_summary import write_summary
     from finetune.sweep.wandb_sweep import fetch_sweep
 
-    found = {name: going for name, going in sweeps_in(entity, project).items() if sweep in ("", name)}
+    found = {name: running for name, running in sweeps_in(entity, project).items() if sweep in ("", name)}
     if sweep and not found:
         raise Refused(f"{entity}/{project} has no runs of a sweep or group {sweep}; give one that it has")
 
@@ -189,4 +189,4 @@ def _summarise_now(entity: str, project: str, sweep: str, scratch: Path, ended: 
         said = f" ({counted(without, 'run')} without a record left out)" if without else ""
         console.print(f"{name}: {counted(records, 'trial')}{said}, {write_summary(folder, entity, project, name)}")
         ended[name] = records
-    return any(found.values())
+    return any(running or is_going_on(entity, project, name) for name, running in found.items())

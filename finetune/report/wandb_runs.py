@@ -49,24 +49,35 @@ def runs_of(entity: str, project: str, sweep: str, names: Sequence[str] = ()) ->
     return list(runs)
 
 
-def sweeps_in(entity: str, project: str) -> dict[str, bool]:
-    """The sweeps of a project, and the groups of runs that are in none, each with whether it is under way.
+def sweeps_in(entity: str, project: str) -> dict[str, int]:
+    """The sweeps of a project, and the groups of runs that are in none, with how many runs each has under way.
 
     Raises:
         client_errors: there is no such project, or W&B does not answer.
     """
     import wandb
 
-    api = wandb.Api()
-    under_way: dict[str, bool] = {}
-    for run in api.runs(f"{entity}/{project}", order="+created_at", per_page=_PAGE):
+    running: dict[str, int] = {}
+    for run in wandb.Api().runs(f"{entity}/{project}", order="+created_at", per_page=_PAGE):
         name = run.sweep_name or run.group
-        if not name:
-            continue
-        if run.sweep_name and name not in under_way:  # between two trials of an agent no run is under way
-            under_way[name] = api.sweep(f"{entity}/{project}/{name}").state.upper() in ("PENDING", "RUNNING")
-        under_way[name] = under_way.get(name, False) or run.state not in ENDED
-    return under_way
+        if name:
+            running[name] = running.get(name, 0) + (run.state not in ENDED)
+    return running
+
+
+def is_going_on(entity: str, project: str, sweep: str) -> bool:
+    """Whether a sweep has not ended, though none of its runs may be under way just now; no group is one.
+
+    Raises:
+        client_errors: W&B does not answer.
+    """
+    import wandb
+
+    try:
+        state = wandb.Api().sweep(f"{entity}/{project}/{sweep}").state
+    except ValueError:  # there is no sweep of that id (any more)
+        return False
+    return str(state).upper() in ("PENDING", "RUNNING")
 
 
 def record_of(run: Any) -> Result | None:

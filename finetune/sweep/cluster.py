@@ -19,8 +19,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.compose import override, shipped
-from finetune.errors import Refused
-from finetune.records.layout import JOBS, LOG, PRECISION, RECORD, TRIALS
+from finetune.errors import Refused, message_of
+from finetune.records.layout import JOBS, LOG, NUMBER_FORMAT, RECORD, TRIALS
 from finetune.records.metric import Incumbent
 from finetune.sweep.children import log_to, no_imports_from_here
 from finetune.sweep.jobs import Job, stop_jobs
@@ -97,7 +97,7 @@ class ClusterLauncher:
         self._parallel = settings.parallel
         self._poll = settings.poll_seconds
         self._environment, self._shared = dict(environment), shared
-        precision = (folder / PRECISION).absolute()
+        precision = (folder / NUMBER_FORMAT).absolute()
         begun = any((folder / TRIALS).glob(f"*/{RECORD}"))
         self._precision = None if begun and not precision.exists() else precision
         self._executor.update_parameters(
@@ -136,7 +136,7 @@ class ClusterLauncher:
                 jobs = [self._executor.submit(function) for function in functions]
         except FailedJobError as error:  # the controller is busy, say, or has as many jobs of ours as it takes
             for function in functions:
-                function.log.write_text(f"not submitted: {' '.join(str(error).split())}\n", encoding="utf-8")
+                function.log.write_text(f"not submitted: {message_of(error)}\n", encoding="utf-8")
             time.sleep(self._poll)
             return [_Unsubmitted() for _ in functions]
         return [ClusterJob(job) for job in jobs]

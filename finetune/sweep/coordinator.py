@@ -17,14 +17,7 @@ from finetune.report.bits import images_behind
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.storage.system import is_stopped
-from finetune.sweep.attempts import (
-    BY_SIGNAL,
-    FAILURES,
-    Attempts,
-    Workers,
-    proves_worker_healthy,
-    why_it_ended,
-)
+from finetune.sweep.attempts import BY_SIGNAL, FAILURES, Attempts, Workers, proves_worker_healthy, why_it_ended
 from finetune.sweep.jobs import Launcher, stop_jobs
 from finetune.sweep.records import (
     ReusableRecords,

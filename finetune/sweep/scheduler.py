@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Refused
+from finetune.errors import Refused, message_of
 from finetune.records.result import Result
 from finetune.report.wandb_runs import client_errors
 from finetune.report.wandb_summary import write_summary
@@ -110,4 +110,4 @@ def _sum_up(folder: Path, name: str) -> None:
     try:
         write_summary(folder, *name.split("/"))
     except client_errors() as error:
-        print(f"warning: no summary in W&B ({' '.join(str(error).split())})", file=sys.stderr)
+        print(f"warning: no summary in W&B ({message_of(error)})", file=sys.stderr)

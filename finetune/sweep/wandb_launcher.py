@@ -17,7 +17,7 @@ import yaml
 
 from finetune.compose import override_values
 from finetune.config import key_of, typed
-from finetune.errors import Refused
+from finetune.errors import Refused, message_of
 from finetune.records.layout import (
     HEARTBEAT,
     HYDRA,
@@ -170,7 +170,7 @@ class WandbLauncher:
         try:
             return str(self._sweep.enqueue_run(own))
         except client_errors() as error:
-            why = " ".join(str(error).split())
+            why = message_of(error)
             raise Refused(
                 f"W&B did not take a run of {'/'.join(self._sweep.path)}: {why}; the same command goes on, once "
                 "`wandb sweep --resume` has, where the sweep was stopped"
@@ -187,7 +187,7 @@ class WandbLauncher:
                 if job.name in runs:
                     self._note(job, runs[job.name])
         except client_errors() as error:
-            print(f"W&B does not answer ({' '.join(str(error).split())}); asking again", flush=True)
+            print(f"W&B does not answer ({message_of(error)}); asking again", flush=True)
 
     def _stop_needless(self) -> None:
         """Stop the runs of trials that, as all others stood when this scheduler began, would not have been started."""

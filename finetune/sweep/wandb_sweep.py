@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from finetune.errors import Refused
+from finetune.errors import Refused, message_of
 from finetune.records.layout import SWEEP, folder_name
 from finetune.records.ranking import Objective
 from finetune.report.wandb_runs import client_errors, fetch, fetch_records, runs_of
@@ -30,7 +30,7 @@ def open_sweep(sweep: str) -> Any:
     try:
         return wandb.Api().sweep(sweep)
     except client_errors() as error:
-        raise Refused(f"{sweep} cannot be read from W&B: {' '.join(str(error).split())}") from error
+        raise Refused(f"{sweep} cannot be read from W&B: {message_of(error)}") from error
 
 
 def local_name(config: dict[str, Any], sweep: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from finetune.errors import Refused
+from finetune.errors import Refused, message_of
 
 _LONGEST = 1_000_000
 """Characters of a file, and values in it, at the most."""
@@ -25,7 +25,7 @@ def read_document(path: Path) -> Any:
         if _values_in(values, {}) > _LONGEST:
             raise ValueError("aliases that multiply")
     except Exception as error:  # what a date, a number or a tag makes of a text is raised in many kinds
-        raise Refused(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+        raise Refused(f"{path} is not a readable YAML file: {message_of(error)}") from error
     return values
 
 

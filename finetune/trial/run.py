@@ -16,7 +16,7 @@ from finetune.console import stages
 from finetune.data.augment import build_mix
 from finetune.data.balance import class_weights
 from finetune.data.batches import PixelData
-from finetune.errors import Interrupted, Pruned, one_line
+from finetune.errors import Interrupted, Pruned, message_of, one_line
 from finetune.gpu import is_out_of_memory
 from finetune.network.catalog import NetworkInput, with_input
 from finetune.network.device import Precision
@@ -252,7 +252,7 @@ def _fit(config: Config, module: FineTune, trainer: pl.Trainer, batches: PixelDa
         if not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(
-            f"{' '.join(str(error).split())} With data.batch_size={config.data.batch_size} and "
+            f"{message_of(error)} With data.batch_size={config.data.batch_size} and "
             f"model.freeze_depth={config.model.freeze_depth}, {peak_memory_mb(trainer.strategy.root_device):.0f} MiB "
             "were in use at the most; lower data.batch_size or freeze more"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 
+from finetune.errors import message_of
 from finetune.records.layout import STOP, WANDB
 from finetune.records.result import REFUSED, STOPPED_BY_WANDB
 from finetune.storage.durable import write_durably
@@ -75,7 +76,7 @@ class PatientLogger(WandbLogger):
             run = wandb.init(**arguments, mode="offline" if self._offline else None)
         except wandb.Error as error:
             run = wandb.init(**arguments, mode="offline")
-            self._warn(f"did not begin the run ({' '.join(str(error).split())})")
+            self._warn(f"did not begin the run ({message_of(error)})")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return run
