@@ -61,12 +61,13 @@ def main() -> None:
     parser = images_and_weights(__doc__)
     parser.add_argument("--model", choices=tuple(DEPTHS), default="resnet18")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0001, 0.0003, 0.001], help="learning rates to try")
+    parser.add_argument("--depths", type=int, nargs="+", help="freeze depths; both of the model's if not given")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         copies = {name: corrupted(given.data, scratch / name, change) for name, change in CORRUPTIONS.items()}
-        for depth in DEPTHS[given.model]:
+        for depth in given.depths or DEPTHS[given.model]:
             for init in ("random", "probe"):
                 rows.append(row_of(given, scratch, depth, init, copies))
                 print(rows[-1], flush=True)

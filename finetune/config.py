@@ -51,9 +51,10 @@ class ModelConfig:
     """The network and where it is cut."""
 
     backbone: str = "resnet50"
-    """A classification network of torchvision, `timm/NAME` or `timm/NAME.TAG`, narrow_resnet50, or cnn5."""
+    """A classification network of torchvision, `timm/NAME` or `timm/NAME.TAG`, or narrow_resnet50, vit_narrow,
+    convnext_narrow or cnn5."""
     weights: str = UNSET_WEIGHTS
-    """A weight name (torchvision's, or SHAPES60_V1 for narrow_resnet50), `pretrained` for the network's own, a .pth or
+    """A weight name (torchvision's, or SHAPES60_V1 for narrow networks), `pretrained` for the network's own, a .pth or
     .safetensors path, or `none`. What is the default here stands for `pretrained` where the network is timm's."""
     freeze_depth: int | float | str = "all"
     """Units frozen, counted from the input: 0 trains everything, the maximum or `all` trains the head alone."""

@@ -1,7 +1,7 @@
 """The embedded images: two related tasks drawn by one seeded generator.
 
-Source task (`SOURCE_CLASSES`, 60 of them): which of 12 shapes with which of 5 textures is in the picture? The narrow
-ResNet50's shipped weights learned it. Target task (`TARGET_CLASSES`, 10 of them): which shape is above which? Colours,
+Source task (`SOURCE_CLASSES`, 60 of them): which of 12 shapes with which of 5 textures is in the picture? The
+shipped weights learned it. Target task (`TARGET_CLASSES`, 10 of them): which shape is above which? Colours,
 places, angles, clutter and noise vary in both and mean nothing in either. So the source network's edges, textures and
 shapes are worth keeping, its last layers have thrown away the very order that the target asks for, and the target has
 too few images to learn shapes again: the conditions under which an interior freeze depth wins.

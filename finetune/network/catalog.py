@@ -13,7 +13,7 @@ import torchvision
 
 from finetune.config import TIMM, UNSET_WEIGHTS, Config
 from finetune.errors import Refused, nearest
-from finetune.network.own import OWN, shapes_file
+from finetune.network.own import IMAGE_SIZES, OWN, shapes_file
 from finetune.plugin import registered
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -101,7 +101,7 @@ def input_of(name: str, weights: str = UNSET_WEIGHTS) -> NetworkInput:
 
     entries = weights_of(name)
     if not entries:
-        return NetworkInput(224, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+        return NetworkInput(IMAGE_SIZES.get(name, 224), "bilinear", IMAGENET_MEAN, IMAGENET_STD)
     preset = entries.get(weights.rpartition(".")[2], next(iter(entries.values()))).transforms()
     return NetworkInput(
         int(preset.crop_size[0]), _interpolation(preset.interpolation.value), tuple(preset.mean), tuple(preset.std)

@@ -30,7 +30,7 @@ def create(name: str, size: int | None = None) -> nn.Module:
         Refused: there is no such network, or it cannot take images of that size.
     """
     if name in OWN:
-        return OWN[name]()
+        return _built(name, size, lambda: OWN[name](**options_of(name, size)))
     if name.startswith(TIMM):
         return _of_timm(name, size)
     if name not in torchvision_names():

@@ -1,7 +1,7 @@
 """A network as units in forward order, found by tracing it.
 
-A unit is what lies between two cuts and holds a weight; what holds none (activations, pooling) and what holds vectors
-alone (a norm) belongs to the unit before it.
+A unit is what lies between two cuts and holds a weight; what holds none (activations, pooling), vectors alone (a norm)
+or what is one for all images (a class token, a table of positions) belongs to the unit before it.
 """
 
 import copy
@@ -140,11 +140,16 @@ def _divided(traced: Traced) -> Division:
 
 def _piece(traced: Traced, start: fx.Node, end: fx.Node) -> _Piece:
     nodes = list(traced.between(start, end).nodes)
-    parameters = [pair for node in nodes for pair in parameters_of(traced.model, node)]
-    weights = dict.fromkeys(path for path, parameter in parameters if parameter.ndim >= 2)
+    parameters = [(node, *pair) for node in nodes for pair in parameters_of(traced.model, node)]
+    weights = dict.fromkeys(path for node, path, parameter in parameters if _is_weight(node, parameter))
     called = [str(node.target) for node in nodes if node.op == "call_module"]
     blocks = [path for path in called if is_block(traced.model.get_submodule(path))]
     return _Piece(start, end, _in_common(blocks or list(weights)), bool(weights), bool(parameters), bool(blocks))
+
+
+def _is_weight(node: fx.Node, parameter: nn.Parameter) -> bool:
+    """Whether it is no vector, and no token or table: those lie outside any module, with 1 as the number of images."""
+    return parameter.ndim >= 2 and not (node.op == "get_attr" and len(parameter) == 1)
 
 
 def _in_common(paths: list[str]) -> str:

@@ -110,9 +110,9 @@ def test_no_embedded_image_comes_twice(folder: Path) -> None:
     assert len({image.tobytes() for image in images}) == len(images) == 660
 
 
-def features(images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+def features(images: NDArray[np.uint8], network: str, name: str) -> NDArray[np.float32]:
     torch.manual_seed(0)
-    backbone = build_backbone("narrow_resnet50")
+    backbone = build_backbone(network, SIZE)
     weights = read_weights(backbone, name)
     load_state(backbone, weights.state)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
@@ -122,13 +122,15 @@ def features(images: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
     return pooled
 
 
-def test_the_shipped_weights_know_the_source_task_from_four_images_a_class() -> None:
-    """Chance is 1/60; 0.70 was measured, and 0.04 without the weights."""
-    train, train_labels = draw(source_image, 60, 4, seed=7)  # seeds that finetune/pretrain.py does not use
+@pytest.mark.parametrize("network", ["narrow_resnet50", "vit_narrow", "convnext_narrow"])
+def test_the_shipped_weights_know_the_source_task_from_four_images_a_class(network: str) -> None:
+    """Chance is 1/60."""
+    train, train_labels = draw(source_image, 60, 4, seed=7)  # seeds that benchmarks/pretrain_shapes.py does not use
     test, test_labels = draw(source_image, 60, 2, seed=8)
-    accuracy = {
-        name: RidgeClassifier().fit(features(train, name), train_labels).score(features(test, name), test_labels)
-        for name in ("SHAPES60_V1", "none")
-    }
+    accuracy = {}
+    for name in ("SHAPES60_V1", "none"):
+        known = RidgeClassifier().fit(features(train, network, name), train_labels)
+        accuracy[name] = known.score(features(test, network, name), test_labels)
+
     assert accuracy["SHAPES60_V1"] > 0.5
     assert accuracy["none"] < 0.15

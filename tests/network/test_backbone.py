@@ -9,7 +9,6 @@ import torchvision
 from finetune.config import BACKBONES
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
-from finetune.network.own import NarrowResNet50
 from finetune.network.weights import IMAGENET_MEAN, load_state, read_weights
 
 RESNETS = {"resnet18": (9, 512), "resnet34": (17, 512), "resnet50": (17, 2048), "resnet101": (34, 2048)}
@@ -132,11 +131,20 @@ def test_no_weights_are_an_empty_state() -> None:
     assert (weights.state, weights.digest, weights.mean) == ({}, "none", IMAGENET_MEAN)
 
 
-def test_shipped_weights_carry_their_normalisation() -> None:
-    weights = read_weights(build_backbone("narrow_resnet50"), "SHAPES60_V1")
-    assert weights.mean == (0.5, 0.5, 0.5)
-    assert read_weights(build_backbone("narrow_resnet50"), "pretrained").digests == weights.digests
-    assert set(weights.state) == {n for n in NarrowResNet50().state_dict() if not n.startswith("fc.")}
+@pytest.mark.parametrize("name", ["narrow_resnet50", "vit_narrow", "convnext_narrow"])
+def test_shipped_weights_fill_a_network_and_carry_their_normalisation(name: str) -> None:
+    backbone = build_backbone(name)
+    weights = read_weights(backbone, "SHAPES60_V1")
+    assert (weights.mean, weights.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert read_weights(backbone, "pretrained").digests == weights.digests
+    assert set(weights.state) == set(backbone.model.state_dict())
+
+
+def test_a_vits_positions_follow_the_size_of_the_images() -> None:
+    backbone = build_backbone("vit_narrow", 96)
+    assert read_weights(backbone, "SHAPES60_V1").state["encoder.pos_embedding"].shape == (1, 1 + 12 * 12, 96)
+    with pytest.raises(Refused, match=r"cannot take images of 60 x 60 .*; set data.size=64, its own"):
+        build_backbone("vit_narrow", 60)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:

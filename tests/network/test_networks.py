@@ -41,6 +41,8 @@ FAMILIES = {
 """One of each kind that is trained, and the size of its images, pixels."""
 UNITS = {
     "narrow_resnet50": 17,
+    "vit_narrow": 13,
+    "convnext_narrow": 11,
     "cnn5": 5,
     "resnet50": 17,
     "resnext50_32x4d": 17,
