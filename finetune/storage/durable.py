@@ -18,9 +18,20 @@ from finetune.errors import Refused
 from finetune.storage.faults import reach
 from finetune.storage.system import is_alive, replace, sync
 
+_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+"""What a process may have a file behind, and others have not."""
+
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: after a crash at any moment it holds the old bytes or the new, all of them."""
+    """Replace `path` by `data`: after a crash at any moment it holds the old bytes or the new, all of them.
+
+    A pipe or a device, such as /dev/stdout, is written to.
+    """
+    if _is_device(path):
+        with path.open("ab") as device:
+            device.write(data)
+        return
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -53,6 +64,9 @@ def refuse_unwritable(path: Path, name: str, remedy: str = "give another place")
     Raises:
         Refused: it cannot be made there.
     """
+    if _is_device(path) and os.access(path, os.W_OK):
+        return
+
     place = next(place for place in path.absolute().parents if os.access(place, os.F_OK))
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -167,6 +181,11 @@ def remove_leftovers(root: Path, depth: int = 2) -> None:
 
 _HOST = re.sub(r"[^\w-]", "_", platform.node())
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is no name of a file that another could replace; as root, /dev/stdout itself would be replaced."""
+    return str(path).startswith(_STREAMS) or path.is_fifo() or path.is_char_device()
 
 
 def _temporary(path: Path) -> Path:

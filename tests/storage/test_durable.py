@@ -21,6 +21,26 @@ def test_write_makes_the_folders_and_replaces_the_file_whole(tmp_path: Path) -> 
     assert names(path.parent) == ["record.json"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    durable.refuse_unwritable(pipe, "--csv")
+    write_durably(pipe, b"rows")
+    assert os.read(reader, 100) == b"rows"
+    assert pipe.is_fifo()
+    os.close(reader)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="files have no names by their numbers")
+def test_a_file_that_is_open_already_is_written_to_by_its_number(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        write_durably(Path(f"/dev/fd/{out.fileno()}"), b"rows")
+    assert (tmp_path / "out").read_bytes() == b"rows"
+    assert names(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("point", ["fsync", "replace"])
 def test_a_write_that_stops_midway_keeps_the_old_bytes_and_leaves_nothing_else(
