@@ -119,7 +119,8 @@ def test_a_sweep_says_first_what_it_will_take_and_last_how_far_off_that_was(
     capfd: pytest.CaptureFixture[str],
     measured: list[Sequence[Any]],
 ) -> None:
-    words = ["sweep", tmp_path / "estimated.yaml", *small, "--trials", 2, "--no-repeats", "--out", tmp_path / "out"]
+    options = ["--trials", 2, "--workers", 2, "--no-repeats", "--out", tmp_path / "out"]
+    words = ["sweep", tmp_path / "estimated.yaml", *small, *options]
     assert finetune(monkeypatch, *words) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("time: ")
