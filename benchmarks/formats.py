@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--reuse", type=Path, nargs="*", default=[], help="sweeps of which the same trials are taken")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
 
@@ -89,7 +88,6 @@ def sweep(name: str, given: argparse.Namespace, scratch: Path) -> Path:
     file.write_text(yaml.safe_dump(spec))
     folder = scratch / name
     command = [sys.executable, "-m", "finetune.cli", "sweep", str(file), "--no-repeats", "--out", str(folder)]
-    command += [word for earlier in given.reuse for word in ("--reuse", str(earlier))]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 

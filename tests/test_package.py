@@ -111,6 +111,7 @@ def test_installing_it_takes_no_other_packages_where_the_needed_ones_are(wheel: 
     assert [entry["metadata"]["name"] for entry in report["install"]] == ["freeze-depth"]
 
 
+@pytest.mark.long
 def test_the_command_works_from_an_empty_folder(python: Path, tmp_path: Path, cache: Path) -> None:
     place = tmp_path / "empty"
     place.mkdir()

@@ -115,6 +115,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_our_agent_forks_trials_and_ends_those_the_server_stops(tmp_path: Path, fast: list[str]) -> None:
     """And the dashboard that watches it goes on until the sweep has ended."""
     trials = [{"optim.lr": 0.01, "trainer.epochs": 1000}, {"optim.lr": 0.01, "trainer.epochs": 1}]

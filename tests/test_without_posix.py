@@ -60,6 +60,7 @@ def test_trials_of_a_worker_share_a_process_until_one_does_not_end_well(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_sweep_goes_on_and_its_records_are_those_of_a_system_with_posix(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def test_fault_41_the_extra_word_of_a_requeued_run_changes_nothing(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fault_41_a_requeued_trial_runs_under_the_same_key(tmp_path: Path, fast: list[str]) -> None:
     requeued = {"optim.lr": 0.01, "_wandb": {"desc": None}}
     with wandb_server(one_after_the_other([requeued])) as server:

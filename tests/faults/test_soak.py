@@ -6,6 +6,7 @@ from tests.soak import Soak
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_sweeps_under_random_kills_lose_nothing(tmp_path: Path) -> None:
     soak = Soak(tmp_path, trials=9, epochs=2)
     assert soak.undisturbed.exitcode == 0

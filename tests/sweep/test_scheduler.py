@@ -245,6 +245,7 @@ def test_a_client_without_the_queue_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_a_lost_agent_and_a_scheduler_killed_twice_come_to_what_one_machine_does(
     tmp_path: Path, fast: list[str]
 ) -> None:
@@ -332,6 +333,7 @@ def epochs_of_whole_trials(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_a_trial_is_refused_for_reaches_the_scheduler(tmp_path: Path, fast: list[str]) -> None:
     space = {"model.freeze_depth": {"values": [14, 15, 16, 17]}}
     with wandb_server() as server:
