@@ -16,8 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from tests.pretended_gpu import PretendedGpu, Refusal
 
-_NEEDS_CAPTURABLE = (torch.optim.Adam,)
+_NEEDS_CAPTURABLE = (torch.optim.Adam, torch.optim.AdamW)
 """Optimizers that refuse to be recorded unless their groups say `capturable`; the pretended GPU answers for PyTorch."""
+_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(torch.optim.Optimizer, name)
+)
+"""What optimizers call this question, which an older PyTorch named after CUDA."""
 
 
 class PretendedGraph:
@@ -102,7 +108,7 @@ def graphs_of(gpu: PretendedGpu) -> Iterator[list[PretendedGraph]]:
         random = torch.get_rng_state()
         with pytest.MonkeyPatch.context() as patch:
             for kind in _NEEDS_CAPTURABLE:
-                patch.setattr(kind, "_accelerator_graph_capture_health_check", _refuse_unless_capturable)
+                patch.setattr(kind, _CHECK, _refuse_unless_capturable)
             try:
                 with recorder:
                     yield

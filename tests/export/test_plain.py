@@ -97,8 +97,9 @@ def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logi
     with torch.inference_mode():
         expected = ours.network(x)
         assert expected.std() > 0
-        assert torch.equal(load_classifier(tmp_path / EXPORTED).network(x), expected)
+        again = load_classifier(tmp_path / EXPORTED).network(x)
         logits = made(plain_code(ours), tmp_path / EXPORTED)(x)
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-7)  # torch 2.4 rounds attention that pools otherwise
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
