@@ -45,7 +45,7 @@ def create(name: str, size: int | None = None) -> nn.Module:
 
 
 def options_of(name: str, size: int | None) -> dict[str, Any]:
-    """What the builder of torchvision's or timm's is told besides a network's name, for images of this size."""
+    """What a network's builder is told besides its name, for images of this size; of any `vit_…` the size itself."""
     if name.startswith(TIMM):
         settings = timm_settings(name)
         fixed = settings.get("fixed_input_size") and size not in (None, settings["input_size"][-1])

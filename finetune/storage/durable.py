@@ -19,7 +19,7 @@ from finetune.storage.faults import reach
 from finetune.storage.system import is_alive, replace, sync
 
 _STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
-"""What a process may have a file behind, and others have not."""
+"""Names of what a process has open already: often a pipe, but after `> FILE` a file, which must not be replaced."""
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -184,7 +184,7 @@ _TEMPORARY = re.compile(r"\..*\.(?P<host>[\w-]*)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp
 
 
 def _is_device(path: Path) -> bool:
-    """Whether it is no name of a file that another could replace; as root, /dev/stdout itself would be replaced."""
+    """Whether it is to be written to as it is; replaced by a file, /dev/stdout would be gone for all, as root."""
     return str(path).startswith(_STREAMS) or path.is_fifo() or path.is_char_device()
 
 

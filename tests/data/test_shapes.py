@@ -23,6 +23,7 @@ from finetune.data.shapes import (
 )
 from finetune.errors import Refused
 from finetune.network.backbone import build_backbone
+from finetune.network.own import OWN, shapes_file
 from finetune.network.weights import load_state, read_weights
 
 TASKS = {"source": (source_image, SOURCE_CLASSES), "target": (target_image, TARGET_CLASSES)}
@@ -122,7 +123,7 @@ def features(images: NDArray[np.uint8], network: str, name: str) -> NDArray[np.f
     return pooled
 
 
-@pytest.mark.parametrize("network", ["narrow_resnet50", "vit_narrow", "convnext_narrow"])
+@pytest.mark.parametrize("network", [name for name in OWN if shapes_file(name)])
 def test_the_shipped_weights_know_the_source_task_from_four_images_a_class(network: str) -> None:
     """Chance is 1/60."""
     train, train_labels = draw(source_image, 60, 4, seed=7)  # seeds that benchmarks/pretrain_shapes.py does not use

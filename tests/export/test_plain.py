@@ -99,7 +99,8 @@ def test_the_exported_weights_load_into_the_librarys_own_network_with_equal_logi
         assert expected.std() > 0
         again = load_classifier(tmp_path / EXPORTED).network(x)
         logits = made(plain_code(ours), tmp_path / EXPORTED)(x)
-    torch.testing.assert_close(again, expected, rtol=0, atol=1e-7)  # torch 2.4 rounds attention that pools otherwise
+    rounded = name == "timm/test_vit3" and torch.__version__.startswith("2.4.")  # attention that pools
+    assert (again - expected).abs().max() <= (1e-7 if rounded else 0)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 

@@ -9,6 +9,7 @@ import torchvision
 from finetune.config import BACKBONES
 from finetune.errors import Refused
 from finetune.network.backbone import Backbone, build_backbone
+from finetune.network.own import OWN, shapes_file
 from finetune.network.weights import IMAGENET_MEAN, load_state, read_weights
 
 RESNETS = {"resnet18": (9, 512), "resnet34": (17, 512), "resnet50": (17, 2048), "resnet101": (34, 2048)}
@@ -131,13 +132,21 @@ def test_no_weights_are_an_empty_state() -> None:
     assert (weights.state, weights.digest, weights.mean) == ({}, "none", IMAGENET_MEAN)
 
 
-@pytest.mark.parametrize("name", ["narrow_resnet50", "vit_narrow", "convnext_narrow"])
+@pytest.mark.parametrize("name", [name for name in OWN if shapes_file(name)])
 def test_shipped_weights_fill_a_network_and_carry_their_normalisation(name: str) -> None:
     backbone = build_backbone(name)
     weights = read_weights(backbone, "SHAPES60_V1")
     assert (weights.mean, weights.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert read_weights(backbone, "pretrained").digests == weights.digests
     assert set(weights.state) == set(backbone.model.state_dict())
+
+
+def test_a_class_token_and_a_table_of_positions_belong_to_the_unit_before() -> None:
+    parameters = build_backbone("vit_narrow").unit_parameters
+    assert parameters["conv_proj.6"] == [
+        *("class_token", "conv_proj.6.weight", "conv_proj.6.bias", "encoder.pos_embedding"),
+    ]
+    assert len(parameters) == 13
 
 
 def test_a_vits_positions_follow_the_size_of_the_images() -> None:
