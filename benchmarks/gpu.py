@@ -1,8 +1,9 @@
 """The same on a GPU: `python benchmarks/gpu.py [--images 2000] [--json FILE]`; `--tiny` tries the script out.
 
-For ResNet50 at 224 px in bf16: images a second of one trial per freeze depth against the bare loop, with the share of
-the roofline that the bare loop reaches, and the same trial without CUDA graphs; pixels on the device against a
-DataLoader that reads them; a head-only trial of ten epochs on 10,000 images from ask to record; and trials an hour.
+For ResNet50 at 224 px, in the number format that the GPU takes by itself: images a second of one trial per freeze
+depth against the bare loop, with the share of the roofline that the bare loop reaches, and the same trial without CUDA
+graphs; pixels on the device against a DataLoader that reads them; a head-only trial of ten epochs on 10,000 images from
+ask to record; and trials an hour.
 Random weights cost the same as trained ones.
 """
 
@@ -24,12 +25,20 @@ from finetune.compose import override
 from finetune.data.batches import PixelData
 from finetune.network.backbone import backbone_shapes
 from finetune.network.depths import depth_table
+from finetune.network.device import FORMATS
 from finetune.records.result import Result
 from finetune.sweep.launch import LocalLauncher, Slot
 from finetune.sweep.prepare import check_and_prepare, usable_gpus
 
-PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.0e12), "L4": (121e12, 0.3e12)}
-"""Dense bf16 FLOPs and bytes a second, from the makers' data sheets."""
+PEAKS = {
+    "H100": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "A100": (312e12, 2.0e12),
+    "L4": (121e12, 0.3e12),
+    "V100": (125e12, 0.9e12),
+    "T4": (65e12, 0.32e12),
+}
+"""Dense FLOPs in 16 bits and bytes a second, from the makers' data sheets."""
 EPOCHS = 5
 
 
@@ -39,6 +48,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--head-images", type=int, default=10_000)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--precision", default="auto", choices=("auto", *FORMATS), help="number format of both")
     parser.add_argument("--tiny", action="store_true", help="a few small images, whose figures mean nothing")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -56,6 +66,7 @@ def main() -> None:
             override("cache.dir", str(scratch / "cache")),
             f"data.size={given.size}",
             f"trainer.epochs={EPOCHS}",
+            f"trainer.precision={given.precision}",
             f"trainer.accelerator={'gpu' if given.device == 'cuda' else 'cpu'}",
         ]
         depths = {"layer3": 14} if given.tiny else DEPTHS
@@ -91,12 +102,12 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
     _, without = run_one(eager, scratch / f"eager-{name}", shared, given.device)
     wall, result = run_one(words, scratch / f"depth-{name}", shared, given.device)
     images, val = given.images, max(20, given.images // 5)
-    bare = epoch(
-        given.backbone, depth, given.size, images, val, given.device, given.device == "cuda", 0.0 if given.tiny else 6.0
-    )
+    dtype, enough = FORMATS[result.precision], 0.0 if given.tiny else 6.0
+    bare = epoch(given.backbone, depth, given.size, images, val, given.device, dtype, enough)
     ours = (result.seconds["train"] - short.seconds["train"]) / (EPOCHS - 1)  # without what a device takes to start
     row = {
         "frozen": name,
+        "format": result.precision,
         "ours": round((images + val) / ours, 1),
         "bare loop": round((images + val) / bare, 1),
         "ours / bare loop": round(bare / ours, 3),
@@ -106,7 +117,7 @@ def depth_row(fixed: list[str], name: str, depth: int, given: argparse.Namespace
     }
     device = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
     peak = next((peak for key, peak in PEAKS.items() if re.search(rf"\b{key}\b", device)), None)
-    if peak is not None:
+    if peak is not None and result.precision != "32":
         table = depth_table(backbone_shapes("resnet50"), "block", given.size)
         flops = 8.2e9 * (given.size / 224) ** 2 * (1 - table[depth].flop_share) * (3 * images + val)
         row["share of peak FLOPs"] = round(flops / peak[0] / bare, 3)

@@ -16,7 +16,7 @@ from common import Figure, add_precision, print_rows, write_json
 from torch import nn
 
 from finetune.network.backbone import build_backbone
-from finetune.network.device import Precision
+from finetune.network.device import FORMATS, Precision
 from finetune.network.freeze import find_cut
 from finetune.network.parts import arrange_in_memory, first_contiguous, split_at
 
@@ -31,7 +31,7 @@ def main() -> None:
     add_precision(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    precision = Precision(torch.device("cpu"), given.precision == "bf16")
+    precision = Precision(torch.device("cpu"), FORMATS[given.precision])
     found = {}
     for (name, size), depths in CASES.items():
         for depth in depths:

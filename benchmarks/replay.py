@@ -3,7 +3,8 @@
 TABLE is a file of benchmarks/record.py; by default, all of benchmarks/recorded/. Each replay draws the seed that
 explores, others for repeats, and the validation images with replacement. The truth is the accuracy in the best epoch,
 mean over all seeds and images of the table. Prints, per table, what each way costs, how far what it names lies below
-the best, and how often its verdict errs; then how good the model in hand is after a share of the grid's cost.
+the best, how far the best accuracy that a search saw falls short of what all trials of the same sweep would have shown,
+and how often a verdict errs; then how good the model in hand is after a share of the grid's cost.
 """
 
 import argparse
@@ -80,6 +81,8 @@ class Outcome:
     """and no configuration that it looked at."""
     settled_short: bool
     """Whether it left nothing open, and what it named lies more than the margin below the best."""
+    short: float = 0.0
+    """Of a search: how much less it saw at best than the whole grid would have shown with its seed and images, 0..1."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,8 @@ def searched(steps: Sequence[Step], draw: Draw) -> Outcome:
     truth = draw.recorded.truth[:, -1]
     named = max((step.configuration for step in steps if step.whole), key=lambda c: draw.curves[c][-1])
     regret = float(truth.max() - truth[named])
-    return Outcome(sum(map(draw.cost, steps)), regret, 0.0, False, False, True, True, False)
+    short = max(curve[-1] for curve in draw.curves) - draw.curves[named][-1]
+    return Outcome(sum(map(draw.cost, steps)), regret, 0.0, False, False, True, True, False, short)
 
 
 def in_hand(steps: Sequence[Step], draw: Draw) -> list[float]:
@@ -199,7 +203,8 @@ def report(recorded: Recorded, outcomes: Mapping[str, Outcomes]) -> dict[str, An
     figures = {name: figures_of(of_one) for name, of_one in outcomes.items()}
     print_rows(
         f"{recorded.table.name}: {size}",
-        ["", "cost, one-seed grids (p90)", "points below the best", "depths open", "a depth falsely called worse",
+        ["", "cost, one-seed grids (p90)", "points below the best", "saw less than the grid, points", "depths open",
+         "a depth falsely called worse",
          "loss bound holds", "settled, but more than the margin below"],
         [[name, *cells(row, outcomes[name].has_verdict)] for name, row in figures.items()],
     )  # fmt: skip
@@ -215,9 +220,8 @@ def report(recorded: Recorded, outcomes: Mapping[str, Outcomes]) -> dict[str, An
 def figures_of(outcomes: Outcomes) -> dict[str, Any]:
     """Means over the replays; differences of accuracy in points."""
     columns = {key: np.array([asdict(row)[key] for row in outcomes.rows], float) for key in asdict(outcomes.rows[0])}
-    search = ("cost", "regret")
-    means = {key: float(column.mean()) for key, column in columns.items() if outcomes.has_verdict or key in search}
-    means["regret"] *= 100
+    told = [key for key in columns if key != "short"] if outcomes.has_verdict else ["cost", "regret", "short"]
+    means = {key: float(columns[key].mean()) * (100 if key in ("regret", "short") else 1) for key in told}
     figures: dict[str, Any] = {key: round(mean, 4) for key, mean in means.items()}
     figures["cost, p90"] = round(float(np.quantile(columns["cost"], 0.9)), 4)
     if outcomes.in_hand:
@@ -229,10 +233,10 @@ def cells(row: Mapping[str, Any], has_verdict: bool) -> list[str]:
     """A row of the first table; of what is claimed of depths, also the share among the configurations looked at."""
     first = [f"{row['cost']:.2f} ({row['cost, p90']:.2f})", f"{row['regret']:.2f}"]
     if not has_verdict:
-        return [*first, *["–"] * 4]
+        return [*first, f"{row['short']:.2f}", *["–"] * 4]
     worse = f"{row['falsely_worse']:.1%} ({row['chosen_falsely_worse']:.1%})"
     bound = f"{row['bound_holds']:.1%} ({row['chosen_bound_holds']:.1%})"
-    return [*first, f"{row['open']:.2f}", worse, bound, f"{row['settled_short']:.1%}"]
+    return [*first, "–", f"{row['open']:.2f}", worse, bound, f"{row['settled_short']:.1%}"]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from common import DEPTHS, Figure, add_precision, base, make_images, print_rows, weights_file, write_json
 
 from finetune.compose import compose_config
-from finetune.network.device import Precision
+from finetune.network.device import FORMATS, Precision
 from finetune.network.network import build_network
 from finetune.network.parts import FrozenPrefix, SharedPrefix
 from finetune.sharing.activations import Source, build, measure_costs, row_shapes
@@ -45,7 +45,7 @@ def main() -> None:
         weights = weights_file(given.weights, "resnet50", scratch)
         data = make_images(scratch / "images", given.images, 10)
         pixels = pixel_rates(data, weights, scratch, given.repeats)
-        cuts = cut_rates(data, weights, scratch, given.repeats, given.precision == "bf16")
+        cuts = cut_rates(data, weights, scratch, given.repeats, FORMATS[given.precision])
     rows = [
         [
             name,
@@ -84,16 +84,16 @@ def pixel_rates(data: Path, weights: Path, scratch: Path, repeats: int) -> dict[
     }
 
 
-def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int, bf16: bool) -> dict[str, dict[str, Any]]:
+def cut_rates(data: Path, weights: Path, scratch: Path, repeats: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """Every cut of ResNet50's stages, alone."""
     config = compose_config([*base(data, weights, scratch / "cache", SIZE, 5), "model.freeze_depth=all"])
     images, weights, cut = open_images(config, Facts())
     frozen = build_network(config.model, weights, cut, classes=10).prefix
     assert isinstance(frozen, FrozenPrefix)
-    prefix = SharedPrefix.of(frozen, bf16=bf16)
+    prefix = SharedPrefix.of(frozen, dtype=dtype)
     preprocess = preprocess_of(config, weights)
     source = Source("train", images.splits["train"], preprocess, 0, None)
-    cpu = Precision(torch.device("cpu"), bf16)
+    cpu = Precision(torch.device("cpu"), dtype)
     costs = measure_costs(prefix, source, cpu, scratch)
     found = {}
     for name, depth in {"stem": 1, **DEPTHS}.items():

@@ -167,8 +167,9 @@ class TrainerConfig:
     """How long and on what."""
 
     epochs: int = _number(5, low=1)
-    precision: str = _one_of("auto", ("auto", "32", "bf16"))
-    """`auto` is bf16 on a GPU that has it; on a processor with bf16, what is measured to be faster; else 32."""
+    precision: str = _one_of("auto", ("auto", "32", "bf16", "fp16"))
+    """`auto` is bf16 on a GPU that has it, and fp16 on one that has tensor cores for that alone (V100, T4, RTX 20); on
+    a processor with bf16, what is measured to be faster; else 32."""
     metric: str = _one_of("val/acc", METRICS)
     """What chooses the best epoch, and so the model that is kept, stops early, and is compared in sweeps and reports:
     top-1 accuracy; the mean recall of the classes; their mean F1 score; the mean area under their ROC curves, each

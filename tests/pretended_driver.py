@@ -15,6 +15,9 @@ import torch
 from tests.forked import GPUS
 from tests.pretended_gpu import PretendedGpu
 
+_CAPABILITY = {"NVIDIA H100 80GB HBM3": (9, 0), "Tesla V100-SXM2-16GB": (7, 0)}
+"""Of cards by name; others are of the generation in between, Turing, which has no bf16."""
+
 
 class _Event:
     """Comes once it has been asked for twice, and with it all that was under way."""
@@ -99,8 +102,8 @@ def answer_for(
         library: Any = torch.mps
     else:
         stream = types.SimpleNamespace(synchronize=gpu.wait, is_capturing=lambda: False, wait_stream=lambda other: None)
-        card = "NVIDIA H100 80GB HBM3"
-        properties = types.SimpleNamespace(name=card, major=9, minor=0, total_memory=gpu.memory)
+        major, minor = _CAPABILITY.get(gpu.card, (7, 5))
+        properties = types.SimpleNamespace(name=gpu.card, major=major, minor=minor, total_memory=gpu.memory)
         answers = {
             "is_available": lambda: bool(_visible()),
             "device_count": lambda: len(_visible()),
@@ -109,8 +112,8 @@ def answer_for(
             "current_device": lambda: 0,
             "set_device": lambda device: None,
             "get_device_properties": lambda device=None: properties,
-            "get_device_name": lambda device=None: card,
-            "get_device_capability": lambda device=None: (9, 0),
+            "get_device_name": lambda device=None: gpu.card,
+            "get_device_capability": lambda device=None: (major, minor),
             "mem_get_info": lambda device=None: (gpu.memory - gpu.in_use, gpu.memory),
             "max_memory_allocated": lambda device=None: gpu.most_in_use,
             "reset_peak_memory_stats": lambda device=None: None,

@@ -59,9 +59,9 @@ class Refusal(RuntimeError):
 class PretendedGpu:
     """One for this process; `pretended_gpu` switches it on."""
 
-    def __init__(self, kind: str = "cuda", memory: int = 2**34):
-        """`kind` is `cuda` or `mps`; it has `memory` bytes."""
-        self.kind, self.memory = kind, memory
+    def __init__(self, kind: str = "cuda", memory: int = 2**34, card: str = "NVIDIA H100 80GB HBM3"):
+        """`kind` is `cuda` or `mps`; it has `memory` bytes; `card` is the name of NVIDIA's."""
+        self.kind, self.memory, self.card = kind, memory, card
         self.device = torch.device(kind, 0)
         self.counts = collections.Counter[str]()
         """`kernels`, `copies`, `waits`."""
@@ -262,12 +262,14 @@ class _Names(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def pretended_gpu(kind: str = "cuda", memory: int = 2**34) -> Iterator[PretendedGpu]:
+def pretended_gpu(
+    kind: str = "cuda", memory: int = 2**34, card: str = "NVIDIA H100 80GB HBM3"
+) -> Iterator[PretendedGpu]:
     """This process has a GPU, of `memory` bytes, as long as the context lasts."""
     from finetune.gpu import _warn, find_gpu
     from tests.pretended_driver import answer_for
 
-    gpu = PretendedGpu(kind, memory)
+    gpu = PretendedGpu(kind, memory, card)
     caches = find_gpu, _warn
     for cache in caches:
         cache.cache_clear()

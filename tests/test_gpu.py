@@ -49,7 +49,7 @@ def requests(fast: list[str], tmp_path: Path, device: torch.device, *more: str) 
     images, weights, cut = open_images(config, Facts())
     preprocess = Preprocess(weights.mean, weights.std, STRONG, config.cache.views)
     found = requests_of(config, images, weights, cut, preprocess)
-    return [replace(request, precision=Precision(device, bf16=False)) for request in found]
+    return [replace(request, precision=Precision(device)) for request in found]
 
 
 def test_frozen_layers_are_on_the_device_when_they_run(
@@ -96,9 +96,9 @@ def test_small_batches_are_timed_on_a_gpu_beside_large_blocks(
 
     monkeypatch.setattr(activations, "_seconds_of_modules", seconds)
     source = requests(fast, tmp_path, GPU)[0].source
-    costs = activations.measure_costs(SharedPrefix(), source, Precision(GPU, bf16=True), tmp_path, 32)
+    costs = activations.measure_costs(SharedPrefix(), source, Precision(GPU, torch.bfloat16), tmp_path, 32)
     assert (timed, costs.in_batches) == ([256, 32], (0.0, 1.0))
-    costs = activations.measure_costs(SharedPrefix(), source, Precision(torch.device("cpu"), bf16=False), tmp_path, 32)
+    costs = activations.measure_costs(SharedPrefix(), source, Precision(torch.device("cpu")), tmp_path, 32)
     assert (timed[2:], costs.in_batches) == ([SharedPrefix.CHUNK], None)
 
 
@@ -115,7 +115,7 @@ def test_large_images_are_computed_in_small_blocks(size: int, block: int) -> Non
         images = RowsInMemory(np.broadcast_to(np.uint8(0), (1000, size, size, 3)))
 
     source = Source("train", Pixels(), Preprocess((0.5,) * 3, (0.5,) * 3, STRONG), 0, None)  # type: ignore[arg-type]
-    assert activations._block(source, Precision(GPU, bf16=True)) == block
+    assert activations._block(source, Precision(GPU, torch.bfloat16)) == block
 
 
 def test_images_are_augmented_where_the_network_is() -> None:
@@ -217,7 +217,7 @@ def test_a_sweep_is_prepared_on_a_gpu_that_it_may_use(
 @pytest.mark.gpu
 @pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs a GPU")
 @pytest.mark.parametrize("depth", ["0", "9", "all"])
-@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("precision", ["32", "bf16", "fp16"])
 def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, precision: str, depth: str) -> None:
     found = {}
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -236,7 +236,7 @@ def test_a_trial_on_a_gpu_is_the_same_from_stores(images: Path, tmp_path: Path, 
         found[mode] = Result.load(tmp_path / mode)
     assert not found["on"].device.startswith("cpu")
 
-    # a gradient that is rounded to bf16 another way in the first epoch is another network in the third
+    # a gradient that is rounded to 16 bits another way in the first epoch is another network in the third
     epochs, near = (3, 1e-3) if precision == "32" else (1, 5e-3)
     for off, on in list(zip(found["off"].history, found["on"].history, strict=True))[:epochs]:
         assert on["train/loss"] == pytest.approx(off["train/loss"], rel=near)

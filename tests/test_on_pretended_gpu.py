@@ -156,7 +156,7 @@ def test_predictions(small: list[str], images: Path, tmp_path: Path, gpu: Preten
 
 def test_a_trial_on_apples(small: list[str], tmp_path: Path) -> None:
     with pretended_gpu("mps") as gpu:
-        assert Precision.of(compose_config([]).trainer) == Precision(torch.device("mps"), bf16=False)
+        assert Precision.of(compose_config([]).trainer) == Precision(torch.device("mps"))
         result = on_gpu(small, tmp_path / "trial", "augment=strong", "model.head.dropout=0.2", "trainer.grad_clip=1")
         assert gpu.most_in_use > 0
     assert (result.status, result.device) == ("complete", "Apple's GPU")

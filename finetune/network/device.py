@@ -1,5 +1,6 @@
 """Where and in what number format a trial computes."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -32,19 +33,25 @@ def _use_all_bits() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+FORMATS = {"32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of `trainer.precision`."""
+_NAMES = {dtype: name for name, dtype in FORMATS.items()}
+
+
 @dataclass(frozen=True)
 class Precision:
-    """A device, and whether convolutions and products on it are bf16."""
+    """A device, and the number format of convolutions and products on it; all else is 32-bit."""
 
     device: torch.device
-    bf16: bool
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, settings: TrainerConfig) -> "Precision":
         """What the settings come to on this machine.
 
         Raises:
-            Refused: a GPU was asked for and there is none that can be used; the message says why.
+            Refused: a GPU was asked for and there is none that can be used, or a format that the device lacks; the
+                message says why.
         """
         _use_all_bits()
         device = CPU
@@ -56,12 +63,20 @@ class Precision:
         elif settings.accelerator == "auto":
             device = gpu_or_cpu()
 
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return cls(device, settings.precision == "bf16" or (settings.precision == "auto" and native))
+        if settings.precision == "fp16" and device.type != "cuda":
+            here = "Apple's GPU" if device.type == "mps" else "a CPU"
+            raise Refused(f"trainer.precision=fp16 is for NVIDIA's and AMD's GPUs, and this is {here}; set it to auto")
+        return cls(device, _fastest(device) if settings.precision == "auto" else FORMATS[settings.precision])
 
     def autocast(self) -> torch.autocast:
         """As Lightning runs a step."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        low = self.dtype if self.has_16_bits else torch.bfloat16  # which autocast asks for where it does nothing, too
+        return torch.autocast(self.device.type, low, enabled=self.has_16_bits)
+
+    @property
+    def has_16_bits(self) -> bool:
+        """Whether the format has 16 bits."""
+        return self.dtype != torch.float32
 
     def release(self) -> None:
         """Give back a GPU's memory that nothing uses any more, and count its use anew."""
@@ -78,11 +93,26 @@ class Precision:
 
     @property
     def format(self) -> str:
-        """`32` or `bf16`."""
-        return "bf16" if self.bf16 else "32"
+        """`32`, `bf16` or `fp16`."""
+        return _NAMES[self.dtype]
 
     @property
     def name(self) -> str:
         """Device and format; equal where numbers come out equal."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{kind} {self.format}"
+
+
+_TENSOR_CORES_BUT_NO_BF16 = re.compile(r"\b(V100|TITAN V|GV100|Xavier|T4G?|RTX)\b", re.IGNORECASE)
+"""Of NVIDIA's Volta and Turing. Others of the latter, GeForce GTX 16, MX and Quadro T, lack the cores, and are known to
+give NaN in fp16 (pytorch/pytorch#77955); only their names tell them apart."""
+
+
+def _fastest(device: torch.device) -> torch.dtype:
+    """A GPU's fastest format for training; a CPU's is 32-bit until something else was measured."""
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    has_cores = _TENSOR_CORES_BUT_NO_BF16.search(torch.cuda.get_device_name(device))
+    return torch.float16 if has_cores else torch.float32

@@ -40,16 +40,18 @@ class SharedPrefix(FrozenPrefix):
     """Images in a chunk. Larger ones are no faster on a CPU, and need more memory in each thread."""
 
     @classmethod
-    def of(cls, prefix: FrozenPrefix, first_contiguous: int | None = None, bf16: bool = False) -> "SharedPrefix":
+    def of(
+        cls, prefix: FrozenPrefix, first_contiguous: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> "SharedPrefix":
         """A folded copy of `prefix`, arranged as `arrange_in_memory` does; in 32-bit it agrees to about 1e-6.
 
-        With `bf16` the weights of its convolutions are rounded here, once. Autocast would round them in each pass, for
-        it remembers only those with a gradient; what comes out is the same to the bit.
+        The weights of its convolutions are rounded to a `dtype` of 16 bits here, once. Autocast would round them in
+        each pass, for it remembers only those with a gradient; what comes out is the same to the bit.
         """
         folded = cls(*map(_folded, prefix)).requires_grad_(False)
-        for module in folded.modules() if bf16 else ():
+        for module in folded.modules():
             if type(module) is nn.Conv2d:  # others may compute with their weights
-                module.to(torch.bfloat16)
+                module.to(dtype)
         arrange_in_memory(folded, first_contiguous)
         folded.train()
         return folded
@@ -138,7 +140,7 @@ _WEIGHTS_PER_VALUE = 128
 def first_contiguous(name: str, size: int, precision: Precision) -> int | None:
     """The unit of the backbone `name` from which on contiguous memory is faster, at `size` x `size` pixels.
 
-    Channels last is faster in bf16, and where activations outnumber weights. A GPU computes 32-bit convolutions in
+    Channels last is faster in 16 bits, and where activations outnumber weights. A GPU computes 32-bit convolutions in
     contiguous memory, and would bring all into that order first. On a CPU 32-bit convolutions bring weights
     that lie so into another order in every pass, which takes longest where weights are many and maps small: from the
     first unit on that has over a million weights, and 128 times as many as values that it gives for an image.
@@ -146,7 +148,7 @@ def first_contiguous(name: str, size: int, precision: Precision) -> int | None:
     Returns:
         Its number, from 0; None where channels last is faster throughout.
     """
-    if precision.bf16:
+    if precision.has_16_bits:
         return None
     if precision.device.type != "cpu":
         return 0

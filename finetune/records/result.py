@@ -88,7 +88,7 @@ class Result:
     host: str = ""
     device: str = ""
     precision: str = ""
-    """The number format it computed in, `32` or `bf16`, whatever was asked for; empty in records of older versions."""
+    """The number format it computed in, `32`, `bf16` or `fp16`, whatever was asked for; empty in older records."""
     warnings: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 

@@ -120,7 +120,7 @@ def shared_prefix(request: StoreRequest) -> SharedPrefix:
     network = build_network(model, request.weights, request.cut, classes=2, size=request.config.data.size)
     assert isinstance(network.prefix, FrozenPrefix)
     first = first_contiguous(model.backbone, request.config.data.size, precision)
-    prefix = SharedPrefix.of(network.prefix, first, precision.bf16)
+    prefix = SharedPrefix.of(network.prefix, first, precision.dtype)
     prefix.to(precision.device)
     return prefix
 

@@ -158,7 +158,7 @@ def planned_stores(configs: Iterable[Config]) -> dict[str, int]:
                 stored = stored_as[split]
                 augmented = None if view is None else (view, config.seed, asdict(config.augment))
                 name = digest_of([pixels, stored, augmented, model.weights, precision.name])
-                stores[name] = store_bytes(images[stored], shape, 2 if precision.bf16 else 4)
+                stores[name] = store_bytes(images[stored], shape, precision.dtype.itemsize)
 
     return {what: sum(stores.values()) for what, stores in sizes.items()}
 

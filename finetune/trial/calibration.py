@@ -76,7 +76,7 @@ class _Kind:
     @property
     def row_bytes(self) -> int:
         """Of an image's activations in a store."""
-        return store_bytes(1, self.row, 2 if self.precision.bf16 else 4)
+        return store_bytes(1, self.row, self.precision.dtype.itemsize)
 
 
 def calibrate(trials: Sequence[tuple[Config, int]]) -> Calibration:
@@ -244,4 +244,5 @@ def _storing(
 def _machine(precision: Precision, threads: int) -> str:
     if precision.device.type != "cpu":
         return precision.name
-    return f"{processor_name()}, {counted(threads, 'thread')} a trial, {'bf16' if precision.bf16 else '32-bit'}"
+    number_format = precision.format if precision.has_16_bits else "32-bit"
+    return f"{processor_name()}, {counted(threads, 'thread')} a trial, {number_format}"

@@ -64,6 +64,8 @@ class FineTune(pl.LightningModule):
         self._by_graph = by_graph
         self._graphs: GraphedSteps | None = None
         self._total_steps = 1
+        self._scaler = torch.amp.GradScaler("cpu", enabled=False)
+        """Multiplies losses in fp16, whose small gradients would else be 0; does nothing in other formats."""
         self.register_buffer(
             "class_weights", None if class_weights is None else torch.tensor(class_weights), persistent=False
         )
@@ -128,9 +130,10 @@ class FineTune(pl.LightningModule):
         loss = self._training_loss(x, y)
         optimizer.zero_grad()
         with torch.autocast(loss.device.type, enabled=False):  # which Lightning has left by then, too
-            loss.backward()
+            self._scaler.scale(loss).backward()
         self.configure_gradient_clipping(optimizer, self.trainer.gradient_clip_val)
-        optimizer.step()
+        self._scaler.step(optimizer)
+        self._scaler.update()
         torch.clear_autocast_cache()  # in which some releases of Lightning keep rounded weights to the end of a batch
         return loss.detach()
 
@@ -159,8 +162,9 @@ class FineTune(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """By norm; Lightning's refuses a fused optimizer in bf16, on account of a scaler that bf16 does not have."""
+        """By norm; Lightning's refuses a fused optimizer in 16 bits, which divides scaled gradients by itself."""
         if gradient_clip_val:
+            self._scaler.unscale_(optimizer)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
@@ -235,6 +239,7 @@ class FineTune(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains and nothing else, with a per-step schedule."""
         optimizer = self.build_optimizer(self.network)
+        self._scaler = self.trainer.scaler or self._scaler
         if self.steps is None:
             total = max(1, int(self.trainer.estimated_stepping_batches))
         else:
@@ -293,7 +298,10 @@ class FineTune(pl.LightningModule):
                 self._diverged("train/loss", loss)
 
     def _diverged(self, name: str, value: float) -> NoReturn:
-        raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; lower optim.lr")
+        what = "lower optim.lr"
+        if self._scaler.is_enabled():
+            what += ", or set trainer.precision=32: fp16 has no numbers above 65,504"
+        raise FloatingPointError(f"{name} became {value} in epoch {self.current_epoch}; {what}")
 
 
 def tensors_named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from finetune.storage.permissions import refuse_shared_writing
 from finetune.storage.system import processor_has_bf16, processor_name
 from finetune.trial.timing import UnitSeconds, time_units
 
+_COMPARED = torch.float32, torch.bfloat16
 _BUDGET = 2.0
 """Seconds for each format of a network."""
 _NOISE = 1.05
@@ -46,7 +47,7 @@ def faster_on_cpu(trials: Sequence[tuple[Config, int]]) -> str:
     steps = []
     for config, count in trials:
         modules = cut_of(config).modules
-        full, half = (_step(_units(config, bf16), modules) for bf16 in (False, True))
+        full, half = (_step(_units(config, dtype), modules) for dtype in _COMPARED)
         steps.append((full, half, count))
     return _faster(steps)
 
@@ -92,7 +93,7 @@ def _faster_at_all_depths(config: Config) -> str:
         return ""
 
     network = with_input(config)
-    full, half = (_units(network, bf16) for bf16 in (False, True))
+    full, half = (_units(network, dtype) for dtype in _COMPARED)
     cuts = range(len(full.frozen) + 1)
     return _faster([(_step(full, modules), _step(half, modules), 1) for modules in cuts])
 
@@ -119,9 +120,9 @@ def _step(units: UnitSeconds, modules: int) -> float:
     return sum(units.frozen[:modules]) + sum(units.trained[modules:])
 
 
-def _units(config: Config, bf16: bool) -> UnitSeconds:
+def _units(config: Config, dtype: torch.dtype) -> UnitSeconds:
     """As timed here, or as an earlier process timed them on such a processor."""
-    precision = Precision(CPU, bf16)
+    precision = Precision(CPU, dtype)
     network = config.model.backbone, config.data.size, config.data.batch_size
     machine = processor_name(), torch.get_num_threads(), str(torch.__version__)
     kept = Path(config.cache.dir).expanduser() / "precision" / f"{digest_of([*machine, *network, precision.name])}.json"

@@ -98,6 +98,7 @@ def state_of(trainer: pl.Trainer, module: FineTune, random: dict[str, Tensor], s
         "steps": trainer.global_step,
         "groups": optimizer["param_groups"],
         "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+        "scaling": trainer.precision_plugin.state_dict(),  # of losses in fp16; empty in other formats
         "stopping": [[stopping.wait_count, float(stopping.best_score)] for stopping in _early_stopping(trainer)],
         "seconds": seconds,
     }
@@ -109,6 +110,8 @@ def restore(state: Unfinished, trainer: pl.Trainer, module: FineTune) -> None:
     module.load_training_state(state.tensors, state.values)
     _restore_optimizer(trainer.optimizers[0], state)
     trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state.values["schedule"])
+    if scaling := state.values.get("scaling"):
+        trainer.precision_plugin.load_state_dict(scaling)
 
     for stopping, (count, best) in zip(_early_stopping(trainer), state.values["stopping"], strict=True):
         stopping.wait_count, stopping.best_score = count, torch.tensor(best)

@@ -138,7 +138,12 @@ def _train(
         class_weights=balance,
         mix=build_mix(config.augment, len(images.classes)),
         steps=steps,
-        by_graph=config.trainer.graphs == "auto" and "train" in activations.rows and keep_on_gpu,
+        by_graph=(
+            config.trainer.graphs == "auto"
+            and "train" in activations.rows
+            and keep_on_gpu
+            and precision.format != "fp16"  # whose scaling of losses a recording that fails would leave half-way
+        ),
     )
 
     # 3. Where it goes on from, and who looks after it while Lightning does the loop
@@ -224,7 +229,7 @@ def _as_it_runs(network: Network, modules: int, config: Config, precision: Preci
     assert isinstance(network.suffix, Suffix)
     first = first_contiguous(config.model.backbone, config.data.size, precision)
     arrange_in_memory(network.suffix, None if first is None else first - modules)
-    prefix = SharedPrefix.of(network.prefix, first, precision.bf16) if with_prefix else nn.Identity()
+    prefix = SharedPrefix.of(network.prefix, first, precision.dtype) if with_prefix else nn.Identity()
     return Network(prefix, network.suffix, network.head)
 
 

@@ -69,7 +69,7 @@ def time_units(
     torch.manual_seed(0)
     backbone = build_backbone(name, size)
     first = first_contiguous(name, size, precision)
-    prefix = SharedPrefix.of(FrozenPrefix(*backbone.modules).train(), first, precision.bf16).to(precision.device)
+    prefix = SharedPrefix.of(FrozenPrefix(*backbone.modules).train(), first, precision.dtype).to(precision.device)
     suffix = Suffix(*backbone.modules).to(precision.device)
     arrange_in_memory(suffix, first)
 

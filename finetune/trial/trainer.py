@@ -39,6 +39,10 @@ EXPECTED_WARNINGS = (
 """What Lightning says that is no news here."""
 
 
+LIGHTNING_FORMATS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+"""Lightning's names of number formats, by ours."""
+
+
 def quieten() -> None:
     """Silence what Lightning says at every start; its other warnings stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -57,7 +61,7 @@ def build_optimizer(optim: OptimConfig, network: Network) -> torch.optim.Optimiz
 def _optimizer(optim: OptimConfig, network: Network, fused: bool) -> torch.optim.Optimizer:
     groups = parameter_groups(network, optim)
     if optim.name == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups,
             optim.lr,
             optim.momentum,
@@ -65,7 +69,20 @@ def _optimizer(optim: OptimConfig, network: Network, fused: bool) -> torch.optim
             nesterov=optim.momentum > 0,
             fused=fused,
         )
+        if optim.momentum > 0:
+            _begin_at_rest(sgd)
+        return sgd
     return torch.optim.AdamW(groups, optim.lr, weight_decay=optim.weight_decay, fused=fused)
+
+
+def _begin_at_rest(sgd: torch.optim.SGD) -> None:
+    """Make the momentum, of zeros, which comes to the same.
+
+    A fused optimizer makes it in its first step, and leaves it as the memory was where fp16 has that step left out.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def build_module(
@@ -117,7 +134,7 @@ def build_trainer(
     return pl.Trainer(
         accelerator=precision.device.type,
         devices=1,
-        precision="bf16-mixed" if precision.bf16 else "32-true",
+        precision=LIGHTNING_FORMATS[precision.format],
         max_epochs=settings.epochs,
         gradient_clip_val=settings.grad_clip,
         logger=build_loggers(logger, out),

@@ -72,7 +72,7 @@ def test_fault_55_a_gpu_that_cannot_be_used(
 ) -> None:
     broken(error)
     for _ in range(2):
-        assert Precision.of(TrainerConfig()) == Precision(torch.device("cpu"), bf16=False)
+        assert Precision.of(TrainerConfig()) == Precision(torch.device("cpu"))
         assert device_named("auto") == torch.device("cpu")
     assert capsys.readouterr().err == f"warning: computing on the CPU, for {why}\n"
     assert visible_gpus() == ""  # nothing else stumbles over it

@@ -9,7 +9,7 @@ from finetune.network.device import Precision
 from finetune.network.freeze import find_cut
 from finetune.network.parts import SharedPrefix, arrange_in_memory, first_contiguous, split_at
 
-CPU = Precision(torch.device("cpu"), bf16=False)
+CPU = Precision(torch.device("cpu"))
 
 
 def lies(part: nn.Module) -> set[torch.memory_format]:
@@ -33,27 +33,33 @@ def test_units_of_many_weights_and_few_values_are_contiguous(name: str, size: in
     assert first_contiguous(name, size, CPU) == first
 
 
-def test_bf16_has_channels_last_alone_and_32_bits_on_a_gpu_have_none() -> None:
-    assert first_contiguous("resnet18", 96, Precision(torch.device("cpu"), bf16=True)) is None
-    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=True)) is None
-    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), bf16=False)) == 0
+def test_16_bits_have_channels_last_alone_and_32_bits_on_a_gpu_have_none() -> None:
+    assert first_contiguous("resnet18", 96, Precision(torch.device("cpu"), torch.bfloat16)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"), torch.bfloat16)) is None
+    assert first_contiguous("resnet18", 96, Precision(torch.device("meta"))) == 0
 
 
 @pytest.mark.parametrize(
-    "depth", [9, pytest.param(4, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
+    ("depth", "dtype"),
+    [
+        (9, torch.bfloat16),
+        (4, torch.float16),
+        pytest.param(4, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(17, torch.bfloat16, marks=pytest.mark.slow),
+    ],
 )
-def test_weights_rounded_once_give_the_bits_of_weights_rounded_in_each_pass(depth: int) -> None:
+def test_weights_rounded_once_give_the_bits_of_weights_rounded_in_each_pass(depth: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     backbone = build_backbone("resnet50")
     prefix, _ = split_at(backbone, find_cut(backbone, depth, "block"))
     images = torch.randn(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         each_time = SharedPrefix.of(prefix)(images)
-        rounded = SharedPrefix.of(prefix, bf16=True)
+        rounded = SharedPrefix.of(prefix, dtype=dtype)
         assert torch.equal(rounded(images), each_time)
 
     kinds = {m.weight.dtype for m in rounded.modules() if isinstance(m, nn.Conv2d)}
-    assert (kinds, each_time.dtype) == ({torch.bfloat16}, torch.bfloat16)
+    assert (kinds, each_time.dtype) == ({dtype}, dtype)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 7])

@@ -32,7 +32,7 @@ from finetune.trial.record import cache_account
 from finetune.trial.run import train
 from tests.network.test_backbone import scrambled
 
-CPU = Precision(torch.device("cpu"), bf16=False)
+CPU = Precision(torch.device("cpu"))
 
 
 def run(words: list[str], out: Path) -> Result:

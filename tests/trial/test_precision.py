@@ -34,7 +34,7 @@ def bf16_takes(monkeypatch: pytest.MonkeyPatch) -> Half:
 
         def time_units(name: str, size: int, batch: int, of: Precision, **how: Any) -> UnitSeconds:
             timed.append(of.name)
-            shares = (frozen, trained) if of.bf16 else (1.0, 1.0)
+            shares = (frozen, trained) if of.has_16_bits else (1.0, 1.0)
             seconds = [tuple(share * second for second in FULL) for share in shares]
             return UnitSeconds(seconds[0], seconds[1], 0.1)
 

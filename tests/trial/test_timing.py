@@ -15,9 +15,9 @@ from finetune.trial import timing
 from finetune.trial.timing import time_decoding, time_units
 
 
-@pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_unit_is_timed_and_no_more_images_than_there_is_time_for(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     batches, seconds_of_units = list[int](), timing.__dict__["_seconds_of_units"]
 
@@ -27,13 +27,13 @@ def test_every_unit_is_timed_and_no_more_images_than_there_is_time_for(
         return found
 
     monkeypatch.setattr(timing, "_seconds_of_units", counting)
-    units = time_units("cnn5", 32, 8, Precision(CPU, bf16), budget=60)
+    units = time_units("cnn5", 32, 8, Precision(CPU, dtype), budget=60)
     assert len(units.frozen) == len(units.trained) == len(backbone_shapes("cnn5", 32).modules)
     assert min(*units.frozen, *units.trained, units.optimizer) > 0
     assert batches[-1] == 8
 
     batches.clear()
-    time_units("cnn5", 32, 8, Precision(CPU, bf16), budget=0.0)
+    time_units("cnn5", 32, 8, Precision(CPU, dtype), budget=0.0)
     assert batches[-2:] == [2, 2]  # one pass of each, of as few images as BatchNorm takes
 
 
