@@ -13,14 +13,16 @@ SETUP := .cache/installed$(subst /,-,$(BIN))
 else
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+# uv leaves that to the first process, and where none may keep it, as in many images, to each
+COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 endif
 
 UV := $(shell command -v uv 2>/dev/null)
 ANY_UV = $(or $(UV),$(BIN)/uv)
-INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+INSTALL = $(if $(UV),$(UV) pip install --quiet $(COMPILED) --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 # uv knows where PyTorch keeps its builds for the CPU alone
-CPU_INSTALL = $(ANY_UV) pip install --quiet --python $(BIN)/python --torch-backend cpu
+CPU_INSTALL = $(ANY_UV) pip install --quiet $(COMPILED) --python $(BIN)/python --torch-backend cpu
 NEEDS_UV = test -n "$(UV)" || $(BIN)/python -m pip install --quiet uv
 
 KNOWN_TORCH = $(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is not known; TORCH=cpu is PyTorch without CUDA, otherwise the lock file decides))
