@@ -1,13 +1,14 @@
 """Does it stay usable as it grows? `python benchmarks/scale.py [--images 1000 10000] [--trials 100 1000]`.
 
 Images: drawn JPEGs of 48 px, a sweep of two heads on `narrow_resnet50` at 32 px. *start* is that sweep, *restart* the
-same command with nothing left to run, *check* `finetune check` once more. Trials: records of a grid over the learning
-rate at six freeze depths, with which validation images each epoch got right; *restart* is the sweep with nothing left
-to run, *report* its tables and page anew. Each is a command of its own: seconds of wall clock and of processors, and
-peak memory of its largest process, imports included. About 15 minutes on 2 cores.
+same command with nothing left to run, *check* `finetune check` once more. Trials: records of a grid over learning rate
+and weight decay at six freeze depths, with which validation images each epoch got right; *restart* is the sweep with
+nothing left to run, *report* its tables and page anew. Each is a command of its own: seconds of wall clock and of
+processors, and peak memory of its largest process, imports included. About 15 minutes on 2 cores.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -72,15 +73,18 @@ def of_trials(count: int, scratch: Path) -> dict[str, Any]:
     """One number of trials, of which the first is run and the others are drawn like it."""
     place = scratch / f"trials-{count}"
     draw(place / "data", 200)
-    rates = [float(rate) for rate in np.geomspace(1e-4, 1e-1, -(-count // len(DEPTHS)))]
-    swept = {"model.freeze_depth": {"values": list(DEPTHS)}, "optim.lr": {"values": rates}}
+    values = math.ceil(math.sqrt(count / len(DEPTHS)))
+    rates = [float(rate) for rate in np.geomspace(1e-4, 1e-1, values)]
+    decays = [float(decay) for decay in np.geomspace(1e-5, 1e-2, values)]
+    swept = {"model.freeze_depth": {"values": list(DEPTHS)}}
+    swept |= {"optim.lr": {"values": rates}, "optim.weight_decay": {"values": decays}}
     file = place / "sweep.yaml"
     file.write_text(yaml.safe_dump(sweep_file(swept, place, epochs=5)))
     sweep = ["sweep", str(file), "--no-repeats", "--out", str(place / "sweep")]
     spent([*sweep, "--trials", "1"])
     draw_records(file, place / "sweep" / TRIALS)
 
-    row: dict[str, Any] = {"what": f"{len(rates) * len(DEPTHS):,} trials"}
+    row: dict[str, Any] = {"what": f"{len(DEPTHS) * values**2:,} trials"}
     row["restart"] = spent(sweep)
     row["report"] = spent(["report", str(place / "sweep")])
     print(row, flush=True)

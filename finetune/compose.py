@@ -319,6 +319,7 @@ def _quoted(text: str) -> str:
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
+@functools.lru_cache(maxsize=4096)  # a report spells the few values of a thousand trials
 def _is_read(override: str, text: str | None = None) -> bool:
     """Whether Hydra reads `override` as one value, and as exactly `text` where that is given."""
     try:
