@@ -80,7 +80,7 @@ def test_fp16_is_refused_where_no_gpu_of_its_kind_is() -> None:
 
 
 @pytest.mark.usefixtures("gpu", "small_enough")
-@pytest.mark.parametrize("stored", ["off", "on"])
+@pytest.mark.parametrize("stored", ["on", pytest.param("off", marks=pytest.mark.slow)])
 def test_a_trial_learns_what_it_learns_in_32_bits(small: list[str], tmp_path: Path, stored: str) -> None:
     settings = [*SGD, f"cache.mode={stored}", "cache.views=2", f"cache.dir={tmp_path / 'cache'}"]
     half = trial(small, tmp_path / "16", *settings)
@@ -117,6 +117,7 @@ def test_several_steps_at_once_are_the_single_steps_to_the_bit(
     assert same(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu", "too_large")
 def test_an_interrupted_trial_goes_on_with_what_it_multiplied_by(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
