@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.network.backbone import build_backbone
-from finetune.network.device import FORMATS
+from finetune.network.device import FORMATS, Precision
 from finetune.network.freeze import find_cut
 from finetune.network.parts import split_at
 
@@ -55,17 +55,17 @@ def epoch(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4, fused=True)
 
-    low = torch.bfloat16 if dtype == torch.float32 else dtype
+    precision = Precision(torch.device(device), dtype)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(device, low, enabled=dtype == low):
+        with precision.autocast():
             loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
 
     def look() -> None:
-        with torch.no_grad(), torch.autocast(device, low, enabled=dtype == low):
+        with torch.no_grad(), precision.autocast():
             model(x)
 
     def lie(layout: torch.memory_format) -> None:

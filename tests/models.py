@@ -1,5 +1,6 @@
 """Trained models for tests, a second or so each; and the command as a person runs it."""
 
+import itertools
 import signal
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import safetensors.torch
 import torch
 import torchvision
 from PIL import Image
@@ -14,7 +16,9 @@ from PIL import Image
 from finetune import cli
 from finetune.compose import compose_config
 from finetune.network.backbone import build_backbone
+from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result
+from finetune.trial import signals
 from finetune.trial.run import train
 
 COLORS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
@@ -101,3 +105,15 @@ def finetune(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def adamw(network: torch.nn.Module) -> torch.optim.Optimizer:
     """PyTorch's AdamW as it comes, over all that trains."""
     return torch.optim.AdamW([parameter for parameter in network.parameters() if parameter.requires_grad])
+
+
+def same_model(first: Path, second: Path) -> bool:
+    """Whether two trials have left the same weights, to the bit."""
+    ones, others = (safetensors.torch.load_file(out / CHECKPOINT) for out in (first, second))
+    return all(torch.equal(value, others[name]) for name, value in ones.items())
+
+
+def terminate_at(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial finds that it is to end when it looks for the `look`th time from now on; later ones find nothing."""
+    requested, looks = signals.requested, itertools.count(1)
+    monkeypatch.setattr(signals, "requested", lambda: 143 if next(looks) == look else requested())

@@ -13,9 +13,9 @@ import pytorch_lightning
 import torch
 
 from tests.forked import GPUS
-from tests.pretended_gpu import PretendedGpu
+from tests.pretended_gpu import H100, PretendedGpu
 
-_CAPABILITY = {"NVIDIA H100 80GB HBM3": (9, 0), "Tesla V100-SXM2-16GB": (7, 0)}
+_CAPABILITY = {H100: (9, 0), "Tesla V100-SXM2-16GB": (7, 0)}
 """Of cards by name; others are of the generation in between, Turing, which has no bf16."""
 
 

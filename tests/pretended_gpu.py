@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+H100 = "NVIDIA H100 80GB HBM3"
 _WAIT = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2"}
 """Operations whose result the program looks at."""
 _NO_KERNEL = {
@@ -59,7 +60,7 @@ class Refusal(RuntimeError):
 class PretendedGpu:
     """One for this process; `pretended_gpu` switches it on."""
 
-    def __init__(self, kind: str = "cuda", memory: int = 2**34, card: str = "NVIDIA H100 80GB HBM3"):
+    def __init__(self, kind: str = "cuda", memory: int = 2**34, card: str = H100):
         """`kind` is `cuda` or `mps`; it has `memory` bytes; `card` is the name of NVIDIA's."""
         self.kind, self.memory, self.card = kind, memory, card
         self.device = torch.device(kind, 0)
@@ -262,9 +263,7 @@ class _Names(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def pretended_gpu(
-    kind: str = "cuda", memory: int = 2**34, card: str = "NVIDIA H100 80GB HBM3"
-) -> Iterator[PretendedGpu]:
+def pretended_gpu(kind: str = "cuda", memory: int = 2**34, card: str = H100) -> Iterator[PretendedGpu]:
     """This process has a GPU, of `memory` bytes, as long as the context lasts."""
     from finetune.gpu import _warn, find_gpu
     from tests.pretended_driver import answer_for

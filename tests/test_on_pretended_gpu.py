@@ -19,15 +19,12 @@ from finetune.records.layout import CHECKPOINT, LAST
 from finetune.records.result import Result
 from finetune.sweep.prepare import usable_gpus
 from finetune.sweep.run import run_sweep
-from finetune.trial import signals
 from finetune.trial.module import FineTune
 from finetune.trial.run import train
 from tests.faults.invariants import spec_of
 from tests.forked import GPUS
-from tests.models import random_weights
-from tests.pretended_gpu import PretendedGpu, pretended_gpu
-
-CARD = "NVIDIA H100 80GB HBM3"
+from tests.models import random_weights, terminate_at
+from tests.pretended_gpu import H100, PretendedGpu, pretended_gpu
 
 
 @pytest.fixture
@@ -75,7 +72,7 @@ def test_a_trial_waits_in_no_step(
     steps = Steps(gpu, monkeypatch)
     more = ["trainer.save_every=1000", "trainer.grad_clip=1", "model.head.dropout=0.2", f"cache.dir={tmp_path / 'c'}"]
     result = on_gpu(small, tmp_path / "trial", *settings, *more)
-    assert (result.status, result.device) == ("complete", CARD)
+    assert (result.status, result.device) == ("complete", H100)
     assert result.peak_memory_mb == pytest.approx(gpu.most_in_use / 2**20, abs=0.1)
     assert steps.each("waits") == {0}
     assert steps.each("kernels") != {0}
@@ -110,15 +107,7 @@ def test_an_interrupted_trial_goes_on(
 ) -> None:
     settings = ["trainer.precision=32", "augment=strong", "trainer.save_every=0"]
     whole = on_gpu(small, tmp_path / "whole", *settings)
-    requested = signals.requested
-    asked = 0
-
-    def request() -> int | None:
-        nonlocal asked
-        asked += 1
-        return 143 if asked == 2 else requested()
-
-    monkeypatch.setattr(signals, "requested", request)
+    terminate_at(2, monkeypatch)
     with pytest.raises(Interrupted):
         on_gpu(small, tmp_path / "stopped", *settings)
     assert (tmp_path / "stopped" / LAST).exists()
@@ -138,7 +127,7 @@ def test_memory_that_runs_out_in_training_is_taken_from_the_images(
 
     with pretended_gpu(memory=with_images - 1000):
         result = on_gpu(small, tmp_path / "scarce", *settings)
-    assert (result.status, result.device) == ("complete", CARD)
+    assert (result.status, result.device) == ("complete", H100)
     assert "going on without images kept in it" in capsys.readouterr().err
 
 
@@ -171,7 +160,7 @@ def test_a_sweep_on_three_gpus(small: list[str], tmp_path: Path, monkeypatch: py
     words = [word for word in small if "accelerator" not in word]
     sweep = run_sweep(spec_of(tmp_path, words, {"model.freeze_depth": {"values": [0, 2, 4]}}), tmp_path / "s")
     assert [result.status for result in sweep.results] == ["complete"] * 3
-    assert {result.device for result in sweep.results} == {CARD}
+    assert {result.device for result in sweep.results} == {H100}
 
 
 @pytest.mark.slow

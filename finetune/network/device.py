@@ -70,8 +70,9 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """As Lightning runs a step."""
-        low = self.dtype if self.has_16_bits else torch.bfloat16  # which autocast asks for where it does nothing, too
-        return torch.autocast(self.device.type, low, enabled=self.has_16_bits)
+        if not self.has_16_bits:
+            return torch.autocast(self.device.type, enabled=False)
+        return torch.autocast(self.device.type, self.dtype)
 
     @property
     def has_16_bits(self) -> bool:

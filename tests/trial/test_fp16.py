@@ -14,9 +14,10 @@ from finetune.errors import Interrupted, Refused
 from finetune.network.device import Precision
 from finetune.records.layout import CHECKPOINT, LAST
 from finetune.records.result import Result
-from finetune.trial import signals, steps
+from finetune.trial import steps
 from finetune.trial.run import train
-from tests.pretended_gpu import PretendedGpu, pretended_gpu
+from tests.models import same_model, terminate_at
+from tests.pretended_gpu import H100, PretendedGpu, pretended_gpu
 
 T4 = "Tesla T4"
 SGD = ["optim=sgd", "optim.lr=0.05", "trainer.grad_clip=0.1"]
@@ -48,15 +49,10 @@ def trial(small: list[str], out: Path, *more: str) -> Result:
     return train(compose_config(words), words)
 
 
-def same(first: Path, second: Path) -> bool:
-    ones, others = (safetensors.torch.load_file(out / CHECKPOINT) for out in (first, second))
-    return all(torch.equal(value, others[name]) for name, value in ones.items())
-
-
 @pytest.mark.parametrize(
     ("card", "name"),
     [
-        ("NVIDIA H100 80GB HBM3", "bf16"),
+        (H100, "bf16"),
         (T4, "fp16"),
         ("Tesla V100-SXM2-16GB", "fp16"),
         ("NVIDIA GeForce RTX 2080 Ti", "fp16"),
@@ -114,7 +110,7 @@ def test_several_steps_at_once_are_the_single_steps_to_the_bit(
         monkeypatch.setattr(steps, "_MOST", most)
         found.append(trial(small, tmp_path / str(most), *settings))
     assert found[0].history == found[1].history
-    assert same(tmp_path / "1", tmp_path / "4")
+    assert same_model(tmp_path / "1", tmp_path / "4")
 
 
 @pytest.mark.slow
@@ -125,20 +121,13 @@ def test_an_interrupted_trial_goes_on_with_what_it_multiplied_by(
     settings = ["trainer.save_every=0", *SGD]
     whole = trial(small, tmp_path / "whole", *settings)
 
-    requested, asked = signals.requested, 0
-
-    def request() -> int | None:
-        nonlocal asked
-        asked += 1
-        return 143 if asked == 6 else requested()
-
-    monkeypatch.setattr(signals, "requested", request)
+    terminate_at(6, monkeypatch)
     with pytest.raises(Interrupted):
         trial(small, tmp_path / "stopped", *settings)
     assert (tmp_path / "stopped" / LAST).exists()
     again = trial(small, tmp_path / "stopped", *settings)
     assert again.history == whole.history
-    assert same(tmp_path / "whole", tmp_path / "stopped")
+    assert same_model(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.usefixtures("gpu")

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from finetune.compose import compose_config
 from finetune.errors import Interrupted
-from finetune.records.layout import CHECKPOINT
 from finetune.records.result import Result
-from finetune.trial import graphs, signals, steps
+from finetune.trial import graphs, steps
 from finetune.trial.graphs import GraphedSteps, StepGraph, checked_graph
 from finetune.trial.module import FineTune
 from finetune.trial.run import train
+from tests.models import same_model, terminate_at
 from tests.pretended_gpu import PretendedGpu, pretended_gpu
 from tests.pretended_graphs import PretendedGraph, graphs_of
 
@@ -48,11 +47,6 @@ def trial(small: list[str], out: Path, *more: str) -> Result:
     return train(compose_config(words), words)
 
 
-def same(first: Path, second: Path) -> bool:
-    ones, others = (safetensors.torch.load_file(out / CHECKPOINT) for out in (first, second))
-    return all(torch.equal(value, others[name]) for name, value in ones.items())
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -77,7 +71,7 @@ def test_a_trial_by_graphs_is_the_trial_without_to_the_bit(
     assert by_graph.history == without.history
     assert by_graph.correct == without.correct
     assert by_graph.key == without.key
-    assert same(tmp_path / "without", tmp_path / "by graph")
+    assert same_model(tmp_path / "without", tmp_path / "by graph")
 
 
 @pytest.mark.parametrize("by_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -103,7 +97,7 @@ def test_several_steps_at_once_of_layers_behind_a_cut_are_the_single_steps_to_th
     assert len(counts) == 2 * 4 + 2 * 2
     assert len(recorded) == 2 * by_graph
     assert one.history == several.history
-    assert same(tmp_path / "one", tmp_path / "several")
+    assert same_model(tmp_path / "one", tmp_path / "several")
 
 
 @pytest.mark.slow
@@ -112,20 +106,13 @@ def test_a_trial_that_was_stopped_goes_on_by_graphs(
 ) -> None:
     settings = ["model.freeze_depth=3", "trainer.precision=32", "trainer.save_every=0", "trainer.epochs=3"]
     whole = trial(small, tmp_path / "whole", *settings)
-    requested, asked = signals.requested, 0
-
-    def request() -> int | None:
-        nonlocal asked
-        asked += 1
-        return 143 if asked == 6 else requested()  # in the second epoch, which a graph has taken
-
-    monkeypatch.setattr(signals, "requested", request)
+    terminate_at(6, monkeypatch)  # in the second epoch, which a graph has taken
     with pytest.raises(Interrupted):
         trial(small, tmp_path / "stopped", *settings)
     again = trial(small, tmp_path / "stopped", *settings)
     assert again.history == whole.history
     assert len(recorded) == 3
-    assert same(tmp_path / "whole", tmp_path / "stopped")
+    assert same_model(tmp_path / "whole", tmp_path / "stopped")
 
 
 Take = Callable[[Tensor, Tensor], Tensor]
