@@ -214,7 +214,7 @@ def test_a_sweep_says_what_it_repeats_and_ends_with_a_verdict(
     Path("s.yaml").write_text(yaml.safe_dump({**grid, "metric": {"name": "val/acc_best", "goal": "maximize"}}))
     assert finetune(monkeypatch, "sweep", "s.yaml", *small, "trainer.epochs=1") == 0
     said = capfd.readouterr().out
-    assert "k=5 worse; k=4 alone is in reach; now 3 repeats with new seeds, about " in said
+    assert "k=5 not better; k=4 alone is in reach; now 3 repeats with new seeds, about " in said
     assert "[5/5]" in said
     assert "Decided: take k=4. Every other is worse: k=5 by " in said
     assert re.search(r"^Expect [01]\.\d{3} ± 0\.\d{3} from k=\d on new images", said, re.MULTILINE)

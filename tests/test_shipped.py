@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from finetune.compose import compose_config, override
 from finetune.config import Config, flat
+from finetune.network.backbone import build_backbone
+from finetune.network.depths import depth_of
 from finetune.sweep.search import corners
 from finetune.sweep.spec import find_sweep, read_sweep
 
@@ -98,6 +101,21 @@ def test_a_sweep_sweeps_keys_of_the_schema_over_values_that_compose(file: str) -
     for params in corners(spec):
         config = compose_config([*spec.fixed, *(override(key, value) for key, value in params.items())])
         assert {key: flat(config)[key] for key in params} == params
+
+
+@pytest.mark.parametrize("name", ["explore", "bayes", "freeze_depth"])
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet18", "convnext_tiny"])
+def test_a_sweep_of_ones_own_images_goes_with_another_network(name: str, backbone: str) -> None:
+    spec = read_sweep(find_sweep(f"{name}.yaml"), (f"model.backbone={backbone}",))
+    unit = compose_config(spec.fixed).model.freeze_unit
+    depths = spec.parameters["model.freeze_depth"].choices
+    assert depths is not None
+    with torch.device("meta"):
+        network = build_backbone(backbone)
+    cuts = [depth_of(network, depth, unit)[1] for depth in depths]
+    assert cuts[0] == 0
+    assert cuts[-1] == len(network.parameter_names)
+    assert cuts == sorted(set(cuts)), "no two of the depths are one cut"
 
 
 @pytest.mark.parametrize("file", SWEEPS)

@@ -47,22 +47,23 @@ def _printer() -> Watch:
 
 
 def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
-    """`settled: k=0, k=17 worse; open: k=8, k=11 against k=14; now 9 repeats, about 2 min`."""
-    from finetune.report.standing import name_of
+    """`k=0, k=17 not better; open: k=8, k=11 against k=14; now 9 repeats with new seeds, about 2 min`.
+
+    What is `worse` so far is told as `not better`: the next repeats can make it so, and the verdict then says no more.
+    """
+    from finetune.report.standing import STANDINGS, name_of, standing_of
     from finetune.report.table import contender_of, tabulate
     from finetune.report.verdict import duration
 
     def names(contenders: "Iterable[Contender]") -> str:
         return ", ".join(map(name_of, contenders))
 
-    rows = repeats.comparisons
-    settled = {
-        "worse": [name for name, row in rows.items() if row.standing == "worse"],
-        "within the margin": [name for name, row in rows.items() if row.standing == "within"],
-        "too few images to tell": [name for name, row in rows.items() if row.standing == "images"],
-    }
-    unsettled = [name for name, row in rows.items() if name in repeats.wanted and row.standing != "worse"]
-    parts = [f"{names(of_it)} {what}" for what, of_it in settled.items() if of_it and not set(of_it) <= set(unsettled)]
+    settled: dict[str, list[Contender]] = {}
+    for name, row in repeats.comparisons.items():
+        if name not in repeats.open:
+            standing = standing_of(row)
+            settled.setdefault("behind" if standing == "worse" else standing, []).append(name)
+    parts = [f"{names(of_it)} {STANDINGS[standing]}" for standing, of_it in settled.items()]
 
     missing = sweep.total - len(sweep.finished)
     whole = [result for result in sweep.results if result.status == "complete"]
@@ -71,8 +72,8 @@ def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
     seconds = seconds or [r.total_seconds for r in whole]
     left = missing * sum(seconds) / max(1, len(seconds)) / sweep.capacity
     open_ones = (
-        f"open: {names(unsettled)} against {name_of(repeats.leader)}"
-        if unsettled
+        f"open: {names(repeats.open)} against {name_of(repeats.leader)}"
+        if repeats.open
         else f"{name_of(repeats.leader)} alone is in reach"
     )
     return "; ".join([*parts, f"{open_ones}; now {counted(missing, 'repeat')} with new seeds, about {duration(left)}"])

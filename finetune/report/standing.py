@@ -90,7 +90,7 @@ def _judged(
         Depth(
             name_of(name),
             group,
-            _standing(rows.get(name)),
+            standing_of(rows.get(name)),
             rows.get(name),
             half_width=widths[name],
         )
@@ -98,7 +98,8 @@ def _judged(
     )
 
 
-def _standing(row: Comparison | None) -> str:
+def standing_of(row: Comparison | None) -> str:
+    """Which of `STANDINGS` a comparison with the best shows; without one, it is the best itself."""
     if row is None:
         return "best"
     return "behind" if row.standing == "within" and row.loss <= 0 else row.standing

@@ -14,7 +14,7 @@ from finetune.records.ranking import ACCURACY, NetworkDepth, exploring_seed, net
 from finetune.records.result import Result
 from finetune.report.bits import PER_IMAGE, values_by_epoch
 from finetune.report.decision import decision, expectation, points
-from finetune.report.depths import deepest
+from finetune.report.depths import deepest, depths_of
 from finetune.report.judge import expect, judged_by_halves
 from finetune.report.seeds_only import by_seeds
 from finetune.report.standing import Depth, Standings, compare_depths
@@ -60,6 +60,7 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
     cheapest = _cheapest(depths, best)
     sentences = [
         winner_sentence(table),
+        *_about_the_cut(records, best, table),
         *_about_objective(table),
         *_about_depths(records, standings, table),
         *_expected(records, standings, table, best),
@@ -70,6 +71,16 @@ def conclude(records: Sequence[Result], table: Table) -> Conclusions:
         *_cost(records, table),
     ]
     return Conclusions(tuple(sentences), depths, cheapest, standings.judged, standings.by_image)
+
+
+def _about_the_cut(records: Sequence[Result], best: Group, table: Table) -> list[str]:
+    """The last thing that the best depth freezes; nothing where that is none or all, or the network is not known."""
+    trial = next(record for record in records if record.key in best.keys)
+    known = depths_of(network_of(trial), trial.freeze_unit)
+    place = known.place(best.freeze_depth) if known else None
+    if not known or not place or place == len(known.names) - 1 or trial.config.get(WINDOW):
+        return []
+    return [f"{table.name(best)} freezes everything up to and including {known.names[place]}."]
 
 
 def _about_objective(table: Table) -> list[str]:

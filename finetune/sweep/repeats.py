@@ -28,6 +28,8 @@ class Repeats(Generic[Name]):
     leader: Name
     comparisons: Mapping[Name, Comparison]
     """With the leader, before the wanted ones that have no record yet."""
+    open: tuple[Name, ...]
+    """Those that get more seeds now, to be told from the leader."""
 
 
 def plan_repeats(
@@ -59,6 +61,7 @@ def plan_repeats(
     comparisons = compare(explored, leader, margin)
     within_reach = [name for name, row in comparisons.items() if row.lead + margin <= row.half_width]
     wanted = {name: FIRST_LOOK for name in explored if name == leader or name in within_reach}
+    looked_at: dict[Name, int] = {}
 
     while all(len(repeated.get(name, ())) >= seeds for name, seeds in wanted.items()):
         explorer_judges = len(wanted) == tried
@@ -72,9 +75,11 @@ def plan_repeats(
         asked = next_looks({name: wanted.get(name, 0) for name in explored}, comparisons, leader)
         more = _nearest_first(wanted, asked, comparisons, leader, most)
         if more == wanted:
-            return Repeats(wanted, True, leader, comparisons)
-        wanted = more
-    return Repeats(wanted, False, leader, comparisons)
+            return Repeats(wanted, True, leader, comparisons, ())
+        looked_at, wanted = wanted, more
+
+    grown = (name for name, seeds in wanted.items() if seeds > looked_at.get(name, 0) and name != leader)
+    return Repeats(wanted, False, leader, comparisons, tuple(grown))
 
 
 def _nearest_first(

@@ -57,6 +57,25 @@ def test_close_depths_stay_open_with_the_runs_that_would_settle_it_and_the_cheap
     assert cheapest.freeze_depth == 12
 
 
+@pytest.mark.parametrize(
+    ("depth", "unit", "last"),
+    [
+        (11, "block", "layer3.2"),
+        (0.65, "share", "layer3.2"),
+        (0, "block", None),
+        (17, "block", None),
+        (1, "share", None),
+    ],
+)
+def test_the_best_depth_is_told_by_the_last_thing_it_freezes(depth: float, unit: str, last: str | None) -> None:
+    trial = replace(record(None, 0.8), freeze_depth=depth, freeze_unit=unit, config={"model.backbone": "resnet50"})
+    said = [sentence for sentence in of([trial]).sentences if "freezes everything" in sentence]
+    assert said == ([f"k={depth} freezes everything up to and including {last}."] if last else [])
+    another = replace(trial, config={"model.backbone": "another"})
+    window = replace(trial, config={**trial.config, "model.train_units": [4, 8]})
+    assert "freezes everything" not in text([another]) + text([window])
+
+
 @pytest.mark.parametrize(("seeds", "why"), [(1, "one seed says too little"), (2, "fewer than 3 seeds say too little")])
 def test_too_few_seeds_give_no_verdict_and_the_way_to_one(seeds: int, why: str) -> None:
     records = sweep({0: 0.4, 9: 0.8, 17: 0.5}, seeds=seeds)

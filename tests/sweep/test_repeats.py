@@ -27,9 +27,9 @@ def plan(repeated: Mapping[int, list[Bits | None]], margin: float = MARGIN, most
 
 def test_what_is_within_reach_of_the_best_gets_three_new_seeds() -> None:
     first = plan({})
-    assert (first.wanted, first.done, first.leader) == ({9: 3, 14: 3}, False, 9)
+    assert (first.wanted, first.done, first.leader, first.open) == ({9: 3, 14: 3}, False, 9, (14,))
     halfway = plan({9: [row(0.8, 10)]})
-    assert (halfway.wanted, halfway.done) == (first.wanted, False), "a sweep that was killed wants the same"
+    assert (halfway.wanted, halfway.done, halfway.open) == (first.wanted, False, (14,)), "a killed sweep wants the same"
 
 
 def test_more_seeds_follow_only_where_they_would_tell() -> None:
@@ -39,12 +39,14 @@ def test_more_seeds_follow_only_where_they_would_tell() -> None:
     (other,) = told.comparisons.keys() - {0}
     assert told.comparisons[other].standing == "within"
     assert told.comparisons[0].standing == "worse"
+    assert told.open == ()
 
     restless = {9: [row(0.80, s, 0.05) for s in range(3)], 14: [row(0.80, 20 + s, 0.05) for s in range(3)]}
     untold = plan(restless, margin=0.06)
     (other,) = untold.comparisons.keys() - {0}
     assert untold.comparisons[other].standing == "open"
     assert (untold.wanted, untold.done) == ({9: FIRST_LOOK + 1, 14: FIRST_LOOK + 1}, False)
+    assert untold.open == (other,)
     assert plan(restless, margin=0.06, most=6).done, "as many repeats as there may be"
 
 
