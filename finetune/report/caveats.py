@@ -12,7 +12,7 @@ from finetune.config import limits
 from finetune.errors import counted
 from finetune.records.metric import followed_by, sign_of
 from finetune.records.predictions import Predictions
-from finetune.records.ranking import depth_name, fold_of, network_of
+from finetune.records.ranking import NetworkDepth, depth_name, fold_of, network_of
 from finetune.records.result import Result
 from finetune.records.scores import wilson_interval
 from finetune.report.bits import resizing_of
@@ -21,6 +21,7 @@ from finetune.report.table import Group, Table, label, short, value_text
 
 _EDGE = 0.05
 """Share of a range, on its scale, that counts as its edge."""
+_RATE = "optim.lr"
 _IMBALANCE = 3
 """Times as many images in the largest class as in the smallest that are worth a sentence."""
 
@@ -132,6 +133,37 @@ def _few_trials(records: Sequence[Result], table: Table, judged: bool) -> Iterat
             f"{_some(list(map(depth_name, neglected)))} got fewer than half as many configurations as the usual depth "
             f"({usual:g}); its best may still be undiscovered."
         )
+
+    narrow = _narrow_rates([record for record in known if table.at(record) not in neglected], table)
+    if narrow:
+        yield (
+            f"Less than half of the range of learning rates was tried at {_some(narrow)}; "
+            f"{'its' if len(narrow) == 1 else 'their'} best may still be undiscovered."
+        )
+
+
+def _narrow_rates(records: Sequence[Result], table: Table) -> list[str]:
+    """The depths that got learning rates of a part of the range alone: `k=4 (0.002 to 0.008)`.
+
+    The best rate depends on the depth, so one that drew large ones alone looks worse than it is. One whose own best
+    lies between others is left out.
+    """
+    tried: dict[NetworkDepth, list[float]] = {}
+    for record in records:
+        rate = record.params.get(_RATE)
+        if isinstance(rate, int | float) and rate > 0:
+            tried.setdefault(table.at(record), []).append(rate)
+    if not tried:
+        return []
+
+    narrowest = math.sqrt(max(map(max, tried.values())) / min(map(min, tried.values())))
+    best = {table.at(group): group.params.get(_RATE) for group in table.best_per_depth}
+    names = []
+    for where, rates in sorted(tried.items()):
+        low, high = min(rates), max(rates)
+        if high / low < narrowest and best.get(where, low) in (low, high):
+            names.append(f"{depth_name(where)} ({low:.2g} to {high:.2g})")
+    return names
 
 
 def _some(names: Sequence[str]) -> str:

@@ -153,7 +153,11 @@ def _most_behind(depth: Depth) -> float:
 
 
 def _share_of_time(group: Group, best: Group) -> str:
-    return f"{group.seconds / best.seconds:.0%}" if best.seconds else "an unknown share"
+    if not best.seconds:
+        return "an unknown share"
+
+    share = group.seconds / best.seconds
+    return "less than 1%" if share < 0.01 else f"{share:.0%}"
 
 
 def _about_networks(depths: Sequence[Depth], table: Table) -> list[str]:

@@ -99,6 +99,8 @@ def test_the_head_alone_is_compared_where_the_records_know_which_depth_that_is()
     assert "head alone" not in text(records)
     known = [replace(r, config={"model.backbone": "resnet50", "model.freeze_depth": r.freeze_depth}) for r in records]
     assert re.search(r"The head alone \(k=17\) is \d+\.?\d* points behind, surely worse, in 27%", text(known))
+    stored = [replace(r, seconds={"total": 0.05}) if r.freeze_depth == 17 else r for r in known]
+    assert "surely worse, in less than 1% of the best's time" in text(stored)
 
 
 def test_what_it_cost_and_what_sharing_saved() -> None:

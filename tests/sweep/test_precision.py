@@ -11,11 +11,13 @@ from finetune.errors import Refused
 from finetune.records.layout import RECORD, SWEEP
 from finetune.records.read import read_records
 from finetune.storage import system
-from finetune.sweep import precision
+from finetune.sweep import estimate, precision
 from finetune.sweep.cluster import ClusterLauncher, ClusterSettings
 from finetune.sweep.launch import Slot
 from finetune.sweep.precision import PRECISION, format_of_agents, with_measured_precision
 from finetune.sweep.run import run_sweep
+from finetune.sweep.spec import SweepSpec
+from tests.models import finetune
 from tests.sweep.conftest import Pretender, spec_of
 
 RATES: dict[str, object] = {"optim.lr": {"values": [0.01, 0.001]}}
@@ -54,6 +56,20 @@ def test_the_faster_format_is_a_setting_of_the_sweep_where_nobody_chose_one(
     assert len(asked) == 1
     finds("32")
     assert with_measured_precision(spec, 0, 1) == spec
+
+
+def test_a_plan_reckons_with_the_format_that_the_sweep_would_have(
+    tmp_path: Path, fast: list[str], finds: Measure, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec_of(tmp_path, fast, RATES)
+    reckoned = list[SweepSpec]()
+    monkeypatch.setattr(estimate, "estimate_sweep", lambda spec, *_: reckoned.append(spec))
+    for faster, found in (("bf16", WORD), ("32", "")):
+        finds(faster)
+        assert finetune(monkeypatch, "plan", tmp_path / "s.yaml", *fast) == 0
+        said = capfd.readouterr().out
+        assert (WORD in said, WORD in reckoned[-1].fixed) == (bool(found), bool(found))
+        assert "store: pixels" in said
 
 
 def test_without_bf16_in_the_processor_nothing_is_measured(
