@@ -35,10 +35,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """A grid that was run whole, with several seeds; configurations in the order of a race.
-
-    That is the deepest cut first, then the largest learning rate.
-    """
+    """A grid that was run whole, with several seeds; configurations by depth, the deepest cut first, rate and head."""
 
     name: str
     right: NDArray[np.bool_]

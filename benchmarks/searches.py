@@ -3,6 +3,7 @@
 Each is given a draw, one sweep that might have been run, and says what it would have run.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from record import DEPTH, HEAD, RATE, Table
 
 from finetune.report.judge import LAST_LOOK
-from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
+from finetune.sweep.race import Ended, fell_behind, lost_deeper, race_order, rate_of
 from finetune.sweep.stopping import Hyperband
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -131,8 +132,8 @@ def race(draw: Draw, rng: np.random.Generator) -> list[Step]:
     """The product's: the same functions, in the same order."""
     ended: list[Ended] = []
     steps = []
-    for configuration, curve in enumerate(draw.curves):
-        params = draw.params(configuration)
+    for configuration in in_race_order(draw):
+        curve, params = draw.curves[configuration], draw.params(configuration)
         depth = float(params[DEPTH])
         if lost_deeper(depth, params, [trial for trial in ended if trial.depth > depth]) is not None:
             ended.append(Ended(depth, params, [], whole=False, stopped=True))
@@ -144,6 +145,22 @@ def race(draw: Draw, rng: np.random.Generator) -> list[Step]:
         steps.append(Step(configuration, 0, epochs, whole=behind is None))
         ended.append(Ended(depth, params, curve[:epochs], whole=behind is None, stopped=behind is not None))
     return steps
+
+
+def in_race_order(draw: Draw) -> list[int]:
+    """The configurations as the product sorts them."""
+
+    def key(configuration: int) -> tuple[Any, ...]:
+        settings = settings_of(draw, configuration)
+        return -settings[DEPTH], race_order(settings)
+
+    return sorted(range(len(draw.curves)), key=key)
+
+
+def settings_of(draw: Draw, configuration: int) -> dict[str, Any]:
+    """The same as `Draw.params`, with the head as a list."""
+    params = draw.params(configuration)
+    return {**params, HEAD: json.loads(params[HEAD])}
 
 
 def former_race(draw: Draw, rng: np.random.Generator) -> list[Step]:

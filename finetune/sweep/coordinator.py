@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ from finetune.sweep.records import (
     unrecorded,
 )
 from finetune.sweep.search import Observation, Params, Search, size
-from finetune.sweep.standings import next_repeats, why_lost, why_to_stop
+from finetune.sweep.standings import next_of_race, next_repeats, why_lost, why_to_stop
 from finetune.sweep.state import NO_PLACE, Finished, Options, Running, Sweep, Waiting, result_value
 
 _SAME_FAILURES = 3
 """So many first trials that fail for the same reason end a sweep."""
+_AHEAD = 100
+"""Trials of a race of which the next to start is chosen."""
 _CANDIDATES = 8
 """Configurations whose models are kept while seeds of them are still to come, for any may turn out the best."""
 
@@ -101,13 +103,13 @@ class Coordinator:
             if not self._is_explored(params, result.key):  # a repeat, which comes again once it is wanted
                 continue
             if result.status == "failed" and self._options.retry_failed:
-                sweep.to_retry.append(Waiting(params, sweep.folder / TRIALS / result.key))
+                sweep.to_retry.append(self._waiting(params))
             else:
                 self._finish(params, result)
 
         unfinished = unfinished_trials(sweep.folder, sweep.spec.parameters)
         sweep.to_retry += [
-            Waiting(params, trial) for params, trial in unfinished if self._is_explored(params, trial.name)
+            self._waiting(params) for params, trial in unfinished if self._is_explored(params, trial.name)
         ]
         del sweep.to_retry[max(0, sweep.total - len(sweep.finished)) :]  # this call may ask for fewer trials
 
@@ -124,56 +126,80 @@ class Coordinator:
         sweep = self._sweep
         sweep.capacity = self._launcher.capacity
         self._settle()  # also those that an earlier call left
-        to_start: list[tuple[Params, Path]] = []
-        while len(sweep.running) + len(to_start) < self._launcher.capacity and not sweep.ended:
-            proposed = self._propose(to_start)
-            if proposed is not None:
-                params, folder = proposed, self._folder_of(proposed)
-            elif sweep.to_retry:
-                again = sweep.to_retry.pop(0)
-                params, folder = again.params, again.folder
-            else:
+        while len(sweep.running) + len(sweep.starting) < self._launcher.capacity and not sweep.ended:
+            trial = self._next()
+            if trial is None:
                 break
 
-            record = self._usable_record(params, folder)
+            record = self._usable_record(trial.params, trial.folder)
             if record is not None:
-                self._finish(params, record)
+                self._finish(trial.params, record)
                 continue
 
-            clear_attempt(folder)
-            if not to_start and self._is_lost_already(params, folder):
+            clear_attempt(trial.folder)
+            if self._is_lost_already(trial):
                 continue
 
-            if self._sweep.races and self._place(folder) != NO_PLACE:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / UNSETTLED).touch()
-            to_start.append((params, folder))
+            if sweep.races and trial.place != NO_PLACE:
+                trial.folder.mkdir(parents=True, exist_ok=True)
+                (trial.folder / UNSETTLED).touch()
+            sweep.starting.append(trial)
 
-        if to_start:
-            overrides = [(sweep.spec.overrides(params), folder) for params, folder in to_start]
+        if sweep.starting:
+            overrides = [(sweep.spec.overrides(trial.params), trial.folder) for trial in sweep.starting]
             jobs = self._launcher.start(overrides, sweep.incumbent)
             sweep.running += [
-                Running(params, folder, job, self._place(folder))
-                for (params, folder), job in zip(to_start, jobs, strict=True)
+                Running(trial.params, trial.folder, job, trial.place)
+                for trial, job in zip(sweep.starting, jobs, strict=True)
             ]
+            sweep.starting.clear()
 
-    def _propose(self, to_start: Sequence[tuple[Params, Path]]) -> Params | None:
-        """The next trial of the search, which learns from all that were started; then the next repeat; else None."""
-        proposed = None
-        if self._sweep.spec.method != "bayes":
-            proposed = self._search.propose()
-        elif self._sweep.repeats is None:
-            waiting = [*(params for params, _ in to_start), *(trial.params for trial in self._sweep.to_retry)]
-            pending = [Observation(params, None, running=True) for params in waiting]
-            proposed = self._search.propose([*self._sweep.observed, *pending])
+    def _next(self) -> Waiting | None:
+        """The next trial of the search, then the next repeat, then one to be started again; else None."""
+        sweep = self._sweep
+        self._look_ahead()
+        if sweep.ended:
+            return None
+        if sweep.ahead:
+            trial = next_of_race(sweep) if sweep.races else sweep.ahead[0]
+            sweep.ahead.remove(trial)
+            return trial
 
-        if proposed is not None:
-            self._places[self._folder_of(proposed).name] = len(self._places)
-            return proposed
-
-        if self._adapts and not self._repeats and not (self._sweep.running or to_start or self._sweep.to_retry):
+        nothing_left = not (sweep.running or sweep.starting or sweep.to_retry)
+        if self._adapts and not self._repeats and nothing_left:
             self._look_for_repeats()
-        return self._repeats.popleft() if self._repeats else None
+        if self._repeats:
+            return self._waiting(self._repeats.popleft())
+        return sweep.to_retry.pop(0) if sweep.to_retry else None
+
+    def _look_ahead(self) -> None:
+        """Ask the search for its next trials, and count those that have their records."""
+        sweep = self._sweep
+        far = _AHEAD if sweep.races and sweep.spec.method != "bayes" else 1
+        while len(sweep.ahead) < far and not sweep.ended:
+            params = self._propose()
+            if params is None:
+                return
+
+            self._places[self._folder_of(params).name] = len(self._places)
+            trial = self._waiting(params)
+            record = self._usable_record(params, trial.folder)
+            if record is not None:
+                self._finish(params, record)
+            else:
+                sweep.ahead.append(trial)
+
+    def _propose(self) -> Params | None:
+        """The next trial of the search, which may learn from all that were started."""
+        sweep = self._sweep
+        if sweep.spec.method != "bayes":
+            return self._search.propose()
+        if sweep.repeats is not None:
+            return None
+
+        waiting = [trial.params for trial in (*sweep.starting, *sweep.to_retry)]
+        pending = [Observation(params, None, running=True) for params in waiting]
+        return self._search.propose([*sweep.observed, *pending])
 
     def _look_for_repeats(self) -> None:
         """Find out what to repeat next, now that all trials so far have ended."""
@@ -194,6 +220,10 @@ class Coordinator:
 
     def _folder_of(self, params: Params) -> Path:
         return self._sweep.folder / TRIALS / key_of(self._settings_of(params))
+
+    def _waiting(self, params: Params) -> Waiting:
+        folder = self._folder_of(params)
+        return Waiting(params, folder, self._place(folder))
 
     def _place(self, folder: Path) -> int:
         return self._places.get(folder.name, NO_PLACE)
@@ -262,15 +292,14 @@ class Coordinator:
         (folder / UNSETTLED).unlink(missing_ok=True)
         return replace(trial, result=result, settled=True)
 
-    def _is_lost_already(self, params: Params, folder: Path) -> bool:
+    def _is_lost_already(self, trial: Waiting) -> bool:
         """Whether a trial need not be started; then it has its record. One that began goes on until it is behind."""
-        place = self._place(folder)
-        if not self._sweep.races or place == NO_PLACE:
+        if not self._sweep.races or trial.place == NO_PLACE:
             return False
 
-        reason = why_lost(place, params, (), 0, self._sweep)
+        reason = why_lost(trial.place, trial.params, (), 0, self._sweep)
         if reason:
-            self._finish(params, self._write_record(params, folder, "pruned", reason))
+            self._finish(trial.params, self._write_record(trial.params, trial.folder, "pruned", reason))
             self._watch(self._sweep, self._sweep.finished[-1].result)
         return bool(reason)
 

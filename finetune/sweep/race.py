@@ -3,9 +3,9 @@
 Of several networks, each has a race of its own.
 
 A trial is compared with whole ones of its own depth, for what is best at one depth says little of another: shallow cuts
-start slowly and end high. So do large learning rates, so these come first, and of equals small heads. A trial is
-granted what a whole one with a rate no smaller than its own gained: with a schedule that decays, a larger rate gains
-its accuracy later.
+start slowly and end high. So do large learning rates, so of one head these come first; and small heads before others,
+for these are what trials of all rates can be compared with soonest. A trial is granted what a whole one with a rate no
+smaller than its own gained: with a schedule that decays, a larger rate gains its accuracy later.
 """
 
 import math
@@ -34,14 +34,23 @@ class Behind(NamedTuple):
     """What it should have reached."""
 
 
-def race_order(params: dict[str, Any]) -> tuple[float, int]:
-    """A key that sorts the trials of one depth: the largest learning rate first, and of one rate the smallest head.
+def race_order(params: dict[str, Any]) -> tuple[int, float]:
+    """A key that sorts the trials of one depth: the smallest head first, and of one head the largest learning rate.
 
     >>> race_order({"optim.lr": 0.03, "model.head.hidden": [128]})
-    (-0.03, 128)
+    (128, -0.03)
     """
+    return _head_size(params), -rate_of(params)
+
+
+def needed_order(params: dict[str, Any]) -> tuple[int, float]:
+    """A key that sorts the trials of one depth: those first that are the least likely to turn out not to be needed."""
+    return _head_size(params), rate_of(params)
+
+
+def _head_size(params: dict[str, Any]) -> int:
     hidden = params.get(_HEAD, [])
-    return -rate_of(params), sum(hidden) if isinstance(hidden, list) else 0
+    return sum(hidden) if isinstance(hidden, list) else 0
 
 
 def rate_of(params: dict[str, Any]) -> float:

@@ -15,11 +15,13 @@ from finetune.report.bits import columns_of, values_of
 from finetune.report.judge import LAST_LOOK
 from finetune.report.strategy import strategy_of
 from finetune.report.table import best_of_each, tabulate
-from finetune.sweep.race import Ended, fell_behind, lost_deeper, rate_of
+from finetune.sweep.race import Ended, fell_behind, lost_deeper, needed_order, rate_of
 from finetune.sweep.repeats import Contender, Repeats, plan_repeats
 from finetune.sweep.search import DEPTH, Params
 from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep, Waiting
 
+_DEPTHS_AHEAD = 2
+"""Freeze depths whose trials may start before the deeper ones have ended."""
 _SEEDS = 2**32
 """Seeds are numbers below this."""
 
@@ -53,7 +55,7 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
         sweep: The state of all others.
     """
     depth = depth_of(params)
-    others: list[Finished | Running | Waiting] = [*sweep.finished, *sweep.running, *sweep.to_retry]
+    others = _all_of(sweep)
     own_kind = _kind(params)  # what is best of one network, or strategy, says little of another, either
     before = [other for other in others if 0 <= other.place < place and _kind(other.params) == own_kind]
     deeper = min((own for other in before if (own := depth_of(other.params)) > depth), default=None)
@@ -72,6 +74,38 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
     if behind is None:
         return ""
     return f"fell behind at epoch {behind.epoch}: {behind.value:.3f} in reach, below {behind.threshold:.3f}"
+
+
+def next_of_race(sweep: Sweep) -> Waiting:
+    """Which of the trials ahead starts next: the first that is known to be needed, or not to be.
+
+    A trial that starts before that is known may run in vain. Where all would, the one goes first that is the least
+    likely to: of its depth the smallest learning rate, which lost to no smaller one, with the smallest head. It is one
+    of the next two depths, so that the deepest still come first.
+    """
+    first_of: dict[tuple[tuple[str, str], float], Waiting] = {}
+    for trial in sweep.ahead:
+        first_of.setdefault(_where(trial.params), trial)
+    near = list(first_of)[:_DEPTHS_AHEAD]
+    for where in near:  # those behind the first of a depth depend on it
+        trial = first_of[where]
+        if why_lost(trial.place, trial.params, (), 0, sweep) is not None:
+            return trial
+
+    for where in near:
+        smallest = min(needed_order(other.params) for other in _all_of(sweep) if _where(other.params) == where)
+        for trial in sweep.ahead:
+            if _where(trial.params) == where and needed_order(trial.params) == smallest:
+                return trial
+    return sweep.ahead[0]
+
+
+def _all_of(sweep: Sweep) -> list[Finished | Running | Waiting]:
+    return [*sweep.finished, *sweep.running, *sweep.starting, *sweep.ahead, *sweep.to_retry]
+
+
+def _where(params: Params) -> tuple[tuple[str, str], float]:
+    return _kind(params), depth_of(params)
 
 
 def depth_of(params: Params) -> float:

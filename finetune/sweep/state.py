@@ -91,7 +91,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A trial that left no record, or failed in an earlier call, and is to be started again."""
+    """A trial to be started; perhaps again, for it left no record, or failed in an earlier call."""
 
     params: Params
     folder: Path
@@ -141,6 +141,10 @@ class Sweep:
     finished: list[Finished] = field(default_factory=list)
     """In the order in which this process learned of them."""
     running: list[Running] = field(default_factory=list)
+    starting: list[Waiting] = field(default_factory=list)
+    """About to run."""
+    ahead: list[Waiting] = field(default_factory=list)
+    """The next of the exploration, in its order."""
     to_retry: list[Waiting] = field(default_factory=list)
     """To be started once more, after all others, so that a worker is tried with different ones."""
     ended: str = ""

@@ -82,7 +82,7 @@ def test_only_the_next_deeper_cut_and_the_same_settings_count() -> None:
     assert lost(11, 0.1, [ended(14, 0.1, 0.5, stopped=True)]) is None, "nothing was better there"
 
 
-def test_large_rates_come_first_and_small_heads_whatever_the_files_order() -> None:
+def test_small_heads_come_first_and_large_rates_whatever_the_files_order() -> None:
     trials = [{"optim.lr": rate, "model.head.hidden": head} for head in ([64, 32], [], [128]) for rate in (0.1, 0.3)]
     ordered = [(trial["optim.lr"], trial["model.head.hidden"]) for trial in sorted(trials, key=race_order)]
-    assert ordered == [(0.3, []), (0.3, [64, 32]), (0.3, [128]), (0.1, []), (0.1, [64, 32]), (0.1, [128])]
+    assert ordered == [(0.3, []), (0.1, []), (0.3, [64, 32]), (0.1, [64, 32]), (0.3, [128]), (0.1, [128])]

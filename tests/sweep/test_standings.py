@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from finetune.config import flat, key_of, typed
 from finetune.records.correct import pack
 from finetune.records.layout import PROGRESS, STOP, UNSETTLED
 from finetune.records.metric import Incumbent
-from finetune.records.ranking import REPEATED, read_objective
+from finetune.records.ranking import REPEATED, Objective, read_objective
 from finetune.records.read import read_records
 from finetune.records.result import Result
 from finetune.report.table import tabulate
 from finetune.report.verdict import Conclusions, conclude
 from finetune.sweep.run import run_sweep
-from finetune.sweep.state import Options, Sweep
+from finetune.sweep.standings import next_of_race, why_lost
+from finetune.sweep.state import Finished, Options, Running, Sweep, Waiting
 from tests.sweep.conftest import Pretender, spec_of
 
 IMAGES, EPOCHS = 300, 6
@@ -227,6 +229,32 @@ def test_workers_and_their_speed_decide_nothing(tmp_path: Path, drawn: Runner, c
     drawn("one", Drawer(1))
     drawn("some", Drawer(2 + chance % 3, chance))
     assert state_of(tmp_path / "some") == state_of(tmp_path / "one")
+
+
+def test_of_a_race_those_start_first_that_do_not_run_in_vain() -> None:
+    grid = [{"model.freeze_depth": k, "optim.lr": rate} for k in (17, 14, 8) for rate in (0.1, 0.01, 0.001)]
+    spec, job, trained = (cast(Any, SimpleNamespace(**of)) for of in ({"method": "grid"}, {}, {"status": "complete"}))
+    sweep = Sweep(spec, Path(), len(grid), Objective())
+    sweep.ahead = [Waiting(params, Path(), place) for place, params in enumerate(grid)]
+
+    def start() -> int:
+        trial = next_of_race(sweep)
+        sweep.ahead.remove(trial)
+        sweep.running.append(Running(trial.params, Path(), job, trial.place))
+        return trial.place
+
+    assert start() == 0, "nothing comes before it"
+    assert [start(), start()] == [2, 5], "the smallest rate lost to no smaller one, here and one depth on"
+    assert start() == 1, "the depth after that waits"
+
+    for place in (0, 1):
+        running = next(trial for trial in sweep.running if trial.place == place)
+        sweep.running.remove(running)
+        sweep.finished.append(Finished(running.params, trained, [0.5, 0.6], place))
+    assert next_of_race(sweep).place == 8, "all of 17 have started, but 14 waits for the last of them"
+    sweep.running = [trial for trial in sweep.running if trial.place != 2]
+    sweep.finished.append(Finished(grid[2], trained, [0.5, 0.7], 2))
+    assert (next_of_race(sweep).place, why_lost(3, grid[3], (), 0, sweep)[:10]) == (3, "not needed")  # type: ignore[index]
 
 
 def test_a_trial_that_is_started_again_is_waited_for(tmp_path: Path, drawn: Runner) -> None:
