@@ -1,10 +1,10 @@
 """What does a verdict cost beside the grid people run for one? `python benchmarks/answer.py FOLDER --weights F`.
 
-ResNet18 at 96 px, five depths x three learning rates x two heads, five epochs; `--heads "[]"` is the plain head alone.
-People who want to know how sure they can be run the grid with three seeds. In turn, for each of some seeds: of that
-naive grid, in 32-bit, a whole trial at each depth, from which its total is made, then `finetune sweep` as it is by
-default, two trials side by side, to its verdict. Prints the verdicts, and naive over ours. On 2 cores about 8 minutes a
-seed for 244 + 153 images, and 20 for 939 + 265.
+The sweep of `make sweep-local DATA=`, sweeps/explore.yaml, with ResNet18 at 96 px: six depths x four learning rates x
+two heads, five epochs. People who want to know how sure they can be run the grid with three seeds. In turn, for each of
+some seeds: of that naive grid, in 32-bit, a whole trial at each depth, from which its total is made, then `finetune
+sweep` as it is by default, two trials side by side, to its verdict. Prints the verdicts, and naive over ours. About 10
+minutes a seed on 2 cores for 244 + 153 images, and 25 for 939 + 265.
 """
 
 import argparse
@@ -19,23 +19,17 @@ from common import CORES, Figure, add_precision, print_rows, run_naive, write_js
 from finetune.compose import override
 from finetune.records.ranking import MARGIN, read_objective
 from finetune.records.read import read_records
+from finetune.report.depths import depths_of
 from finetune.report.table import tabulate
 from finetune.report.verdict import conclude
 from finetune.sweep.run import run_sweep
-from finetune.sweep.spec import read_sweep
+from finetune.sweep.search import DEPTH, size
+from finetune.sweep.spec import SweepSpec, find_sweep, read_sweep
 from finetune.sweep.state import Options
 
-DEPTHS, RATES, EPOCHS, SIZE = (0, 3, 5, 7, 9), (0.0003, 0.001, 0.003), 5, 96
+FILE = "explore.yaml"
+BACKBONE, EPOCHS, SIZE = "resnet18", 5, 96
 NAIVE_RATE, NAIVE_SEEDS = 0.001, 3
-FILE = f"""
-name: answer
-method: grid
-metric: {{name: val/acc_best, goal: maximize}}
-parameters:
-  model.freeze_depth: {{values: {list(DEPTHS)}}}
-  optim.lr: {{values: {list(RATES)}}}
-  model.head.hidden: {{values: HEADS}}
-"""
 APART = 100
 """From one exploring seed to the next: its repeats have the seeds that follow."""
 
@@ -45,7 +39,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="ResNet18's, as .pth")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--heads", nargs="+", default=["[]", "[256]"], help="sizes of the head's dense layers")
     parser.add_argument("--json", type=Path)
     add_precision(parser, default="auto")
     given = parser.parse_args()
@@ -71,34 +64,38 @@ class Round:
     sentences: tuple[str, ...]
 
 
-def naive_seconds(data: Path, weights: Path, scratch: Path, seed: int) -> float:
-    """Of the whole naive grid with all its seeds and one head, from a whole trial at each depth."""
-    fixed = {"backbone": "resnet18", "size": SIZE, "epochs": EPOCHS, "stop_after": EPOCHS, "lr": NAIVE_RATE}
+def naive_seconds(spec: SweepSpec, data: Path, weights: Path, scratch: Path, seed: int) -> float:
+    """Of the whole naive grid with all its seeds, from a whole trial at each depth."""
+    known = depths_of(BACKBONE, "share")
+    shares = spec.parameters[DEPTH].choices
+    assert known is not None
+    assert shares is not None
+    fixed = {"backbone": BACKBONE, "size": SIZE, "epochs": EPOCHS, "stop_after": EPOCHS, "lr": NAIVE_RATE}
     total = 0.0
-    for depth in DEPTHS:
+    for share in shares:
+        depth = known.place(share)
         spent, _ = run_naive(data, weights, scratch / "naive.json", depth=depth, seed=seed, **fixed)
         print(f"naive, seed {seed}, k={depth}: {spent.wall:.1f} s", flush=True)
         total += spent.wall
-    return total * len(RATES) * NAIVE_SEEDS
+    return total * NAIVE_SEEDS * size(spec) / len(shares)
 
 
 def compare(seed: int, given: argparse.Namespace, scratch: Path) -> Round:
     """The naive cost and our verdict, one after the other."""
-    naive = len(given.heads) * naive_seconds(given.data, given.weights, scratch, seed)
-
-    file = scratch / "answer.yaml"
-    file.write_text(FILE.replace("HEADS", f"[{', '.join(given.heads)}]"))
     words = (
-        "model=resnet18",
+        f"model={BACKBONE}",
         override("data.root", str(given.data.absolute())),
         override("model.weights", str(given.weights.absolute())),
         *(f"data.size={SIZE}", f"trainer.epochs={EPOCHS}", f"trainer.precision={given.precision}"),
         f"seed={seed}",
         override("cache.dir", str(scratch / f"cache-{seed}")),
     )
+    spec = read_sweep(find_sweep(FILE), words)
+    naive = naive_seconds(spec, given.data, given.weights, scratch, seed)
+
     folder = scratch / f"sweep-{seed}"
     start = time.perf_counter()
-    run_sweep(read_sweep(file, words), folder, Options(workers=CORES, margin=MARGIN))
+    run_sweep(spec, folder, Options(workers=CORES, margin=MARGIN))
     seconds = time.perf_counter() - start
 
     records = read_records(folder)
