@@ -49,7 +49,7 @@ def _printer() -> Watch:
 def _repeats_line(sweep: "Sweep", repeats: "Repeats[Contender]") -> str:
     """`k=0, k=17 not better; open: k=8, k=11 against k=14; now 9 repeats with new seeds, about 2 min`.
 
-    What is `worse` so far is told as `not better`: the next repeats can make it so, and the verdict then says no more.
+    What is `worse` so far is told as `not better`, for that is what the verdict may say of it after the next repeats.
     """
     from finetune.report.standing import STANDINGS, name_of, standing_of
     from finetune.report.table import contender_of, tabulate

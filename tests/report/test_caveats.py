@@ -65,8 +65,8 @@ def test_too_few_trials_and_seeds_that_disagree_are_caveats() -> None:
 def test_a_depth_that_drew_learning_rates_of_a_part_of_the_range_is_a_caveat() -> None:
     rates = {4: (0.0001, 0.001, 0.01), 9: (0.003, 0.01), 14: (0.0001, 0.001, 0.01)}
     trials = [record(k, 0.5, optim__lr=rate) for k, own in rates.items() for rate in own]
-    said = "Less than half of the range of learning rates was tried at k=9 (0.003 to 0.01); its best may still be und"
-    assert said in caveats_of(trials)
+    said = "Less than half of the range of learning rates was tried at k=9 (0.003 to 0.01); its best may still be "
+    assert f"{said}undiscovered." in caveats_of(trials)
 
     between = [record(9, 0.6, optim__lr=0.005)]
     assert "of the range" not in caveats_of([*trials, *between]), "the best of its own lies between others"
