@@ -29,7 +29,7 @@ class Run:
     begun: bool = False
     """Whether a trial has logged in as it."""
     crashed: bool = False
-    """Whether it was given up, as W&B does after minutes of silence."""
+    """Whether it was given up, as W&B does after minutes of silence; what comes late of it changes nothing."""
     files: dict[str, bytes] = field(default_factory=dict)
     """What it keeps, by name."""
 
@@ -133,7 +133,7 @@ class Answers:
         name = given.get("name") or given.get("id") or f"run{len(self.runs)}"
         new = name not in self.runs
         run = self.runs.setdefault(name, Run(name, {}))
-        run.begun, run.crashed = True, False
+        run.begun = True
         run.group = given.get("groupName") or run.group
         run.config |= json.loads(given.get("config") or "{}")
         run.summary |= json.loads(given.get("summaryMetrics") or "{}")

@@ -294,7 +294,8 @@ def test_two_machines_a_lost_agent_and_a_scheduler_killed_twice_come_to_what_one
             again = begin("two", "wandb", "agent", sweep)
 
             deciding = scheduler()
-            wait_for(lambda: ended() > 5)
+            wait_for(lambda: ended() > 5 or deciding.poll() is not None)
+            assert deciding.poll() is None, deciding.communicate()[0]
             kill(deciding)
             shutil.rmtree(places["scheduler"] / "runs")  # as on another machine
 
