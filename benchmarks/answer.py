@@ -1,10 +1,10 @@
 """What does a verdict cost beside the grid people run for one? `python benchmarks/answer.py FOLDER --weights F`.
 
-The sweep of `make sweep-local DATA=`, sweeps/explore.yaml, with ResNet18 at 96 px: six depths x four learning rates x
+The sweep of `make sweep-local DATA=`, sweeps/explore.yaml, with ResNet18 at 96 px: six depths x five learning rates x
 two heads, five epochs. People who want to know how sure they can be run the grid with three seeds. In turn, for each of
 some seeds: of that naive grid, in 32-bit, a whole trial at each depth, from which its total is made, then `finetune
-sweep` as it is by default, two trials side by side, to its verdict. Prints the verdicts, and naive over ours. About 10
-minutes a seed on 2 cores for 244 + 153 images, and 25 for 939 + 265.
+sweep` as it is by default, two trials side by side, to its verdict. Prints the verdicts, and naive over ours. About 9
+minutes a seed on 2 cores for 244 + 153 images, and 27 for 939 + 265.
 """
 
 import argparse

@@ -13,14 +13,14 @@ from finetune.report.table import Group, Table, best_of_each
 STANDINGS = {
     "best": "the best",
     "worse": "worse",
-    "within": "within the margin",
+    "within": "not better by the margin",
     "behind": "not better",
     "images": "too few images to tell",
     "open": "undecided",
     "few": "too few seeds",
 }
 """How one compares with the best of all, and what a table says of it. One that is `behind` is not surely worse, but is
-surely no better: what `within the margin` would call too near."""
+surely no better at all; one that is `within` may be better, by less than the margin."""
 
 
 @dataclass(frozen=True)

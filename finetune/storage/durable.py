@@ -62,8 +62,10 @@ def refuse_unwritable(path: Path, name: str, remedy: str = "give another place")
         remedy: What to do instead.
 
     Raises:
-        Refused: it cannot be made there.
+        Refused: it cannot be made there, or is `-`, which elsewhere means the standard output.
     """
+    if path == Path("-"):
+        raise Refused(f"{name} - is no file, and the standard output has other lines too; give the name of a file")
     if _is_device(path) and os.access(path, os.W_OK):
         return
 

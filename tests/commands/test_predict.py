@@ -140,6 +140,7 @@ def test_figures_of_many_classes_against_scikit_learn_and_wilson() -> None:
             ["test", "TRIAL", "IMAGES", "--csv", "/proc/nowhere/x.csv"],
             "--csv /proc/.* cannot be written .*; give anoth",
         ),
+        (["predict", "TRIAL", "IMAGES", "--csv", "-"], "--csv - is no file, .*; give the name of a file"),
         (["export", "TRIAL", "TRIAL/result.json/out"], "the folder .*out cannot be written .*; give another place"),
         (["check", "IMAGES", "OTHER"], "other is no setting; did you mean data.root=.*/other?"),
         (["check", "FOLDER/nothing"], "nothing is not a folder"),

@@ -42,7 +42,7 @@ def test_a_depth_has_the_mark_and_the_legend_of_its_standing() -> None:
     marks = depth_figure(tabulate(SWEEP), SWEEP, depths).data[2:]
     assert [(list(mark.x), mark.name, mark.marker.symbol) for mark in marks] == [
         ([11], "the best", "star"),
-        ([17], "within the margin", "diamond"),
+        ([17], "not better by the margin", "diamond"),
         ([4], "worse", "triangle-down"),
     ]
     undecided = standing(SWEEP, k4="images", k11="best", k17="open")

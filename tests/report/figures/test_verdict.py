@@ -33,7 +33,7 @@ def test_each_lead_has_its_interval_its_mark_and_the_bound_that_decides() -> Non
     margin, bounds, *leads = plot.data
     assert (margin.name, margin.x) == ("margin", (None,))
     assert [(trace.name, trace.marker.symbol, rows(trace)) for trace in leads] == [
-        ("within the margin", "diamond", {"k=14": pytest.approx(3), "k=17": pytest.approx(5)}),
+        ("not better by the margin", "diamond", {"k=14": pytest.approx(3), "k=17": pytest.approx(5)}),
         ("worse", "triangle-down", {"k=0": pytest.approx(17)}),
         ("too few images to tell", "square-open", {"k=8": pytest.approx(1)}),
     ]
