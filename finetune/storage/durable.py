@@ -65,7 +65,7 @@ def refuse_unwritable(path: Path, name: str, remedy: str = "give another place")
         Refused: it cannot be made there, or is `-`, which elsewhere means the standard output.
     """
     if path == Path("-"):
-        raise Refused(f"{name} - is no file, and the standard output has other lines too; give the name of a file")
+        raise Refused(f"{name} - means the standard output elsewhere, which has other lines here; give a name")
     if _is_device(path) and os.access(path, os.W_OK):
         return
 
