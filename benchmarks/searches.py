@@ -132,18 +132,19 @@ def race(draw: Draw, rng: np.random.Generator) -> list[Step]:
     """The product's: the same functions, in the same order."""
     ended: list[Ended] = []
     steps = []
+    images = len(draw.images)
     for configuration in in_race_order(draw):
-        curve, params = draw.curves[configuration], draw.params(configuration)
+        curve, params = draw.curves[configuration], settings_of(draw, configuration)
         depth = float(params[DEPTH])
-        if lost_deeper(depth, params, [trial for trial in ended if trial.depth > depth]) is not None:
-            ended.append(Ended(depth, params, [], whole=False, stopped=True))
+        if lost_deeper(depth, params, [trial for trial in ended if trial.depth > depth]):
+            ended.append(Ended(depth, params, [], whole=False, stopped=True, images=images))
             continue
 
         whole = [(rate_of(trial.params), trial.curve) for trial in ended if trial.depth == depth and trial.whole]
-        behind = fell_behind(curve[:-1], rate_of(params), whole, len(draw.images))
+        behind = fell_behind(curve[:-1], rate_of(params), whole, images)
         epochs = len(curve) if behind is None else behind.epoch
         steps.append(Step(configuration, 0, epochs, whole=behind is None))
-        ended.append(Ended(depth, params, curve[:epochs], whole=behind is None, stopped=behind is not None))
+        ended.append(Ended(depth, params, curve[:epochs], behind is None, behind is not None, images))
     return steps
 
 

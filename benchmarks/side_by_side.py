@@ -121,8 +121,9 @@ class Exploration:
         for trial in sorted(sweep.finished, key=lambda trial: trial.place):
             reason = None if trial.settled else self._why_lost(trial)
             if reason is not None:
-                result: Any = SimpleNamespace(status="pruned" if reason else trial.result.status)
-                sweep.finished[sweep.finished.index(trial)] = replace(trial, result=result, settled=True)
+                if reason:
+                    trial.result.status = "pruned"
+                sweep.finished[sweep.finished.index(trial)] = replace(trial, settled=True)
         for running in sweep.running:
             if self._why_lost(running):
                 self._stopped.add(running.place)
@@ -133,7 +134,7 @@ class Exploration:
         return why_lost(trial.place, trial.params, seen, len(self._draw.images), self._sweep)
 
     def _finish(self, trial: Running | Waiting, status: str, settled: bool) -> None:
-        result: Any = SimpleNamespace(status=status)
+        result: Any = SimpleNamespace(status=status, val_labels="", val_images=len(self._draw.images))
         curve = self._curve(trial.place)[: self._ran[trial.place]]
         self._sweep.finished.append(Finished(trial.params, result, curve, trial.place, settled))
 

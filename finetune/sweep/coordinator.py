@@ -13,7 +13,6 @@ from finetune.errors import Refused
 from finetune.records.layout import CHECKPOINT, PREDICTIONS, STOP, TRIALS, UNSETTLED
 from finetune.records.read import finished_record, records_by_age
 from finetune.records.result import STOPPED_BY_WANDB, Result
-from finetune.report.bits import images_behind
 from finetune.storage.durable import write_durably
 from finetune.storage.faults import reach
 from finetune.storage.system import is_stopped
@@ -264,9 +263,8 @@ class Coordinator:
         waiting = [i for i, trial in enumerate(sweep.finished) if not trial.settled]
         for i in sorted(waiting, key=lambda i: sweep.finished[i].place):
             trial = sweep.finished[i]
-            images = images_behind(trial.result)
             curve = trial.curve[:-1] if trial.result.status == "complete" else trial.curve
-            reason = why_lost(trial.place, trial.params, curve, images, sweep)
+            reason = why_lost(trial.place, trial.params, curve, trial.images, sweep)
             if reason is not None:
                 sweep.finished[i] = self._settled(trial, reason)
 

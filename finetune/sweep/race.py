@@ -9,7 +9,7 @@ smaller than its own gained: with a schedule that decays, a larger rate gains it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ _ERRORS = 1.5
 """Standard errors of the difference of two accuracies that a trial may be behind."""
 _SHARE_OF_GAIN = 0.8
 """Of what a whole trial gained, granted to one that is behind: it rarely gains all of it (docs/log.md)."""
+_LOST_BY = 0.5
+"""Standard errors of the difference by which a learning rate loses to a smaller one, at the least: by less it may have
+been chance, and the next cut would be left without it (docs/log.md)."""
 RATE = "optim.lr"
 _HEAD = "model.head.hidden"
 
@@ -86,10 +89,15 @@ def fell_behind(
             break
 
         reach = min(1.0, value + _SHARE_OF_GAIN * max(gains))
-        error = math.sqrt((reach * (1 - reach) + best * (1 - best)) / images)
-        if reach < best - _ERRORS * error:
-            return Behind(epoch + 1, reach, best - _ERRORS * error)
+        threshold = best - _ERRORS * _error_between(reach, best, images)
+        if reach < threshold:
+            return Behind(epoch + 1, reach, threshold)
     return None
+
+
+def _error_between(first: float, second: float, images: int) -> float:
+    """The standard error of the difference of two accuracies."""
+    return math.sqrt((first * (1 - first) + second * (1 - second)) / images)
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,16 @@ class Ended:
     """Whether it ran to its end."""
     stopped: bool
     """Whether the race stopped it, or did not start it."""
+    images: int
+    """Validation images; 0 where it is not known how many, as of older records."""
 
 
-def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) -> float | None:
-    """The next deeper freeze depth, if this learning rate lost there to a smaller one; None otherwise.
+def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) -> str:
+    """What a trial's settings lost to at the next deeper freeze depth, in words; empty where they did not.
 
-    The more is trained, the smaller is the learning rate that suits it, so a rate that was too large for a deeper cut
-    is too large for this one. What was too small there may be right here. The same settings must have been tried there,
-    as in a grid; otherwise a depth might be left without any trial.
+    The more is trained, the smaller is the learning rate that suits it, and the less a larger head adds. So what was
+    too large for a deeper cut is too large for this one; what was too small there may be right here. The same settings
+    must have been tried there, as in a grid; otherwise a depth might be left without any trial.
 
     Args:
         depth: The trial's.
@@ -121,15 +131,35 @@ def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) ->
         ended: All trials of deeper cuts of the same network.
     """
     deeper = min((trial.depth for trial in ended if trial.depth > depth), default=None)
-    if deeper is None or RATE not in params:
-        return None
-
     trials = [trial for trial in ended if trial.depth == deeper]
     same = [trial for trial in trials if _but_depth(trial.params) == _but_depth(params)]
-    best = max((trial for trial in trials if trial.whole), key=lambda trial: trial.curve[-1], default=None)
-    if best is None or not any(trial.whole or trial.stopped for trial in same):
-        return None
-    return deeper if rate_of(best.params) < rate_of(params) else None
+    whole = [trial for trial in trials if trial.whole]
+    if not whole or not any(trial.whole or trial.stopped for trial in same):
+        return ""
+
+    best = max(whole, key=lambda trial: trial.curve[-1])
+    if _lost(params, best, whole, rate_of, _LOST_BY):
+        return f"at freeze depth {deeper:g} this learning rate lost to a smaller one"
+    if _lost(params, best, whole, _head_size, 0.0):  # of two that are as good, the smaller head will do
+        return f"at freeze depth {deeper:g} this head lost to a smaller one"
+    return ""
+
+
+def _lost(
+    params: dict[str, Any],
+    best: Ended,
+    whole: Sequence[Ended],
+    size_of: Callable[[dict[str, Any]], float],
+    errors: float,
+) -> bool:
+    """Whether the best has a smaller rate, or head, and none with this one's came as near as so many errors."""
+    if size_of(best.params) >= size_of(params):
+        return False
+
+    top = best.curve[-1]
+    alike = [trial.curve[-1] for trial in whole if size_of(trial.params) == size_of(params)]
+    allowed = [errors * _error_between(last, top, best.images) if best.images else 0.0 for last in alike]
+    return all(last <= top - by for last, by in zip(alike, allowed, strict=True))
 
 
 def _but_depth(params: dict[str, Any]) -> dict[str, Any]:

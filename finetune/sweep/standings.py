@@ -65,9 +65,9 @@ def why_lost(place: int, params: Params, curve: Sequence[float], images: int, sw
         return None
 
     ended = [_ended(other) for other in rivals if isinstance(other, Finished) and other.settled]
-    lost_at = lost_deeper(depth, params, [other for other in ended if other.depth > depth])
-    if lost_at is not None:
-        return f"not needed: at freeze depth {lost_at:g} this learning rate lost to a smaller one"
+    lost_to = lost_deeper(depth, params, [other for other in ended if other.depth > depth])
+    if lost_to:
+        return f"not needed: {lost_to}"
 
     whole = [(rate_of(other.params), other.curve) for other in ended if other.depth == depth and other.whole]
     behind = fell_behind(curve, rate_of(params), whole, images)
@@ -121,7 +121,7 @@ def _kind(params: Params) -> tuple[str, str]:
 def _ended(trial: Finished) -> Ended:
     status = trial.result.status
     whole = status == "complete" and bool(trial.curve)
-    return Ended(depth_of(trial.params), trial.params, trial.curve, whole, stopped=status == "pruned")
+    return Ended(depth_of(trial.params), trial.params, trial.curve, whole, status == "pruned", trial.images)
 
 
 def next_repeats(

@@ -2,12 +2,13 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from finetune.records.metric import Incumbent, metric_values
 from finetune.records.ranking import REPEATED, Objective, best_trial, configurations
 from finetune.records.result import Result
-from finetune.report.bits import RACED
+from finetune.report.bits import RACED, images_behind
 from finetune.sweep.jobs import Job
 from finetune.sweep.repeats import Contender, Repeats
 from finetune.sweep.search import Observation, Params
@@ -118,6 +119,11 @@ class Finished:
     ) -> "Finished":
         """Its curve is worked out here, once: ten thousand trials are compared after every epoch of any of them."""
         return cls(params, result, spec.curve(result.history), place, settled)
+
+    @cached_property
+    def images(self) -> int:
+        """Validation images, as many as its metric counts as; 0 where it is not known."""
+        return images_behind(self.result)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from finetune.sweep.state import Finished, Options, Running, Sweep, Waiting
 from tests.sweep.conftest import Pretender, spec_of
 
 IMAGES, EPOCHS = 300, 6
+COMPLETE = {"status": "complete", "val_labels": "", "val_images": IMAGES}
 SPACE = {
     "model.freeze_depth": {"values": [0, 4, 8, 14]},
     "optim.lr": {"values": [0.001, 0.01, 0.1]},
@@ -52,7 +53,7 @@ def curve(settings: dict[str, Any]) -> list[float]:
     suits, best = OF_NETWORKS[network, depth] if network else (SUITS[depth], BEST[depth])
     distance = abs(np.log10(rate / suits))
     rng = np.random.default_rng([int(100 * depth if network else depth), int(1000 * rate), int(settings["seed"])])
-    last = best - 0.12 * distance + 0.01 * rng.normal()
+    last = best - 0.12 * distance + 0.01 * rng.normal() - 0.02 * len(settings["model.head.hidden"])
     return [last - 0.25 * 0.5**epoch - 0.05 * distance * 0.5**epoch for epoch in range(EPOCHS)]
 
 
@@ -231,9 +232,22 @@ def test_workers_and_their_speed_decide_nothing(tmp_path: Path, drawn: Runner, c
     assert state_of(tmp_path / "some") == state_of(tmp_path / "one")
 
 
+@pytest.mark.parametrize("chance", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 4))])
+def test_a_larger_head_that_won_at_no_deeper_cut_is_not_started(tmp_path: Path, drawn: Runner, chance: int) -> None:
+    heads = SPACE | {"model.head.hidden": {"values": [[64], []]}}
+    drawn("one", Drawer(1), space=heads)
+    explored = [record for record in read_records(tmp_path / "one") if record.seed == 0]
+    ran = {record.freeze_depth for record in explored if record.history and record.params["model.head.hidden"]}
+    assert ran == {14}, "at the deepest cut all are tried"
+    assert any("this head lost to a smaller one" in record.reason for record in explored)
+
+    drawn("some", Drawer(2 + chance, chance), space=heads)
+    assert state_of(tmp_path / "some") == state_of(tmp_path / "one")
+
+
 def test_of_a_race_those_start_first_that_do_not_run_in_vain() -> None:
     grid = [{"model.freeze_depth": k, "optim.lr": rate} for k in (17, 14, 8) for rate in (0.1, 0.01, 0.001)]
-    spec, job, trained = (cast(Any, SimpleNamespace(**of)) for of in ({"method": "grid"}, {}, {"status": "complete"}))
+    spec, job, trained = (cast(Any, SimpleNamespace(**of)) for of in ({"method": "grid"}, {}, COMPLETE))
     sweep = Sweep(spec, Path(), len(grid), Objective())
     sweep.ahead = [Waiting(params, Path(), place) for place, params in enumerate(grid)]
 
