@@ -111,6 +111,20 @@ def test_what_it_cost_and_what_sharing_saved() -> None:
     assert duration(700) == "12 min"
 
 
+@pytest.mark.parametrize(
+    ("formats", "said"),
+    [("bf16", " in 2 trials, computed in bf16."), ("32", ", computed in 32-bit."), ("", " in 2 trials.")],
+)
+def test_in_what_numbers_it_was_computed(formats: str, said: str) -> None:
+    records = [replace(record(k, 0.8, 0), precision=formats) for k in (4, 9)]
+    assert said in text(records)
+
+
+def test_several_formats_are_left_to_a_caveat() -> None:
+    records = [replace(record(k, 0.8, 0), precision=name) for k, name in ((4, "32"), (9, "bf16"))]
+    assert "computed" not in text(records)
+
+
 def test_records_without_a_complete_trial_and_with_one_depth() -> None:
     assert "No trial is complete yet." in text([record(4, None, 0, "failed")])
     assert "One freeze depth was tried" in text(sweep({4: 0.5}))
