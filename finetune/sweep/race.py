@@ -19,7 +19,7 @@ _ERRORS = 1.5
 """Standard errors of the difference of two accuracies that a trial may be behind."""
 _SHARE_OF_GAIN = 0.8
 """Of what a whole trial gained, granted to one that is behind: it rarely gains all of it (docs/log.md)."""
-_LOST_BY = 0.5
+_LOST_BY = 0.3
 """Standard errors of the difference by which a learning rate loses to a smaller one, at the least: by less it may have
 been chance, and the next cut would be left without it (docs/log.md)."""
 RATE = "optim.lr"
