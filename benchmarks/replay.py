@@ -4,7 +4,8 @@ TABLE is a file of benchmarks/record.py; by default, all of benchmarks/recorded/
 explores, others for repeats, and the validation images with replacement. The truth is the accuracy in the best epoch,
 mean over all seeds and images of the table. Prints, per table, what each way costs, how far what it names lies below
 the best, how far the best accuracy that a search saw falls short of what all trials of the same sweep would have shown,
-and how often a verdict errs; then how good the model in hand is after a share of the grid's cost.
+how often a verdict errs, and how much it can promise; then how good the model in hand is after a share of the grid's
+cost.
 """
 
 import argparse
@@ -81,6 +82,8 @@ class Outcome:
     """and no configuration that it looked at."""
     settled_short: bool
     """Whether it left nothing open, and what it named lies more than the margin below the best."""
+    loss: float = 0.0
+    """The most that it told taking its depth may lose, 0..1."""
     short: float = 0.0
     """Of a search: how much less it saw at best than the whole grid would have shown with its seed and images, 0..1."""
 
@@ -162,6 +165,7 @@ def judged(verdict: Verdict, draw: Draw, margin: float) -> Outcome:
         bound_holds=all(gains[depth] <= row.loss for depth, row in verdict.comparisons.items()),
         chosen_bound_holds=all(chosen_gains[depth] <= row.loss for depth, row in verdict.comparisons.items()),
         settled_short=still_open == 0 and regret > margin,
+        loss=max((row.loss for row in verdict.comparisons.values() if row.standing != "worse"), default=0.0),
     )
 
 
@@ -171,7 +175,7 @@ def searched(steps: Sequence[Step], draw: Draw) -> Outcome:
     named = max((step.configuration for step in steps if step.whole), key=lambda c: draw.curves[c][-1])
     regret = float(truth.max() - truth[named])
     short = max(curve[-1] for curve in draw.curves) - draw.curves[named][-1]
-    return Outcome(sum(map(draw.cost, steps)), regret, 0.0, False, False, True, True, False, short)
+    return Outcome(sum(map(draw.cost, steps)), regret, 0.0, False, False, True, True, False, short=short)
 
 
 def in_hand(steps: Sequence[Step], draw: Draw) -> list[float]:
@@ -205,7 +209,7 @@ def report(recorded: Recorded, outcomes: Mapping[str, Outcomes]) -> dict[str, An
         f"{recorded.table.name}: {size}",
         ["", "cost, one-seed grids (p90)", "points below the best", "saw less than the grid, points", "depths open",
          "a depth falsely called worse",
-         "loss bound holds", "settled, but more than the margin below"],
+         "told to lose at most, points (p90)", "that bound holds", "settled, but more than the margin below"],
         [[name, *cells(row, outcomes[name].has_verdict)] for name, row in figures.items()],
     )  # fmt: skip
     searches = {name: row["in hand"] for name, row in figures.items() if not outcomes[name].has_verdict}
@@ -221,9 +225,11 @@ def figures_of(outcomes: Outcomes) -> dict[str, Any]:
     """Means over the replays; differences of accuracy in points."""
     columns = {key: np.array([asdict(row)[key] for row in outcomes.rows], float) for key in asdict(outcomes.rows[0])}
     told = [key for key in columns if key != "short"] if outcomes.has_verdict else ["cost", "regret", "short"]
-    means = {key: float(columns[key].mean()) * (100 if key in ("regret", "short") else 1) for key in told}
+    means = {key: float(columns[key].mean()) * (100 if key in ("regret", "short", "loss") else 1) for key in told}
     figures: dict[str, Any] = {key: round(mean, 4) for key, mean in means.items()}
     figures["cost, p90"] = round(float(np.quantile(columns["cost"], 0.9)), 4)
+    if outcomes.has_verdict:
+        figures["loss, p90"] = round(100 * float(np.quantile(columns["loss"], 0.9)), 4)
     if outcomes.in_hand:
         figures["in hand"] = (100 * np.mean(outcomes.in_hand, axis=0)).round(3).tolist()
     return figures
@@ -233,10 +239,11 @@ def cells(row: Mapping[str, Any], has_verdict: bool) -> list[str]:
     """A row of the first table; of what is claimed of depths, also the share among the configurations looked at."""
     first = [f"{row['cost']:.2f} ({row['cost, p90']:.2f})", f"{row['regret']:.2f}"]
     if not has_verdict:
-        return [*first, f"{row['short']:.2f}", *["–"] * 4]
+        return [*first, f"{row['short']:.2f}", *["–"] * 5]
     worse = f"{row['falsely_worse']:.1%} ({row['chosen_falsely_worse']:.1%})"
+    loss = f"{row['loss']:.1f} ({row['loss, p90']:.1f})"
     bound = f"{row['bound_holds']:.1%} ({row['chosen_bound_holds']:.1%})"
-    return [*first, "–", f"{row['open']:.2f}", worse, bound, f"{row['settled_short']:.1%}"]
+    return [*first, "–", f"{row['open']:.2f}", worse, loss, bound, f"{row['settled_short']:.1%}"]
 
 
 if __name__ == "__main__":

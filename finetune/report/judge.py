@@ -16,10 +16,8 @@ from finetune.report.folds import Pair, accuracies, are_folded, folded_errors, o
 from finetune.report.stats import ALPHA, Name
 from finetune.report.variance import Bits, error_of, noise_of_seeds, over_images, over_seeds, t_limit
 
-FIRST_LOOK, LAST_LOOK = 2, 8
-"""New seeds of a configuration at which it is judged first and last; in between it is judged after each one."""
-LEADER_LOOK = 3
-"""New seeds that the leader has at the least, for it is in every comparison."""
+FIRST_LOOK, LAST_LOOK = 3, 8
+"""Seeds of a configuration at which it is judged first and last; in between it is judged after each one."""
 _PLANNED_FREEDOM = 30.0
 """Degrees of freedom of an error with all seeds that there may be, about; they matter little from here on."""
 _LEAST_IMAGES = 0.2
@@ -122,28 +120,13 @@ def _crossed_errors(entrants: Mapping[Name, Bits], leader: Name, most: int) -> d
     return pairs
 
 
-def first_looks(
-    comparisons: Mapping[Name, Comparison], leader: Name, margin: float, folded: bool = False
-) -> dict[Name, int]:
-    """How many new seeds the leader should have, and each one that may be better than it by more than the margin.
-
-    Args:
-        comparisons: With the leader, as the first seed found them.
-        leader: The best of them.
-        margin: The difference that is worth having, 0..1.
-        folded: Whether each seed is judged on another fold; then who has fewer folds than another cannot lead.
-    """
-    rivals = [name for name, row in comparisons.items() if row.lead + margin <= row.half_width]
-    return {leader: LEADER_LOOK} | dict.fromkeys(rivals, LEADER_LOOK if folded else FIRST_LOOK)
-
-
 def next_looks(seeds: Mapping[Name, int], comparisons: Mapping[Name, Comparison], leader: Name) -> dict[Name, int]:
     """How many seeds configurations should have next; nothing when no further seed would decide anything.
 
     Args:
         seeds: Those that each has.
         comparisons: With the leader.
-        leader: Gets as many seeds as any that is compared with it, and `LEADER_LOOK` at the least.
+        leader: Gets as many seeds as any that is compared with it.
     """
     more = {
         name: max(FIRST_LOOK, seeds[name] + 1)
@@ -151,9 +134,8 @@ def next_looks(seeds: Mapping[Name, int], comparisons: Mapping[Name, Comparison]
         if seeds[name] < LAST_LOOK
         and (row.standing == "open" or (row.standing == "images" and seeds[name] < FIRST_LOOK))
     }
-    least = max((LEADER_LOOK, *more.values()))
-    if seeds[leader] < least:
-        more[leader] = least
+    if more and seeds[leader] < max(more.values()):
+        more[leader] = max(more.values())
     return more
 
 

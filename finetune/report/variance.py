@@ -48,6 +48,9 @@ def over_seeds(entrants: Mapping[Name, Bits]) -> dict[Name, Variance]:
 def moderated(own: Mapping[Name, Variance], usual: float) -> dict[Name, Variance]:
     """Variances drawn towards that of all together (Smyth 2004), and never below their own.
 
+    The further a variance lies above that of all, the less these tell of it: its degrees of freedom go from those of
+    both together down to its own.
+
     Args:
         own: What each one's few values say, which have no freedom where there is but one.
         usual: What is taken where even all together are few.
@@ -61,8 +64,8 @@ def moderated(own: Mapping[Name, Variance], usual: float) -> dict[Name, Variance
     for name, variance in own.items():
         freedom = _PRIOR_FREEDOM + variance.freedom
         mean = (_PRIOR_FREEDOM * pooled + variance.freedom * variance.value) / freedom
-        # the others tell nothing of one that is more restless than they
-        drawn[name] = variance if variance.value > mean else Variance(mean, freedom)
+        alike = min(1.0, mean / variance.value) if variance.value else 1.0
+        drawn[name] = Variance(max(mean, variance.value), variance.freedom + _PRIOR_FREEDOM * alike**2)
     return drawn
 
 

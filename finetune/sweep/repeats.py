@@ -3,15 +3,13 @@
 A pure function of what the trials came to, so a sweep that was killed goes on as if it had not been.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
 import numpy as np
 
-from finetune.report.folds import are_folded
-from finetune.report.judge import LEADER_LOOK, Comparison, compare, first_looks, leader_of, next_looks
+from finetune.report.judge import FIRST_LOOK, Comparison, compare, leader_of, next_looks
 from finetune.report.stats import Name
 from finetune.report.variance import Bits
 
@@ -43,15 +41,14 @@ def plan_repeats(
 ) -> Repeats[Name]:
     """What to repeat next.
 
-    First, three new seeds for the best configuration, and two for every other that may be better than it by more than
-    the margin. Then one more at a time, up to eight, where more would decide. The seed that explored chose the
-    configurations, so it does not judge those that have new ones; unless all that were tried are repeated, for then it
-    chose none.
+    First, three new seeds for every configuration that may be better than the best by more than the margin. Then one
+    more at a time, up to eight, where more would decide. The seed that explored chose the configurations, so it does
+    not judge those that have new ones; unless all that were tried are repeated, for then it chose none.
 
     >>> rng = np.random.default_rng(0)
     >>> explored = {k: rng.random((1, 400)) < share for k, share in ((4, 0.5), (9, 0.8), (14, 0.8))}
     >>> plan_repeats(explored, {}, margin=0.02, most=18, tried=18).wanted
-    {9: 3, 14: 2}
+    {9: 3, 14: 3}
 
     Args:
         explored: The best configuration of each depth as the first seed found it, 1 x images.
@@ -62,7 +59,8 @@ def plan_repeats(
     """
     leader = leader_of(explored)
     comparisons = compare(explored, leader, margin)
-    wanted = first_looks(comparisons, leader, margin, are_folded(explored))
+    within_reach = [name for name, row in comparisons.items() if row.lead + margin <= row.half_width]
+    wanted = {name: FIRST_LOOK for name in explored if name == leader or name in within_reach}
     looked_at: dict[Name, int] = {}
 
     while all(len(repeated.get(name, ())) >= seeds for name, seeds in wanted.items()):
@@ -91,11 +89,10 @@ def _nearest_first(
     leader: Name,
     most: int,
 ) -> dict[Name, int]:
-    """What is wanted, with as many of those asked for as make no more than the `most` repeats; the leader's first."""
+    """What is wanted, with as many of those asked for as make no more than the `most` repeats."""
     granted = dict(wanted)
-    for name in sorted(asked, key=lambda name: -math.inf if name == leader else comparisons[name].lead):
-        seeds = LEADER_LOOK if name == leader else asked[name]
-        more = {**granted, name: seeds, leader: max(granted.get(leader, 0), seeds)}
+    for name in sorted(asked.keys() - {leader}, key=lambda name: comparisons[name].lead):
+        more = {**granted, name: asked[name], leader: max(granted.get(leader, 0), asked[name])}
         if sum(more.values()) <= most:
             granted = more
     return granted

@@ -7,14 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from finetune.report.folds import are_folded
 from finetune.report.judge import (
+    FIRST_LOOK,
     LAST_LOOK,
     Comparison,
     Expectation,
     compare,
     expect,
-    first_looks,
     half_widths,
     judged_by_halves,
     leader_of,
@@ -46,10 +45,7 @@ class World:
 
 def repeat_until_told(full: Mapping[int, Bits]) -> tuple[int, dict[int, Comparison]]:
     """The leader, and the others against it, with as many of the seeds as the rule asks for, look by look."""
-    explored = {depth: bits[:1] for depth, bits in full.items()}
-    best = leader_of(explored)
-    rows = compare(explored, best, MARGIN)
-    seeds = first_looks(rows, best, margin=-1.0, folded=are_folded(full))  # so all are within reach
+    seeds = dict.fromkeys(full, FIRST_LOOK)
     while True:
         depths = {depth: bits[: seeds[depth]] for depth, bits in full.items()}
         leader = leader_of(depths)
@@ -76,14 +72,12 @@ def test_tied_depths_are_seldom_called_worse_however_often_one_looks(spreads: li
 
 
 @pytest.mark.parametrize("spreads", [[0.01] * 3, [0.01, 0.035, 0.02]], ids=["equal", "3.5-fold"])
-@pytest.mark.parametrize("first", [3, 2])
-def test_the_interval_of_a_lead_holds_for_new_seeds_and_new_images(spreads: list[float], first: int) -> None:
+def test_the_interval_of_a_lead_holds_for_new_seeds_and_new_images(spreads: list[float]) -> None:
     truth = [0.70, 0.74, 0.75]
     world = World(4, truth, spreads)
     held = []
     for _ in range(400):
-        drawn = world.draw(3)
-        rows = compare({0: drawn[0][:first], 1: drawn[1][:first], 2: drawn[2]}, 2, MARGIN)
+        rows = compare(world.draw(3), 2, MARGIN)
         held += [abs(rows[depth].lead - (truth[2] - truth[depth])) <= rows[depth].half_width for depth in (0, 1)]
     assert np.mean(held) >= 0.94
 
@@ -103,15 +97,8 @@ def test_seeds_are_asked_for_where_they_would_tell_and_the_leader_gets_as_many()
         return Comparison(0.01, 0.03, -0.02, 0.03, standing, 400)
 
     rows = {0: row("worse"), 4: row("open"), 8: row("images"), 17: row("images")}
-    assert next_looks({0: 3, 4: 3, 8: 3, 11: 3, 17: 0}, rows, leader=11) == {4: 4, 17: 2, 11: 4}
+    assert next_looks({0: 3, 4: 3, 8: 3, 11: 3, 17: 0}, rows, leader=11) == {4: 4, 17: 3, 11: 4}
     assert next_looks({0: 3, 4: 8, 8: 3, 11: 8, 17: 3}, rows, leader=11) == {}
-    assert next_looks({0: 3, 4: 8, 8: 3, 11: 2, 17: 3}, rows, leader=11) == {11: 3}
-
-
-def test_at_first_the_leader_gets_a_seed_more_than_its_rivals() -> None:
-    rows = {0: Comparison(0.3, 0.05, 0.2, -0.2, "worse", 400), 4: Comparison(0.01, 0.05, -0.04, 0.04, "open", 400)}
-    assert first_looks(rows, 11, MARGIN) == {11: 3, 4: 2}
-    assert first_looks(rows, 11, MARGIN, folded=True) == {11: 3, 4: 3}, "with fewer folds it could not come to lead"
 
 
 def test_scores_without_images_are_judged_by_seeds_alone() -> None:
@@ -127,7 +114,7 @@ def test_what_taking_the_leader_can_lose_is_a_bound() -> None:
     world = World(1, truth, [0.015] * 5)
     held = 0
     for _ in range(400):
-        depths = {depth: bits if depth == 2 else bits[:2] for depth, bits in world.draw(3).items()}
+        depths = world.draw(3)
         leader = leader_of(depths)
         held += all(truth[depth] - truth[leader] <= row.loss for depth, row in compare(depths, leader, MARGIN).items())
     assert held / 400 >= 0.95
