@@ -110,6 +110,7 @@ def test_two_plain_agents_run_the_trials_that_the_server_suggests(tmp_path: Path
             [epoch["val/acc"] for epoch in record.history]
         )
         assert run.summary["val/acc_best"] == pytest.approx(record.val_acc_best)
+        assert len(record.correct) == len(record.history), "which images each epoch got right"
         assert {"images_per_second", "seconds/total", "peak_memory_mb", "freeze_depth"} <= set(run.summary)
         assert not run.preempting
 

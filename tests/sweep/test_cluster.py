@@ -63,6 +63,9 @@ def test_jobs_leave_the_records_of_local_trials(tmp_path: Path, fast: list[str])
     assert ended == []
     here = run_sweep(spec, tmp_path / "here", Options(workers=1))
     assert {result.key for result in here.results} == {result.key for result in jobs.results}
+    of_jobs = {result.key: result for result in jobs.results}
+    assert [len(of_jobs[result.key].correct) for result in here.results] == [len(r.correct) for r in here.results]
+    assert any(result.correct for result in here.results), "which images each epoch got right"
 
 
 @pytest.mark.slow
