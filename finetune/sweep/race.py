@@ -132,7 +132,7 @@ def lost_deeper(depth: float, params: dict[str, Any], ended: Sequence[Ended]) ->
     """
     deeper = min((trial.depth for trial in ended if trial.depth > depth), default=None)
     trials = [trial for trial in ended if trial.depth == deeper]
-    same = [trial for trial in trials if _but_depth(trial.params) == _but_depth(params)]
+    same = [trial for trial in trials if but_depth(trial.params) == but_depth(params)]
     whole = [trial for trial in trials if trial.whole]
     if not whole or not any(trial.whole or trial.stopped for trial in same):
         return ""
@@ -162,5 +162,6 @@ def _lost(
     return all(last <= top - by for last, by in zip(alike, allowed, strict=True))
 
 
-def _but_depth(params: dict[str, Any]) -> dict[str, Any]:
+def but_depth(params: dict[str, Any]) -> dict[str, Any]:
+    """A trial's settings but for its freeze depth."""
     return {key: value for key, value in params.items() if key != DEPTH}

@@ -15,13 +15,15 @@ from finetune.report.bits import columns_of, values_of
 from finetune.report.judge import LAST_LOOK
 from finetune.report.strategy import strategy_of
 from finetune.report.table import best_of_each, tabulate
-from finetune.sweep.race import Ended, fell_behind, lost_deeper, needed_order, rate_of
+from finetune.sweep.race import Ended, but_depth, fell_behind, lost_deeper, needed_order, rate_of
 from finetune.sweep.repeats import Contender, Repeats, plan_repeats
 from finetune.sweep.search import DEPTH, Params
 from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep, Waiting
 
-_DEPTHS_AHEAD = 2
+_DEPTHS_AHEAD = 3
 """Freeze depths whose trials may start before the deeper ones have ended."""
+Where = tuple[tuple[str, str], float]
+"""The network and the strategy of trials, and their freeze depth."""
 _SEEDS = 2**32
 """Seeds are numbers below this."""
 
@@ -80,10 +82,11 @@ def next_of_race(sweep: Sweep) -> Waiting:
     """Which of the trials ahead starts next: the first that is known to be needed, or not to be.
 
     A trial that starts before that is known may run in vain. Where all would, the one goes first that is the least
-    likely to: of its depth the smallest learning rate, which lost to no smaller one, with the smallest head. It is one
-    of the next two depths, so that the deepest still come first.
+    likely to: of its depth the smallest learning rate, which lost to no smaller one, with the smallest head; then the
+    one with the settings that were best at the deeper cut nearest to it. It is one of the next few depths, so that the
+    deepest still come first.
     """
-    first_of: dict[tuple[tuple[str, str], float], Waiting] = {}
+    first_of: dict[Where, Waiting] = {}
     for trial in sweep.ahead:
         first_of.setdefault(_where(trial.params), trial)
     near = list(first_of)[:_DEPTHS_AHEAD]
@@ -92,19 +95,39 @@ def next_of_race(sweep: Sweep) -> Waiting:
         if why_lost(trial.place, trial.params, (), 0, sweep) is not None:
             return trial
 
-    for where in near:
-        smallest = min(needed_order(other.params) for other in _all_of(sweep) if _where(other.params) == where)
-        for trial in sweep.ahead:
-            if _where(trial.params) == where and needed_order(trial.params) == smallest:
-                return trial
+    for is_likely in (_is_the_smallest, _was_best_deeper):
+        for where in near:
+            likely = is_likely(where, sweep)
+            for trial in sweep.ahead:
+                if _where(trial.params) == where and likely(trial.params):
+                    return trial
     return sweep.ahead[0]
+
+
+def _is_the_smallest(where: Where, sweep: Sweep) -> Callable[[Params], bool]:
+    """Whether a trial has the smallest head, and rate, of all of its depth."""
+    smallest = min(needed_order(trial.params) for trial in _all_of(sweep) if _where(trial.params) == where)
+    return lambda params: needed_order(params) == smallest
+
+
+def _was_best_deeper(where: Where, sweep: Sweep) -> Callable[[Params], bool]:
+    """Whether a trial has the settings of the best whole one at the nearest deeper cut that has any."""
+    kind, depth = where
+    deeper = [
+        trial
+        for trial in sweep.finished
+        if _is_whole(trial) and _kind(trial.params) == kind and depth_of(trial.params) > depth
+    ]
+    best = min(deeper, key=lambda trial: (depth_of(trial.params), -trial.curve[-1]), default=None)
+    settings = but_depth(best.params) if best else None
+    return lambda params: but_depth(params) == settings
 
 
 def _all_of(sweep: Sweep) -> list[Finished | Running | Waiting]:
     return [*sweep.finished, *sweep.running, *sweep.starting, *sweep.ahead, *sweep.to_retry]
 
 
-def _where(params: Params) -> tuple[tuple[str, str], float]:
+def _where(params: Params) -> Where:
     return _kind(params), depth_of(params)
 
 
@@ -119,9 +142,12 @@ def _kind(params: Params) -> tuple[str, str]:
 
 
 def _ended(trial: Finished) -> Ended:
-    status = trial.result.status
-    whole = status == "complete" and bool(trial.curve)
-    return Ended(depth_of(trial.params), trial.params, trial.curve, whole, status == "pruned", trial.images)
+    stopped = trial.result.status == "pruned"
+    return Ended(depth_of(trial.params), trial.params, trial.curve, _is_whole(trial), stopped, trial.images)
+
+
+def _is_whole(trial: Finished) -> bool:
+    return trial.result.status == "complete" and bool(trial.curve)
 
 
 def next_repeats(

@@ -68,7 +68,7 @@ def test_seconds_are_those_of_every_trial_side_by_side(spec: SweepSpec, measured
         "  k=0: 3 trials of 7 min, 10 min of that time",
         "  k=all: 3 trials of 6 s, 9 s of that time",
     ]
-    assert found.lines(races=True)[0].endswith("; about 8 min to 18 min with the race and the repeats")
+    assert found.lines(races=True)[0].endswith("; about 7 min to 18 min with the race and the repeats")
 
 
 def test_on_gpus_it_is_gpu_hours_and_one_of_them_is_measured(

@@ -246,7 +246,7 @@ def test_a_larger_head_that_won_at_no_deeper_cut_is_not_started(tmp_path: Path, 
 
 
 def test_of_a_race_those_start_first_that_do_not_run_in_vain() -> None:
-    grid = [{"model.freeze_depth": k, "optim.lr": rate} for k in (17, 14, 8) for rate in (0.1, 0.01, 0.001)]
+    grid = [{"model.freeze_depth": k, "optim.lr": rate} for k in (17, 14, 8, 4) for rate in (0.1, 0.01, 0.001)]
     spec, job, trained = (cast(Any, SimpleNamespace(**of)) for of in ({"method": "grid"}, {}, COMPLETE))
     sweep = Sweep(spec, Path(), len(grid), Objective())
     sweep.ahead = [Waiting(params, Path(), place) for place, params in enumerate(grid)]
@@ -258,16 +258,19 @@ def test_of_a_race_those_start_first_that_do_not_run_in_vain() -> None:
         return trial.place
 
     assert start() == 0, "nothing comes before it"
-    assert [start(), start()] == [2, 5], "the smallest rate lost to no smaller one, here and one depth on"
-    assert start() == 1, "the depth after that waits"
+    assert [start() for _ in range(3)] == [2, 5, 8], "the smallest rate lost to no smaller one, here and further on"
+    assert start() == 1, "the depth after these waits"
 
-    for place in (0, 1):
+    def finish(place: int, accuracy: float) -> None:
         running = next(trial for trial in sweep.running if trial.place == place)
         sweep.running.remove(running)
-        sweep.finished.append(Finished(running.params, trained, [0.5, 0.6], place))
-    assert next_of_race(sweep).place == 8, "all of 17 have started, but 14 waits for the last of them"
-    sweep.running = [trial for trial in sweep.running if trial.place != 2]
-    sweep.finished.append(Finished(grid[2], trained, [0.5, 0.7], 2))
+        sweep.finished.append(Finished(running.params, trained, [0.5, accuracy], place))
+
+    finish(0, 0.60)
+    finish(1, 0.65)
+    assert start() == 11, "all of 17 have started, but 14 waits for the last of them"
+    assert start() == 4, "what was best one cut deeper"
+    finish(2, 0.70)
     assert (next_of_race(sweep).place, why_lost(3, grid[3], (), 0, sweep)[:10]) == (3, "not needed")  # type: ignore[index]
 
 
