@@ -171,7 +171,7 @@ def _depth_row(depth: Depth, table: Table) -> str:
         table.trials_at(group),
         score_text(group, table.objective),
         f"{group.seconds:.1f}",
-        label(group.params, table.swept),
+        tuple(label(group.params, [key]) for key in table.swept if key in group.params),
         _behind(depth),
         STANDINGS[depth.standing] + ("" if depth.p is None else f" ({p_text(depth.p)})"),
     ]
@@ -206,9 +206,14 @@ def _trial_row(record: Result, table: Table, first: bool) -> str:
 
 def _cells(cells: Sequence[Any], text: Sequence[int]) -> str:
     """Table cells; those at the places `text` hold text, the others numbers."""
-    return "".join(
-        f"<td{' class=text' if i in text else ''}>{html.escape(str(cell))}</td>" for i, cell in enumerate(cells)
-    )
+    return "".join(f"<td{' class=text' if i in text else ''}>{_content(cell)}</td>" for i, cell in enumerate(cells))
+
+
+def _content(cell: Any) -> str:
+    """What a cell shows; a tuple's parts keep to a line each, so that `lr=3e-05` is not broken at its hyphen."""
+    if isinstance(cell, tuple):
+        return " ".join(f"<span>{html.escape(part)}</span>" for part in cell)
+    return html.escape(str(cell))
 
 
 def _trial_name(record: Result, table: Table) -> str:
