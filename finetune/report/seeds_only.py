@@ -7,19 +7,32 @@ from finetune.report.standing import Depth
 from finetune.report.stats import MANY, REPEATS, runs_to_settle
 
 
-def by_seeds(depths: Sequence[Depth]) -> Iterator[str]:
-    """What t tests over seeds say of the depths, most important first."""
+def by_seeds(depths: Sequence[Depth], will_repeat: bool) -> Iterator[str]:
+    """What t tests over seeds say of the depths, most important first.
+
+    Args:
+        depths: All that were compared.
+        will_repeat: Whether the sweep is one that repeats by itself what decides, once it has explored.
+    """
     worse = [depth for depth in depths if depth.standing == "worse"]
     undecided = [depth for depth in depths if depth.standing == "open"]
     few = [depth for depth in depths if depth.standing == "few"]
     compared = len(worse) + len(undecided)
     if not compared:
         one = all(len(depth.group.seeds) == 1 for depth in depths)
-        yield (
-            f"No verdict: {'one seed says' if one else f'fewer than {REPEATS} seeds say'} too little, for accuracies "
-            "differ by luck as well. `finetune sweep` repeats what decides and ends with a verdict, unless it is given "
-            "--no-repeats."
+        little = (
+            f"{'one seed says' if one else f'fewer than {REPEATS} seeds say'} too little, for accuracies differ by luck"
         )
+        if will_repeat:
+            yield (
+                f"No verdict yet: {little} as well. The sweep repeats what decides once it has explored; where it was "
+                "ended before that, the same command goes on."
+            )
+        else:
+            yield (
+                f"No verdict: {little} as well. `finetune sweep` repeats what decides and ends with a verdict, unless "
+                "it is given --no-repeats."
+            )
         return
 
     yield "These records do not tell which images were right: the comparison is over seeds, and not for new images."

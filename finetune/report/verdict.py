@@ -105,7 +105,7 @@ def _about_depths(records: Sequence[Result], standings: Standings, table: Table)
             seeds_alone = "not all were validated on the same images"
         yield from decision(depths, table.objective, images, seeds_alone)
     else:
-        yield from by_seeds(depths)
+        yield from by_seeds(depths, will_repeat=table.objective.explored_by is not None)
 
 
 def _expected(records: Sequence[Result], standings: Standings, table: Table, best: Group) -> Iterator[str]:

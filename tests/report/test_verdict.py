@@ -87,6 +87,13 @@ def test_too_few_seeds_give_no_verdict_and_the_way_to_one(seeds: int, why: str) 
     assert {d.standing for d in of(records).depths} == {"best", "few"}
 
 
+def test_a_sweep_that_repeats_by_itself_and_has_not_come_to_it_says_so() -> None:
+    records = sweep({0: 0.4, 9: 0.8}, seeds=1)
+    found = " ".join(conclude(records, tabulate(records, Objective(explored_by=0))).sentences)
+    assert "No verdict yet: one seed says too little" in found
+    assert "--no-repeats" not in found
+
+
 def test_a_depth_with_too_few_seeds_is_left_out_and_the_others_are_compared() -> None:
     records = [*sweep({0: 0.4, 9: 0.8}, noise=0.005), record(17, 0.5, 0, optim__lr=0.01)]
     found = text(records)
