@@ -98,6 +98,11 @@ class Result:
         return self.val_acc_best or 0.0
 
     @property
+    def number_format(self) -> str:
+        """`precision` as people say it: `32-bit`, `bf16` or `fp16`."""
+        return "32-bit" if self.precision == "32" else self.precision
+
+    @property
     def total_seconds(self) -> float:
         """The trial's time, all phases together; 0 where it never began."""
         return self.seconds.get("total", 0.0)

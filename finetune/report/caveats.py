@@ -268,10 +268,10 @@ def _mixed(records: Sequence[Result]) -> Iterator[str]:
         if len(digests) > explained[name]:
             yield f"The trials used {len(digests)} different {things}: their accuracies compare only within each."
 
-    formats = sorted({r.precision for r in complete if r.precision})
+    formats = sorted({r.number_format for r in complete if r.precision})
     if len(formats) > 1 and len({r.params.get("trainer.precision") for r in complete}) == 1:
         yield (
-            f"Some trials computed in {formats[0]}-bit, others in {formats[1]}, as their machines had it: small "
+            f"Some trials computed in {formats[0]}, others in {formats[1]}, as their machines had it: small "
             "differences between them may come from that. Set trainer.precision for all."
         )
 

@@ -20,18 +20,17 @@ def by_seeds(depths: Sequence[Depth], will_repeat: bool) -> Iterator[str]:
     compared = len(worse) + len(undecided)
     if not compared:
         one = all(len(depth.group.seeds) == 1 for depth in depths)
-        little = (
-            f"{'one seed says' if one else f'fewer than {REPEATS} seeds say'} too little, for accuracies differ by luck"
-        )
+        few_say = "one seed says" if one else f"fewer than {REPEATS} seeds say"
+        why = f"{few_say} too little, for accuracies differ by luck as well."
         if will_repeat:
             yield (
-                f"No verdict yet: {little} as well. The sweep repeats what decides once it has explored; where it was "
-                "ended before that, the same command goes on."
+                f"No verdict yet: {why} The sweep repeats what decides once it has explored; where it was ended before "
+                "that, the same command goes on."
             )
         else:
             yield (
-                f"No verdict: {little} as well. `finetune sweep` repeats what decides and ends with a verdict, unless "
-                "it is given --no-repeats."
+                f"No verdict: {why} `finetune sweep` repeats what decides and ends with a verdict, unless it is given "
+                "--no-repeats."
             )
         return
 

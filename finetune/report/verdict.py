@@ -230,9 +230,9 @@ def _cost(records: Sequence[Result], table: Table) -> list[str]:
     spent = sum(record.total_seconds for record in records)
     sentence = f"It cost {duration(spent)} of trial time in {counted(len(records), 'trial')}"
 
-    formats = {record.precision for record in records if record.precision}
+    formats = {record.number_format for record in records if record.precision}
     if len(formats) == 1:  # of several a caveat tells
-        sentence += f", computed in {formats.pop().replace('32', '32-bit')}"
+        sentence += f", computed in {''.join(formats)}"
 
     grid = _cost_of_grid(records, table)
     if grid:

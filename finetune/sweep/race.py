@@ -157,9 +157,12 @@ def _lost(
         return False
 
     top = best.curve[-1]
-    alike = [trial.curve[-1] for trial in whole if size_of(trial.params) == size_of(params)]
-    allowed = [errors * _error_between(last, top, best.images) if best.images else 0.0 for last in alike]
-    return all(last <= top - by for last, by in zip(alike, allowed, strict=True))
+    for trial in whole:
+        last = trial.curve[-1]
+        error = _error_between(last, top, best.images) if best.images else 0.0
+        if size_of(trial.params) == size_of(params) and last > top - errors * error:
+            return False
+    return True
 
 
 def but_depth(params: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finetune.sweep.state import NO_PLACE, Finished, Running, Sweep, Waiting
 
 _DEPTHS_AHEAD = 3
 """Freeze depths whose trials may start before the deeper ones have ended."""
-Where = tuple[tuple[str, str], float]
+_Where = tuple[tuple[str, str], float]
 """The network and the strategy of trials, and their freeze depth."""
 _SEEDS = 2**32
 """Seeds are numbers below this."""
@@ -86,7 +86,7 @@ def next_of_race(sweep: Sweep) -> Waiting:
     one with the settings that were best at the deeper cut nearest to it. It is one of the next few depths, so that the
     deepest still come first.
     """
-    first_of: dict[Where, Waiting] = {}
+    first_of: dict[_Where, Waiting] = {}
     for trial in sweep.ahead:
         first_of.setdefault(_where(trial.params), trial)
     near = list(first_of)[:_DEPTHS_AHEAD]
@@ -95,22 +95,22 @@ def next_of_race(sweep: Sweep) -> Waiting:
         if why_lost(trial.place, trial.params, (), 0, sweep) is not None:
             return trial
 
-    for is_likely in (_is_the_smallest, _was_best_deeper):
+    for rule in (_is_the_smallest, _was_best_deeper):
         for where in near:
-            likely = is_likely(where, sweep)
+            is_likely = rule(where, sweep)
             for trial in sweep.ahead:
-                if _where(trial.params) == where and likely(trial.params):
+                if _where(trial.params) == where and is_likely(trial.params):
                     return trial
     return sweep.ahead[0]
 
 
-def _is_the_smallest(where: Where, sweep: Sweep) -> Callable[[Params], bool]:
+def _is_the_smallest(where: _Where, sweep: Sweep) -> Callable[[Params], bool]:
     """Whether a trial has the smallest head, and rate, of all of its depth."""
     smallest = min(needed_order(trial.params) for trial in _all_of(sweep) if _where(trial.params) == where)
     return lambda params: needed_order(params) == smallest
 
 
-def _was_best_deeper(where: Where, sweep: Sweep) -> Callable[[Params], bool]:
+def _was_best_deeper(where: _Where, sweep: Sweep) -> Callable[[Params], bool]:
     """Whether a trial has the settings of the best whole one at the nearest deeper cut that has any."""
     kind, depth = where
     deeper = [
@@ -127,7 +127,7 @@ def _all_of(sweep: Sweep) -> list[Finished | Running | Waiting]:
     return [*sweep.finished, *sweep.running, *sweep.starting, *sweep.ahead, *sweep.to_retry]
 
 
-def _where(params: Params) -> Where:
+def _where(params: Params) -> _Where:
     return _kind(params), depth_of(params)
 
 

@@ -108,6 +108,8 @@ def test_imbalance_warnings_views_mixed_data_and_failures_are_caveats() -> None:
     assert "different splits" not in caveats_of(folds)
     formats = [replace(record(4, 0.9, s), precision=name) for s, name in enumerate(("32", "bf16"))]
     assert "Some trials computed in 32-bit, others in bf16" in caveats_of(formats)
+    halves = [replace(trial, precision=name) for trial, name in zip(formats, ("bf16", "fp16"), strict=True)]
+    assert "Some trials computed in bf16, others in fp16" in caveats_of(halves)
     swept = [replace(trial, params={"trainer.precision": trial.precision}) for trial in formats]
     assert "computed in" not in caveats_of(swept)
     assert "1 trial failed: out of memory" in caveats_of(

@@ -17,7 +17,8 @@ def test_two_samples_have_the_error_and_freedom_of_welch() -> None:
 
 def test_a_variance_is_drawn_towards_the_others_and_never_below_its_own() -> None:
     drawn = moderated({"calm": Variance(1.0, 2), "restless": Variance(9.0, 2), "once": Variance(0.0, 0)}, usual=100.0)
-    assert drawn["restless"].value == 9.0
+    mean = (4 * 5.0 + 2 * 9.0) / 6
+    assert drawn["restless"] == Variance(9.0, 2 + 4 * (mean / 9.0) ** 2)
     assert drawn["calm"] == Variance((4 * 5.0 + 2 * 1.0) / 6, 6)
     assert drawn["once"] == Variance(5.0, 4)
 
